@@ -67,9 +67,7 @@ class CanaryDetector:
                 still.append(bad)
         self._pending = still
 
-    def _add(
-        self, findings: dict[str, list[Finding]], counts: dict[str, int], bad: BadRead, op: Op | None
-    ) -> None:
+    def _add(self, findings: dict[str, list[Finding]], counts: dict[str, int], bad: BadRead, op: Op | None) -> None:
         kind = "taint" if bad.origin else "foreign bytes"
         name = op.name if op else f"an operation of stream {bad.stream}"
         signature = f"canary: {name} reads {bad.component} rows: {kind}"

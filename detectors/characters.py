@@ -20,9 +20,7 @@ _MATHEMATICAL = range(0x1D400, 0x1D800)
 _TEXT_CONTROLS = frozenset("\t\n\f\r\b\x1b")
 # Written without a space between them, or mixed in formulas.
 _NEIGHBOURS = {frozenset(pair) for pair in (("LATIN", "EAST ASIAN"), ("LATIN", "GREEK"), ("LATIN", "HANGUL"))}
-_EAST_ASIAN = frozenset(
-    ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH")
-)
+_EAST_ASIAN = frozenset(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"))
 
 
 def mojibake(text: str) -> list[str]:
@@ -42,9 +40,7 @@ def script_jumps(text: str) -> int:
     jumps, before = 0, ""
     for character in text:
         family = script(character)
-        jumps += bool(
-            before and family and before != family and frozenset((before, family)) not in _NEIGHBOURS
-        )
+        jumps += bool(before and family and before != family and frozenset((before, family)) not in _NEIGHBOURS)
         before = family
     return jumps
 

@@ -44,9 +44,7 @@ class Garbled:
         self._last = ""  # the block before
         self._found = False
 
-    def feed(
-        self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()
-    ) -> Finding | None:
+    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> Finding | None:
         """Take what the answer has grown by; a finding at the end of a block."""
         if not text or self._found:
             return None

@@ -178,9 +178,7 @@ class OrderingDetector:
         hit = [each.request for each in accesses if np.isin(self._sets[each.pages], pages).any()]
         return sorted({request for request in hit if request})
 
-    def _finding(
-        self, signature: str, touch: _Touch, other: _Other, pages: Pages, requests: list[str]
-    ) -> Finding:
+    def _finding(self, signature: str, touch: _Touch, other: _Other, pages: Pages, requests: list[str]) -> Finding:
         op, page = touch.op, int(pages[0])
         claim = (
             f"{other.name} on stream {other.ref[0]} {_VERBS[other.write]} and {op.name} on stream {op.stream} "

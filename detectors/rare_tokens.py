@@ -74,9 +74,7 @@ class RareTokens:
         self._missing = BLOCK_CHARS
         self._waiting: list[Finding] = []  # found in the same step as another one
 
-    def feed(
-        self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()
-    ) -> Finding | None:
+    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> Finding | None:
         """Take what the answer has grown by; the most certain finding first, another at the next call."""
         if tokens and self._impossible is not None:
             for token in tokens:

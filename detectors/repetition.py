@@ -84,9 +84,7 @@ class Repetition:
         self._id_tail = ""
         self._found = False
 
-    def feed(
-        self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()
-    ) -> Finding | None:
+    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> Finding | None:
         """Take what the answer has grown by; a finding at the end of a block."""
         if self._found:
             return None
@@ -158,9 +156,7 @@ class Repetition:
 
     def _silent(self) -> Finding | None:
         """Return a finding when the ids loop but the text does not show it."""
-        self._id_tail = (self._id_tail + "".join([chr(token % CODE_POINTS) for token in self._ids]))[
-            -TAIL_TOKENS:
-        ]
+        self._id_tail = (self._id_tail + "".join([chr(token % CODE_POINTS) for token in self._ids]))[-TAIL_TOKENS:]
         self._ids = []
         for loop in loops(self._id_tail, ANCHORS_TOKENS, PERIOD_TOKENS_MAX):
             if loop.span < SILENT_TOKENS_MIN or loop.repeats < SILENT_REPEATS_MIN:

@@ -167,9 +167,7 @@ class PromptGrams:
 
     def supported(self, votes: Votes) -> Votes:
         """Return the votes with the prompt's n-grams counted as seen."""
-        seen = np.maximum(
-            self._has(self._short, votes.short), self._has(self._long, votes.long) * np.uint8(LONG_SEEN)
-        )
+        seen = np.maximum(self._has(self._short, votes.short), self._has(self._long, votes.long) * np.uint8(LONG_SEEN))
         cell = votes.cell - votes.cell % COMMON + np.maximum(votes.cell % COMMON, seen)
         cell[votes.cell == NO_VOTE] = NO_VOTE
         return votes._replace(cell=cell, bits=float(votes.weights[cell].sum()))

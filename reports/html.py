@@ -173,9 +173,7 @@ def _findings(run: Run, summary: Summary, bounds: Bounds) -> list[FindingView]:
     found = windows(run.events, firsts[: bounds.drawn])
     found += [None] * (len(firsts) - len(found))
     by_request = {record.request: record for record in run.requests}
-    return [
-        _finding(group, window, run.requests, by_request) for group, window in zip(groups, found, strict=True)
-    ]
+    return [_finding(group, window, run.requests, by_request) for group, window in zip(groups, found, strict=True)]
 
 
 def _finding(

@@ -37,9 +37,7 @@ class LiveView:
     def __init__(self, console: Console, clock_s: Callable[[], float]) -> None:
         self._console = console
         self._clock_s = clock_s
-        self._live = (
-            Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        )
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._last = Progress()
         self._shown: Progress | None = None
         self._shown_s = float("-inf")

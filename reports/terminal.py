@@ -138,9 +138,7 @@ def _facts(summary: Summary) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for fault in summary.faults:
-        counts = (
-            f"reached {fault.reached:,}, fired {fault.fired:,}, changed an order {fault.reordered:,} times"
-        )
+        counts = f"reached {fault.reached:,}, fired {fault.fired:,}, changed an order {fault.reordered:,} times"
         table.add_row("fault", f"{fault.name}: {counts}")
     if summary.exercised:
         did = ", ".join(f"{count:,} {exercise_label(name)}" for name, count in summary.exercised.items())

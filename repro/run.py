@@ -1,7 +1,7 @@
 """One scenario from the load to the verdict: `run_scenario` is the whole story.
 
-    scenario ─> sessions ─> target under load and faults ─> events ─> detectors ┐
-                                  └─ answers ─> oracle (clean decode) ──────────┴─> verdict, token, folder
+scenario ─> sessions ─> target under load and faults ─> events ─> detectors ┐
+                              └─ answers ─> oracle (clean decode) ──────────┴─> verdict, token, folder
 """
 
 from collections.abc import Callable
@@ -155,9 +155,7 @@ def _target(
         return ServerTarget(options.url)
     guards = with_defects(() if options.control else scenario.defects, scenario.name)
     pick = RandomPicker(options.seed) if options.picker == "random" else timed
-    return BundledTarget(
-        scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed
-    )
+    return BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
 
 
 def versions() -> dict[str, str]:
@@ -215,9 +213,7 @@ def _verdicts(
     return verdicts + _text_verdicts(observed)
 
 
-def _ask_oracle(
-    wanted: list[RequestRecord], target: BundledTarget, progress: Callable[[int, int], None]
-) -> Verdict:
+def _ask_oracle(wanted: list[RequestRecord], target: BundledTarget, progress: Callable[[int, int], None]) -> Verdict:
     model = target.checkpoint.model
     assert model.weights is not None
     decoder = CleanDecoder(model.weights, target.config.context_tokens, model.eos)
@@ -262,7 +258,7 @@ def _close(
         code=tokens.code_hash(),
         machine=tokens.machine_hash(),
     ).encode()
-    verdict: dict[str, object] = {
+    said: dict[str, object] = {
         "verdict": judgement.word,
         "why": list(judgement.why),
         "scenario": scenario.name,
@@ -281,5 +277,5 @@ def _close(
         "report": str(folder.report_path),
     }
     answers = {v.detector: {"answer": v.answer, "checked": v.checked, "why": v.why} for v in verdicts}
-    folder.close("interrupted" if result.interrupted else "finished", verdict=verdict, detectors=answers)
-    return Outcome(judgement, verdict, fingerprint, folder.path)
+    folder.close("interrupted" if result.interrupted else "finished", verdict=said, detectors=answers)
+    return Outcome(judgement, said, fingerprint, folder.path)

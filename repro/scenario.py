@@ -1,22 +1,25 @@
 """A scenario: what to load, what to break, what to expect. Reads and checks scenarios/*.toml."""
 
 import tomllib
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from repro.base.errors import ScenarioError, nearest
+from repro.base.errors import ScenarioError, UsageError, nearest
 from repro.fault import plan
 from repro.fault.defects import with_defects
 from repro.fault.plan import Fault
-from repro.load.shapes import Closed, Shape
+from repro.load.shapes import Closed, Shape, check_shape
+from repro.record.exercised import Exercised
 from repro.serve.config import CONFIGS, EngineConfig
+from repro.strict import to_struct
 from repro.trace.synth import KINDS
 
 FORMAT = 1
+
+
 class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the clients do. `trace` is "synth:KIND", or one or several files and folders."""
 
@@ -75,7 +78,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expect: Expect = Expect()
 
 
-EXERCISE = ("load_backs", "host_hit_tokens", "evictions", "reads_overlapping_load")
+EXERCISE = Exercised.__struct_fields__
 
 
 def bundled_names() -> list[str]:
@@ -88,7 +91,7 @@ def find(name: str) -> Scenario:
     if name.endswith(".toml") or "/" in name:
         path = Path(name)
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ScenarioError(f"{name}: can't read the scenario file: {error}") from error
         return parse(text, path.stem, name)
@@ -98,7 +101,7 @@ def find(name: str) -> Scenario:
             "`repro list` shows them; a path to a .toml file works too"
         )
     resource = files("scenarios") / f"{name}.toml"
-    return parse(resource.read_text(), name, f"scenarios/{name}.toml")
+    return parse(resource.read_text(encoding="utf-8"), name, f"scenarios/{name}.toml")
 
 
 def parse(text: str, name: str, where: str) -> Scenario:
@@ -107,37 +110,60 @@ def parse(text: str, name: str, where: str) -> Scenario:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{where}: not valid TOML: {error}") from error
-    for key, known in _unknown_keys(raw):
-        raise ScenarioError(f'{where}: unknown key {key}; nearest: "{nearest(key.split(".")[-1], known)}"')
-    try:
-        file = msgspec.convert(raw, _File)
-    except msgspec.ValidationError as error:
-        raise ScenarioError(f"{where}: {error}") from error
-    if file.format != FORMAT:
-        raise ScenarioError(f"{where}: format = {file.format}; this version reads format = {FORMAT}")
-    _check(file, where)
+    if raw.get("format", FORMAT) != FORMAT:
+        raise ScenarioError(f"{where}: format = {raw['format']}; this version reads format = {FORMAT}")
+    file = to_struct(raw, _File, where)
     config = _config(file.target, where)
+    _check(file, config, where)
     return Scenario(
         name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
         file.expect, text,
     )  # fmt: skip
 
 
-def _check(file: _File, where: str) -> None:
+def _check(file: _File, config: EngineConfig, where: str) -> None:
     with_defects(file.defects, f"{where} defects")
     plan.check(file.fault, where)
-    for key in file.exercise:
+    for number, fault in enumerate(file.fault, 1):
+        if 0 < fault.do.tokens < config.page_tokens:
+            raise ScenarioError(
+                f"{where} [[fault]] {number}: do.tokens = {fault.do.tokens}; whole pages are evicted, "
+                f"and a page has {config.page_tokens} tokens"
+            )
+    for key, floor in file.exercise.items():
         if key not in EXERCISE:
             raise ScenarioError(f'{where} [exercise]: unknown floor {key}; nearest: "{nearest(key, EXERCISE)}"')
-    load = file.load
-    for key, value in (("sessions", load.sessions), ("concurrency", load.concurrency), ("turns", load.turns or 1)):
-        if value < 1:
-            raise ScenarioError(f"{where} [load]: {key} = {value}; must be at least 1")
-    if not isinstance(load.trace, str):
-        return
-    kind = load.trace.removeprefix("synth:")
-    if kind != load.trace and kind not in KINDS:
-        raise ScenarioError(f'{where} [load]: trace = "{load.trace}"; nearest: "synth:{nearest(kind, KINDS)}"')
+        _at_least(f"{where} [exercise]: {key}", floor, 0)
+    _at_least(f"{where} [limits]: wall_s", file.limits.wall_s, 1)
+    _at_least(f"{where} [limits]: requests", file.limits.requests, 1)
+    _check_load(file.load, f"{where} [load]")
+
+
+def _check_load(load: LoadSpec, where: str) -> None:
+    for key in ("sessions", "concurrency", "turns", "prompt_tokens", "answer_tokens_max"):
+        value = getattr(load, key)
+        if value is not None:
+            _at_least(f"{where}: {key}", value, 1)
+    for key in ("scale_tokens", "time_scale"):
+        _at_least(f"{where}: {key}", getattr(load, key), 0)
+    low, high = load.gap_s
+    if not 0 <= low <= high < float("inf"):
+        raise ScenarioError(f"{where}: gap_s = [{low}, {high}]; must be seconds, the shortest and the longest gap")
+    try:
+        check_shape(load.shape)
+    except UsageError as error:
+        raise ScenarioError(f"{where}: {error}") from error
+    for trace in (load.trace,) if isinstance(load.trace, str) else load.trace:
+        kind = trace.removeprefix("synth:")
+        if kind != trace and kind not in KINDS:
+            raise ScenarioError(f'{where}: trace = "{trace}"; nearest: "synth:{nearest(kind, KINDS)}"')
+    if not load.trace:
+        raise ScenarioError(f'{where}: trace is empty; give a file, a folder, or "synth:{next(iter(KINDS))}"')
+
+
+def _at_least(what: str, value: float, least: float) -> None:
+    if not least <= value < float("inf"):
+        raise ScenarioError(f"{what} = {value}; must be at least {least}")
 
 
 def _config(target: dict[str, Any], where: str) -> EngineConfig:
@@ -146,30 +172,4 @@ def _config(target: dict[str, Any], where: str) -> EngineConfig:
     if name not in CONFIGS:
         raise ScenarioError(f'{where} [target]: config = "{name}"; nearest: "{nearest(str(name), CONFIGS)}"')
     merged = msgspec.to_builtins(CONFIGS[name]) | overrides
-    try:
-        return msgspec.convert(merged, EngineConfig)
-    except msgspec.ValidationError as error:
-        raise ScenarioError(f"{where} [target]: {error}") from error
-
-
-def _unknown_keys(raw: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each unknown key with the names known in its place."""
-    tables: dict[str, tuple[type[msgspec.Struct], Any]] = {
-        "load": (LoadSpec, raw.get("load")),
-        "limits": (Limits, raw.get("limits")),
-        "expect": (Expect, raw.get("expect")),
-    }
-    fields = [field.encode_name for field in msgspec.structs.fields(_File)]
-    yield from ((key, fields) for key in raw if key not in fields)
-    for place, (kind, table) in tables.items():
-        known = [field.encode_name for field in msgspec.structs.fields(kind)]
-        if isinstance(table, dict):
-            yield from ((f"{place}.{key}", known) for key in table if key not in known)
-    if isinstance(raw.get("target"), dict):
-        known = ["config", *(field.encode_name for field in msgspec.structs.fields(EngineConfig))]
-        yield from ((f"target.{key}", known) for key in raw["target"] if key not in known)
-    if isinstance(raw.get("fault"), list):
-        known = [field.encode_name for field in msgspec.structs.fields(Fault)]
-        for fault in raw["fault"]:
-            if isinstance(fault, dict):
-                yield from ((f"fault.{key}", known) for key in fault if key not in known)
+    return to_struct(merged, EngineConfig, where, ("target",))

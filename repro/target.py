@@ -106,9 +106,7 @@ class BundledTarget:
 
     async def _serve(self, load: Load) -> LoadResult:
         loop = asyncio.get_running_loop()
-        engine = _KeepingEngine(
-            self.kept, self.config, self.checkpoint.model, self.device, self._guards, self._probes
-        )
+        engine = _KeepingEngine(self.kept, self.config, self.checkpoint.model, self.device, self._guards, self._probes)
         app = create_app(engine, self.checkpoint.tokenizer, clock=loop.time, seed=self._seed)
         client = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=None)
         running = asyncio.create_task(engine.run(), name="engine")

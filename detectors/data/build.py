@@ -37,9 +37,7 @@ PACKAGES = (
     "torch",
     "transformers",
 )
-CODE = frozenset(
-    (".c", ".cmake", ".cpp", ".css", ".cuh", ".h", ".hpp", ".js", ".pxd", ".py", ".pyi", ".pyx", ".sh")
-)
+CODE = frozenset((".c", ".cmake", ".cpp", ".css", ".cuh", ".h", ".hpp", ".js", ".pxd", ".py", ".pyi", ".pyx", ".sh"))
 DATA = frozenset((".cfg", ".csv", ".ini", ".json", ".svg", ".toml", ".tsv", ".xml", ".yaml", ".yml"))
 PROSE = frozenset((".html", ".md", ".rst", ".txt"))
 FILES_MIN = 2  # measured: 3 and 5 find less salad at equal false alarms, 1 is over 300 KB
@@ -89,9 +87,7 @@ def _chosen(folder: Path, root: Path, files_max: int) -> list[Path]:
         and "site-packages" not in path.relative_to(root).parts
         and share(path, root) not in HELD_OUT_SHARES
     ]
-    found.sort(
-        key=lambda path: zlib.crc32(path.name.encode())
-    )  # a sample of the package, not its first folder
+    found.sort(key=lambda path: zlib.crc32(path.name.encode()))  # a sample of the package, not its first folder
     return found[:files_max]
 
 
@@ -117,9 +113,7 @@ def count(texts: Iterable[str], texts_min: int) -> grams.Mask:
 def main() -> None:
     """Write the bitmap beside this file and say how large it is."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "translations", type=Path, help="folder with the unpacked wheels of Django and Sphinx"
-    )
+    parser.add_argument("translations", type=Path, help="folder with the unpacked wheels of Django and Sphinx")
     folder = parser.parse_args().translations
     ordinary = filter(None, (read(path, FILE_CHARS_MAX) for path in sources()))
     common = count(ordinary, FILES_MIN) | count(catalogues(folder), CATALOGUES_MIN)

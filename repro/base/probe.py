@@ -150,9 +150,7 @@ class LimitEvent(Event, frozen=True, tag="limit"):
     detail: dict[str, int | float | str] = {}
 
 
-AnyEvent = (
-    PageSet | Op | HostSync | PageEvent | BadRead | RequestEvent | Tokens | CacheEvent | FaultEvent | LimitEvent
-)
+AnyEvent = PageSet | Op | HostSync | PageEvent | BadRead | RequestEvent | Tokens | CacheEvent | FaultEvent | LimitEvent
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -106,9 +106,7 @@ class ChatClient:
         except httpx.TransportError as error:
             raise TargetError(f"{where}: {_told(error)[1]}") from error
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise TargetError(
-                f"{where}: no list of models ({error}); is this an OpenAI-compatible server?"
-            ) from error
+            raise TargetError(f"{where}: no list of models ({error}); is this an OpenAI-compatible server?") from error
 
     def _request(self, ask: Ask, stream: "_Stream") -> httpx.Request:
         headers = {
@@ -249,9 +247,7 @@ def open_client(
     try:
         base = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise UsageError(
-            f"{url!r} is no URL ({error}); expected something like http://127.0.0.1:8000"
-        ) from error
+        raise UsageError(f"{url!r} is no URL ({error}); expected something like http://127.0.0.1:8000") from error
     if base.scheme not in ("http", "https") or not base.host:
         raise UsageError(f"{url!r} is no http URL; expected something like http://127.0.0.1:8000")
     key = os.environ.get(API_KEY_VARIABLE, "").strip()

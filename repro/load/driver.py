@@ -132,10 +132,7 @@ class _Driver:
         for target, waiting in self._order_waits:
             if self._answers >= target and not waiting.done():
                 waiting.set_result(None)
-        if (
-            self._tally.silent_failures >= LOST_AFTER_FAILURES + self._plan.concurrency
-            and not self._over.done()
-        ):
+        if self._tally.silent_failures >= LOST_AFTER_FAILURES + self._plan.concurrency and not self._over.done():
             self._target_lost = self._tally.last_error
             self._finish()
 
@@ -184,9 +181,7 @@ class _Driver:
 
     def _fill(self) -> None:
         """Start due sessions while there are places; conclude when nothing is left."""
-        while (
-            len(self._active) < self._plan.concurrency and (self._called or self._due) and not self._stopping
-        ):
+        while len(self._active) < self._plan.concurrency and (self._called or self._due) and not self._stopping:
             session, due_s = (self._called or self._due).popleft()
             run = SessionRun(session, self._client, self._plan, self, self._text_detectors)
             task = self._loop.create_task(run.run(due_s), name=f"session {session.id}")

@@ -77,9 +77,7 @@ class _Entry:
 class History:
     """Grows by input and answer; `prompt` cuts what doesn't fit, for good."""
 
-    def __init__(
-        self, tools: Sequence[dict[str, Any]], count: TokenCounter, limit_tokens: int | None
-    ) -> None:
+    def __init__(self, tools: Sequence[dict[str, Any]], count: TokenCounter, limit_tokens: int | None) -> None:
         self.tools = msgspec.json.encode(tools) if tools else b""
         self._count = count
         self._limit_tokens = limit_tokens
@@ -204,9 +202,7 @@ def _cut(message: _WireMessage, keep: float) -> _WireMessage:
 def _cut_call(call: _Call, keep: float) -> _Call:
     """Cut the strings among the arguments; they stay a JSON object."""
     arguments = msgspec.json.decode(call.function.arguments)
-    cut = {
-        name: _cut_text(value, keep) if isinstance(value, str) else value for name, value in arguments.items()
-    }
+    cut = {name: _cut_text(value, keep) if isinstance(value, str) else value for name, value in arguments.items()}
     function = _Function(call.function.name, msgspec.json.encode(cut).decode())
     return msgspec.structs.replace(call, function=function)
 

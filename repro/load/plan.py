@@ -1,6 +1,6 @@
 """How a load is driven, how it goes, and what came of it: plain data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -30,9 +30,7 @@ class TextDetector(Protocol):
 
     name: str
 
-    def feed(
-        self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()
-    ) -> TextFinding | None:
+    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> TextFinding | None:
         """Take what the answer has grown by."""
 
     def close(self) -> TextFinding | None:
@@ -60,7 +58,7 @@ class Progress(msgspec.Struct, frozen=True):
 OnRequest = Callable[[RequestRecord], None]
 OnFinding = Callable[[str, TextFinding], None]  # (request, finding)
 OnProgress = Callable[[Progress], None]
-DetectorsFor = Callable[[str, str], list[TextDetector]]  # (request, prompt as text): new ones each time
+DetectorsFor = Callable[[str, str], Sequence[TextDetector]]  # (request, prompt as text): new ones each time
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):

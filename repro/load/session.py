@@ -179,10 +179,8 @@ class _Attempt:
         self._slow = fault if isinstance(fault, SlowReader) else None
         name = request_id(session.id, index, attempt)
         expected = turn.reply.content if turn.reply is not None else ""
-        self._record = RequestRecord(
-            request=name, session=session.id, turn=index, attempt=attempt, expected=expected
-        )
-        self._text_detectors: list[TextDetector] = []
+        self._record = RequestRecord(request=name, session=session.id, turn=index, attempt=attempt, expected=expected)
+        self._text_detectors: Sequence[TextDetector] = []
 
     async def run(self, prompt: Prompt, answer_tokens: int, due_s: float) -> None:
         """Send, watch, record."""
@@ -216,11 +214,7 @@ class _Attempt:
         if self._convicts(answer, piece) and self._owner.plan.abort_on_finding:
             return self._stop(answer)
         for fault in (self._abort, self._disconnect):
-            if (
-                fault is not None
-                and fault.after_tokens is not None
-                and answer.tokens_seen >= fault.after_tokens
-            ):
+            if fault is not None and fault.after_tokens is not None and answer.tokens_seen >= fault.after_tokens:
                 self.lost = fault if isinstance(fault, Disconnect) else None
                 return self._stop(answer)
         if self._slow is not None and answer.pieces % self._slow.every_pieces == 0:
@@ -265,9 +259,7 @@ class _Attempt:
         record.completion_tokens = counts.completion_tokens if counts is not None else answer.tokens_seen
         if counts is not None:
             by_tier = counts.cached_device_tokens is not None
-            record.cached_device_tokens = (
-                (counts.cached_device_tokens or 0) if by_tier else counts.cached_tokens
-            )
+            record.cached_device_tokens = (counts.cached_device_tokens or 0) if by_tier else counts.cached_tokens
             record.cached_host_tokens = counts.cached_host_tokens or 0
         self._owner.crowd.finished(record, answer)
 

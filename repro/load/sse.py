@@ -21,12 +21,7 @@ class EventParser:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the data of the events that this chunk completes. Raises MalformedStreamError."""
-        if (
-            not self._rest
-            and chunk.startswith(b"data: ")
-            and chunk.find(b"\n") == len(chunk) - 2
-            and chunk[-1] == 10
-        ):
+        if not self._rest and chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2 and chunk[-1] == 10:
             return [chunk[6:-2]]  # one whole event: what token streams are made of
         buffered = self._rest + chunk if self._rest else chunk
         if b"\r" in buffered:  # JSON escapes carriage returns, so a raw one can only end a line

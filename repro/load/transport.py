@@ -105,9 +105,7 @@ class PushTransport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: Origin, request: httpx.Request) -> "_Connection":
         if len(self._open) >= self._connections_max:
-            raise httpx.PoolTimeout(
-                f"{self._connections_max} connections are open, the most allowed", request=request
-            )
+            raise httpx.PoolTimeout(f"{self._connections_max} connections are open, the most allowed", request=request)
         scheme, host, port = origin
         timeout_s: float | None = request.extensions.get("timeout", {}).get("connect")
         tls = self._tls_context() if scheme == b"https" else None

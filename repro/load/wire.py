@@ -158,15 +158,8 @@ class OpenAiReader:
             return Piece(counts=counts)
         choice = event.choices[0]
         delta = choice.delta or _NO_DELTA
-        if (
-            counts is None
-            and choice.finish_reason is None
-            and choice.logprobs is None
-            and not delta.tool_calls
-        ):
-            return Piece(
-                delta.content or choice.text or "", delta.reasoning_content or ""
-            )  # nearly all of them
+        if counts is None and choice.finish_reason is None and choice.logprobs is None and not delta.tool_calls:
+            return Piece(delta.content or choice.text or "", delta.reasoning_content or "")  # nearly all of them
         return Piece(
             text=(choice.text or "") + (delta.content or ""),
             reasoning=delta.reasoning_content or "",

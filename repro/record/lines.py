@@ -8,8 +8,7 @@ from pathlib import Path
 from repro.base.errors import RecordError
 
 NEXT_STEP = (
-    "What was recorded so far stays readable. Free some space, or choose another folder for runs, "
-    "and run again."
+    "What was recorded so far stays readable. Free some space, or choose another folder for runs, and run again."
 )
 CHANGED = "The file was changed after the run; make the run again."
 

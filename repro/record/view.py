@@ -90,8 +90,7 @@ def _read_meta(file: Path) -> RunMeta:
         raise UsageError(f"{file}: not the run.json of a run ({error}); {WANTED}.") from error
     if meta.format > FORMAT:
         raise UsageError(
-            f"{file}: written in format {meta.format}, this version reads up to {FORMAT}; "
-            "install a newer version."
+            f"{file}: written in format {meta.format}, this version reads up to {FORMAT}; install a newer version."
         )
     return meta
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro.base.probe import NullProbes, Probes
+from repro.base.probe import Component, NullProbes, Probes, Tier
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device
 from repro.serve.device.cost import PRESETS
@@ -77,9 +77,11 @@ class Engine:
         if config.index_store_waits:
             guards = dataclasses.replace(guards, before_index_store=store_after_load)
         shape, cost = model.shape, PRESETS[config.cost]
-        widths = {"latent": shape.latent_width, "index": shape.index_head_dim} if model.weights else None
+        widths: dict[Component, int] | None = None
+        if model.weights is not None:
+            widths = {"latent": shape.latent_width, "index": shape.index_head_dim}
         layers = shape.num_hidden_layers
-        pools = {
+        pools: dict[Tier, KVPool] = {
             "device": KVPool("device", layers, config.device_pages, config.page_tokens, widths),
             "host": KVPool("host", layers, config.host_pages, config.page_tokens, widths),
         }
@@ -90,9 +92,7 @@ class Engine:
         memory = Memory(pools["device"], rows, model.weights, shape.vocab_size)
         check = ReadCheck(device, pools["device"], self.cache.page_sets, self._probes, shape.index_topk)
         self._forward = Forward(device, compute, memory, check, guards, cost)
-        self.scheduler = Scheduler(
-            config, device, self.cache, self._probes, shape.vocab_size, model.decode, model.eos
-        )
+        self.scheduler = Scheduler(config, device, self.cache, self._probes, shape.vocab_size, model.decode, model.eos)
         self._staging = StagingRing(device, guards)
         self._wake = asyncio.Event()
         self._stopping = False

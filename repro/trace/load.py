@@ -36,9 +36,7 @@ def load_traces(
     reading stops early. Raises TraceError with file, line, and what was expected.
     """
     if not SCALE_MIN <= scale_tokens <= 1.0:
-        raise TraceError(
-            f"scale_tokens is {scale_tokens}; expected from {SCALE_MIN} to 1.0 (1.0: as recorded)"
-        )
+        raise TraceError(f"scale_tokens is {scale_tokens}; expected from {SCALE_MIN} to 1.0 (1.0: as recorded)")
     options = ImportOptions(scale_tokens=scale_tokens, characters_per_token=characters_per_token, seed=seed)
     sessions: dict[str, Session] = {}
     origin: dict[str, Path] = {}
@@ -66,9 +64,7 @@ def read_trace(path: Path, options: ImportOptions) -> Iterator[Session]:
             raise TraceError(f"{path}: {_unrecognised(first)}")
         sessions, scaled = importer.read(path, options), importer.scales
     for session in sessions:
-        yield (
-            session if scaled or options.scale_tokens == 1.0 else scale_session(session, options.scale_tokens)
-        )
+        yield (session if scaled or options.scale_tokens == 1.0 else scale_session(session, options.scale_tokens))
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -76,9 +72,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if path.is_dir():
             found = sorted(each for each in path.rglob("*") if each.suffix in SUFFIXES and each.is_file())
             if not found:
-                raise TraceError(
-                    f"{path}: no trace in this folder; expected files named {', '.join(SUFFIXES)}"
-                )
+                raise TraceError(f"{path}: no trace in this folder; expected files named {', '.join(SUFFIXES)}")
             yield from found
         elif path.exists():
             yield path
@@ -99,8 +93,7 @@ def _first_value(path: Path) -> object:
         return msgspec.json.decode(read_document(path))
     except DECODE_ERRORS as as_document:
         raise TraceError(
-            f"{path}: neither a JSON document ({as_document}) "
-            f"nor JSON Lines (line {number}: {as_line}). {_known()}"
+            f"{path}: neither a JSON document ({as_document}) nor JSON Lines (line {number}: {as_line}). {_known()}"
         ) from as_document
 
 

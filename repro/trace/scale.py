@@ -21,9 +21,7 @@ def scale_session(session: Session, scale: float) -> Session:
 def scale_message(message: Message, scale: float) -> Message:
     """Return the message with its text, and each argument of its calls, cut to about `scale`."""
     calls = tuple(
-        msgspec.structs.replace(
-            call, arguments={name: _cut(value, scale) for name, value in call.arguments.items()}
-        )
+        msgspec.structs.replace(call, arguments={name: _cut(value, scale) for name, value in call.arguments.items()})
         for call in message.tool_calls
     )
     return msgspec.structs.replace(message, content=_cut(message.content, scale), tool_calls=calls)
@@ -47,9 +45,7 @@ def _scale_turn(turn: Turn, scale: float) -> Turn:
         messages=tuple(scale_message(message, scale) for message in turn.messages),
         reply=None if turn.reply is None else scale_message(turn.reply, scale),
         max_tokens=None if turn.max_tokens is None else max(1, round(turn.max_tokens * scale)),
-        abort_after_tokens=None
-        if turn.abort_after_tokens is None
-        else round(turn.abort_after_tokens * scale),
+        abort_after_tokens=None if turn.abort_after_tokens is None else round(turn.abort_after_tokens * scale),
     )
 
 

@@ -32,9 +32,7 @@ NEXT_STEP = "the format is documented in repro/trace/store.py"
 
 _decoder = msgspec.json.Decoder(Session)
 _encoder = msgspec.json.Encoder()
-_known_fields = sorted(
-    {field for kind in (Session, Turn, Message, ToolCall) for field in kind.__struct_fields__}
-)
+_known_fields = sorted({field for kind in (Session, Turn, Message, ToolCall) for field in kind.__struct_fields__})
 
 
 def read_sessions(path: Path) -> Iterator[Session]:
@@ -92,9 +90,7 @@ def open_trace(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
-        raise TraceError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise TraceError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def line_error(

@@ -146,10 +146,7 @@ async def measure(
     tokens = int((plan.seconds + 2 * WARM_UP_S) * 1000 / plan.interval_ms)
     answers = [Answer() for _ in range(plan.streams)]
     async with client.http:
-        tasks = [
-            asyncio.create_task(_held(client, answer, number, tokens))
-            for number, answer in enumerate(answers)
-        ]
+        tasks = [asyncio.create_task(_held(client, answer, number, tokens)) for number, answer in enumerate(answers)]
         await asyncio.sleep(WARM_UP_S)
         lag.start()
         meter.begin()
@@ -163,9 +160,7 @@ async def measure(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     per_1000 = cpu * 1e6 / max(1, chunks)
-    return Figures(
-        name, plan.streams, held, chunks / wall_s, meter.lag.summary(), lag.histogram.summary(), per_1000
-    )
+    return Figures(name, plan.streams, held, chunks / wall_s, meter.lag.summary(), lag.histogram.summary(), per_1000)
 
 
 class BareSink(asyncio.Protocol):
@@ -191,9 +186,7 @@ async def measure_floor(url: str, meter: Meter, plan: argparse.Namespace) -> Fig
     tokens = int((plan.seconds + 2 * WARM_UP_S) * 1000 / plan.interval_ms)
     sinks = []
     for _ in range(plan.streams):
-        sinks.append(
-            await loop.create_connection(lambda: BareSink(meter, tokens), where.host, where.port or 80)
-        )
+        sinks.append(await loop.create_connection(lambda: BareSink(meter, tokens), where.host, where.port or 80))
     await asyncio.sleep(WARM_UP_S)
     lag.start()
     meter.begin()
@@ -276,18 +269,14 @@ class StubClock:
 
 
 def _content_length(head: bytes) -> int:
-    lengths = [
-        line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
-    ]
+    lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
     return int(lengths[0]) if lengths else 0
 
 
 async def serve(interval_ms: float) -> None:
     """Run the stub until killed; prints its URL."""
     clock = StubClock(interval_ms / 1000)
-    server = await asyncio.get_running_loop().create_server(
-        lambda: StubStream(clock), "127.0.0.1", 0, backlog=4096
-    )
+    server = await asyncio.get_running_loop().create_server(lambda: StubStream(clock), "127.0.0.1", 0, backlog=4096)
     clock.run()
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
@@ -334,16 +323,12 @@ def rows(url: str, plan: argparse.Namespace) -> Iterator[Figures]:
         meter = Meter()
         yield run_on(loop, measure(name, url, MeteredPush(meter), meter, plan))
     meter = Meter()
-    yield run_on(
-        uvloop.new_event_loop, measure("httpx as it comes, uvloop", url, MeteredPlain(meter), meter, few)
-    )
+    yield run_on(uvloop.new_event_loop, measure("httpx as it comes, uvloop", url, MeteredPlain(meter), meter, few))
 
 
 def show(figures: list[Figures], plan: argparse.Namespace) -> None:
     """Print the table."""
-    table = Table(
-        title=f"one token every {plan.interval_ms:g} ms a stream, {plan.seconds:g} s after warm-up, one core"
-    )
+    table = Table(title=f"one token every {plan.interval_ms:g} ms a stream, {plan.seconds:g} s after warm-up, one core")
     for column in (
         "client",
         "streams",
@@ -373,22 +358,16 @@ def show(figures: list[Figures], plan: argparse.Namespace) -> None:
     console.print(table)
     floor_ms = figures[0].chunk_lag.p99_s * 1000
     if floor_ms > GOAL_P99_MS:
-        console.print(
-            f"The floor's own p99 is {floor_ms:.1f} ms: too busy a machine to judge a client by its lag."
-        )
+        console.print(f"The floor's own p99 is {floor_ms:.1f} ms: too busy a machine to judge a client by its lag.")
 
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=1024)
     parser.add_argument("--interval-ms", type=float, default=20.0)
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument(
-        "--url", help="a stub that is already running; it must stamp its chunks as this one does"
-    )
+    parser.add_argument("--url", help="a stub that is already running; it must stamp its chunks as this one does")
     parser.add_argument("--serve", action="store_true", help="be the stub server")
     plan = parser.parse_args()
     limit = allow_open_files(4 * plan.streams + 256)

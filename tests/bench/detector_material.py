@@ -73,9 +73,7 @@ def windows(num: int, shares: frozenset[int], seed: int) -> Iterator[Window]:
 def long_windows(num: int, shares: frozenset[int]) -> Iterator[Window]:
     """Yield stretches of 10,000 characters without a prompt, one a file."""
     found = texts_of(shares)
-    long = [
-        (kind, name) for kind in SUFFIXES for name in sorted(found[kind]) if len(found[kind][name]) >= 12_000
-    ]
+    long = [(kind, name) for kind in SUFFIXES for name in sorted(found[kind]) if len(found[kind][name]) >= 12_000]
     for index in generator(0, "long").permutation(len(long))[:num]:
         kind, name = long[index]
         yield Window("long", name, found[kind][name][2_000:12_000], "")
@@ -130,9 +128,7 @@ class Corruption:
         names = sorted(code)
         chosen = [names[index] for index in self._draw.permutation(len(names))[:files_num]]
         self.texts = [code[name] for name in chosen]
-        self._ids = [
-            self._tokenizer.encode(text[:15_000], add_special_tokens=False).ids for text in self.texts
-        ]
+        self._ids = [self._tokenizer.encode(text[:15_000], add_special_tokens=False).ids for text in self.texts]
         self._all = np.concatenate([np.array(ids) for ids in self._ids])
         self._after: dict[tuple[int, ...], list[int]] = {}
         flat = self._all.tolist()
@@ -159,15 +155,10 @@ class Corruption:
 
     def tokens(self, text: str) -> list[str]:
         """Return the text as the deltas in which a server would stream it."""
-        return [
-            self._tokenizer.decode([token])
-            for token in self._tokenizer.encode(text, add_special_tokens=False).ids
-        ]
+        return [self._tokenizer.decode([token]) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
 
     def _loop(self, kind: str, own: str) -> str:
-        lines = [line + "\n" for line in own.splitlines() if 20 <= len(line) <= 90] or [
-            "        return value\n"
-        ]
+        lines = [line + "\n" for line in own.splitlines() if 20 <= len(line) <= 90] or ["        return value\n"]
         line = lines[int(self._draw.integers(len(lines)))]
         start = int(self._draw.integers(0, max(1, len(own) - 900)))
         word = self._word()
@@ -213,9 +204,7 @@ class Corruption:
             case "fragments of 1" | "fragments of 2" | "fragments of 3" | "fragments of 5":
                 return self._shuffled(int(kind[-1]))
             case "fragments of many files":
-                return self._decode(
-                    np.concatenate([self._piece(int(self._draw.integers(2, 7))) for _ in range(90)])
-                )
+                return self._decode(np.concatenate([self._piece(int(self._draw.integers(2, 7))) for _ in range(90)]))
             case "words of one file":
                 words = self.texts[int(self._draw.integers(len(self.texts)))][:8000].split(" ")
                 return " ".join(words[index] for index in self._draw.permutation(len(words)))[:1200]
@@ -246,9 +235,7 @@ class Corruption:
             draw = self._draw.random()
             order = 2 if draw < trigram else 1 if draw < trigram + bigram else 0
             after = self._after.get(tuple(ids[-order:])) if order else None
-            ids.append(
-                after[int(self._draw.integers(len(after)))] if after else int(self._draw.choice(self._all))
-            )
+            ids.append(after[int(self._draw.integers(len(after)))] if after else int(self._draw.choice(self._all)))
         return self._decode(np.array(ids))
 
     def _piece(self, length: int) -> np.ndarray:
@@ -274,9 +261,7 @@ class Corruption:
         parts = []
         for _ in range(130):
             low, high = ranges[int(self._draw.integers(len(ranges)))]
-            parts.append(
-                "".join(map(chr, self._draw.integers(low, high + 1, int(self._draw.integers(1, 6)))))
-            )
+            parts.append("".join(map(chr, self._draw.integers(low, high + 1, int(self._draw.integers(1, 6))))))
             parts.append(" " * int(self._draw.random() < 0.3))
         return "".join(parts)
 

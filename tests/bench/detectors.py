@@ -96,9 +96,7 @@ def recall(corruption: Corruption, num_each: int, console: Console, *, misses: b
             hits[positive.kind, name] += 1
             late[positive.kind].append(at - positive.at)
         if misses and not found:
-            console.print(
-                f"missed {positive.kind}: {positive.text[positive.at : positive.at + 120]!r}", markup=False
-            )
+            console.print(f"missed {positive.kind}: {positive.text[positive.at : positive.at + 120]!r}", markup=False)
     table = Table("corruption", "number", "any", *NAMES, "characters until found (median)", title="Recall")
     for kind, total in totals.items():
         shares = (f"{hits[kind, name] / total:.2f}" for name in ("any", *NAMES))
@@ -109,9 +107,7 @@ def recall(corruption: Corruption, num_each: int, console: Console, *, misses: b
 def cost(corruption: Corruption, console: Console) -> None:
     """Print the processor time of each detector for 1,000 chunks of one token with id and log-probability."""
     deltas = [delta for text in corruption.texts[:40] for delta in corruption.tokens(text[:8000])]
-    table = Table(
-        "detector", "ms for 1,000 chunks", title=f"Processor time, {len(deltas)} chunks of one token"
-    )
+    table = Table("detector", "ms for 1,000 chunks", title=f"Processor time, {len(deltas)} chunks of one token")
     total = 0.0
     for index, name in enumerate(NAMES):
         best = min(_time_ms(deltas, index) for _ in range(5))
@@ -132,14 +128,10 @@ def _time_ms(deltas: list[str], index: int) -> float:
 def weights(ordinary: list[Window], corruption: Corruption, console: Console) -> None:
     """Print what the weights of the salad judge are counted from: characters by cell, without a prompt."""
     clean = sum(map(_cells, (window.text for window in ordinary)), np.zeros(NO_VOTE))
-    texts = (
-        positive.text[positive.at :] for positive in corruption.positives(20) if positive.kind in WEIGHED
-    )
+    texts = (positive.text[positive.at :] for positive in corruption.positives(20) if positive.kind in WEIGHED)
     salad = sum(map(_cells, texts), np.zeros(NO_VOTE))
     bits = np.log2((salad + 1) / salad.sum()) - np.log2((clean + 1) / clean.sum())
-    table = Table(
-        "4-gram", "seen in the answer", "ordinary", "salad", "bits", title="Weights of the salad judge"
-    )
+    table = Table("4-gram", "seen in the answer", "ordinary", "salad", "bits", title="Weights of the salad judge")
     for cell in range(NO_VOTE):
         seen = ("no", "4-gram", "6-gram")[cell % COMMON]
         shares = (f"{counts[cell] / counts.sum():.4f}" for counts in (clean, salad))

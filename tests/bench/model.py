@@ -70,9 +70,7 @@ def prefill(cache: Cache, prompt: Tensor) -> None:
     cache.model.logits(hidden[-1:])
 
 
-def reference_rates(
-    reference: GlmMoeDsaForCausalLM, context: int, rows: int, steps: int
-) -> tuple[float, float]:
+def reference_rates(reference: GlmMoeDsaForCausalLM, context: int, rows: int, steps: int) -> tuple[float, float]:
     """Return prefill and decode tokens per second of transformers' forward with its cache.
 
     One row is prefilled and its cache repeated: a prefill of 16 rows at once takes 36 GB for index scores.

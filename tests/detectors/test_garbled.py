@@ -52,8 +52,7 @@ FLUENT = {
         "défaut peuvent être données. "
     ),
     "Arabic": (
-        "تقرأ هذه الدالة ملف الإعدادات وتقسم كل سطر إلى مفتاح وقيمة. إذا لم يكن الملف موجودا فإنها "
-        "تعيد قاموسا فارغا. "
+        "تقرأ هذه الدالة ملف الإعدادات وتقسم كل سطر إلى مفتاح وقيمة. إذا لم يكن الملف موجودا فإنها تعيد قاموسا فارغا. "
     ),
 }
 
@@ -121,8 +120,7 @@ def test_foreign_letters_are_counted_and_convict_nobody() -> None:
         "def f(:\n  retrun )x +\n" + CODE[1000:1800],
         json.dumps({f"key{index}": {"id": index, "name": f"row {index}"} for index in range(60)}),
         "\n".join(
-            f"2026-11-24 03:{index:02d}:17,104 INFO worker-{index}: done in {index * 7} ms"
-            for index in range(40)
+            f"2026-11-24 03:{index:02d}:17,104 INFO worker-{index}: done in {index * 7} ms" for index in range(40)
         ),
         "\n".join(hashlib.sha256(bytes([index])).hexdigest() for index in range(40)),
         base64.encodebytes(generator(5, "blob").bytes(2000)).decode(),

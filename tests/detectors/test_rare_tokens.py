@@ -132,8 +132,6 @@ def test_two_kinds_found_in_one_step_are_both_told() -> None:
     st.lists(st.integers(0, 4100), max_size=200),
     st.integers(1, 700),
 )
-def test_chunking_does_not_change_the_verdict(
-    text: str, logprobs: list[float], tokens: list[int], chunk: int
-) -> None:
+def test_chunking_does_not_change_the_verdict(text: str, logprobs: list[float], tokens: list[int], chunk: int) -> None:
     for part in ({"text": text}, {"logprobs": tuple(logprobs)}, {"tokens": tuple(tokens)}):
         assert findings(**part, chunk=chunk) == findings(**part) == findings(**part, chunk=10_000)  # type: ignore[arg-type]

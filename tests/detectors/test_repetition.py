@@ -135,9 +135,7 @@ def test_tokens_of_a_visible_copy_do_not_convict() -> None:
     assert detector.close() is None
 
 
-pieces = st.sampled_from(
-    ["ceived", "# ", "2", "..", LINE, BLOCK, CODE[:137], "0, ", "\n", "\ud800", "\u4e2d", ""]
-)
+pieces = st.sampled_from(["ceived", "# ", "2", "..", LINE, BLOCK, CODE[:137], "0, ", "\n", "\ud800", "\u4e2d", ""])
 
 
 @settings(max_examples=150, deadline=None)

@@ -29,9 +29,7 @@ def test_every_answer_gets_its_own_detectors() -> None:
 
 def test_clean_code_is_silent() -> None:
     assert (
-        signatures(
-            text_detectors(CODE[:2000], VOCABULARY), [CODE[2000 + at : 2003 + at] for at in range(0, 6000, 3)]
-        )
+        signatures(text_detectors(CODE[:2000], VOCABULARY), [CODE[2000 + at : 2003 + at] for at in range(0, 6000, 3)])
         == set()
     )
 

@@ -467,9 +467,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
         self.host: dict[Prefix, int] = {}
         self.pins: list[tuple[Node, Prefix]] = []
         self.writes: list[tuple[Node, Prefix]] = []  # back-ups without ack
-        self.loads: list[
-            tuple[Node, Node, Prefix]
-        ] = []  # (last node, resident ancestor, prefix of the first)
+        self.loads: list[tuple[Node, Node, Prefix]] = []  # (last node, resident ancestor, prefix of the first)
 
     # what the engine would do
 
@@ -580,9 +578,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
     def evict_host(self, num_pages: int) -> None:
         freed = self.tree.evict_host(num_pages)
         self.forget_host(freed)
-        left = [
-            node for node in self.nodes() if not node.resident and not node.children and not node.host_ref
-        ]
+        left = [node for node in self.nodes() if not node.resident and not node.children and not node.host_ref]
         assert len(freed) >= num_pages or not left
 
     @precondition(lambda self: not (self.pins or self.writes or self.loads))
@@ -615,9 +611,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
         assert gained >= num_pages or self.tree.evictable_pages == 0
 
     def pinned(self) -> list[Prefix]:
-        return [prefix for _, prefix in self.pins + self.writes] + [
-            spelled(node) for _, node, _ in self.loads
-        ]
+        return [prefix for _, prefix in self.pins + self.writes] + [spelled(node) for _, node, _ in self.loads]
 
     def back_up(self, node: Node) -> bool:
         short = node.num_pages - self.host_pool.free_pages

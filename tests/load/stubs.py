@@ -105,9 +105,7 @@ class ChatStub:
 
 
 async def reply(send: Send, status: int, body: dict[str, Any]) -> None:
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
-    )
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
@@ -115,9 +113,7 @@ def sending(*chunks: bytes, status: int = 200, content_type: bytes = b"text/even
     """An app that answers every request with these chunks."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]}
-        )
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]})
         for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -151,11 +147,7 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     """Return head and body of one request."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = next(
-        (
-            int(line.split(b":")[1])
-            for line in head.split(b"\r\n")
-            if line.lower().startswith(b"content-length")
-        ),
+        (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")),
         0,
     )
     return head, await reader.readexactly(length)

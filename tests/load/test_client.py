@@ -29,9 +29,7 @@ def opened(app: App, **options: Any) -> ChatClient:
     return open_client("http://stub", transport=AsgiStreamTransport(app), **options)
 
 
-async def asked(
-    client: ChatClient, ask: Ask | None = None, watch: Any = lambda answer, piece: None
-) -> Answer:
+async def asked(client: ChatClient, ask: Ask | None = None, watch: Any = lambda answer, piece: None) -> Answer:
     answer = Answer()
     async with client.http:
         await client.ask(ask or ask_of(), watch, answer)
@@ -234,9 +232,7 @@ def test_an_answer_that_never_ends_is_given_up() -> None:
 
 def test_a_slow_reader_makes_the_app_wait() -> None:
     async def main() -> float:
-        await asked(
-            opened(ChatStub(token_s=0.0, prefill_s=0.0)), ask_of(10), lambda answer, piece: Pause(1.0)
-        )
+        await asked(opened(ChatStub(token_s=0.0, prefill_s=0.0)), ask_of(10), lambda answer, piece: Pause(1.0))
         return asyncio.get_running_loop().time()
 
     assert run_virtual(main(), IdleWorld()) == pytest.approx(10.0, abs=1.1)

@@ -83,9 +83,7 @@ async def driven(
         )
 
 
-def run(
-    sessions: Sequence[Session], plan: LoadPlan, app: App | None = None, **options: Any
-) -> tuple[LoadResult, Seen]:
+def run(sessions: Sequence[Session], plan: LoadPlan, app: App | None = None, **options: Any) -> tuple[LoadResult, Seen]:
     seen = Seen()
     return run_virtual(driven(sessions, app or ChatStub(), plan, seen, **options), IdleWorld()), seen
 
@@ -148,9 +146,7 @@ def test_two_runs_are_the_same_run() -> None:
             concurrency=9,
             shape=Poisson(rate=20),
             seed=3,
-            faults=faults_at(
-                abort=Abort(after_s=0.07), order=LetOthersPass(2), disconnect=Disconnect(after_tokens=2)
-            ),
+            faults=faults_at(abort=Abort(after_s=0.07), order=LetOthersPass(2), disconnect=Disconnect(after_tokens=2)),
         )
         _, seen = run(sessions, plan, ChatStub(token_s=0.013))
         return [msgspec.json.encode(record) for record in seen.records]
@@ -250,9 +246,7 @@ def test_held_requests_arrive_at_one_instant() -> None:
 def test_a_session_lets_others_pass_before_its_next_turn() -> None:
     def second_turn_of_a(point: ClientPoint, actor: str) -> ClientAction | None:
         turns.append(actor) if point == "client.order" else None
-        return (
-            LetOthersPass(2) if point == "client.order" and actor == "a" and turns.count("a") == 2 else None
-        )
+        return LetOthersPass(2) if point == "client.order" and actor == "a" and turns.count("a") == 2 else None
 
     turns: list[str] = []
     sessions = [session("a", 2), session("b", 1, tokens=400), session("c", 1, tokens=500)]
@@ -344,9 +338,7 @@ class WordDetector:
         self._word = word
         self._log = log
 
-    def feed(
-        self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()
-    ) -> TextFinding | None:
+    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> TextFinding | None:
         self._log.append(text)
         return Claim("words", f"said {text}") if text == self._word else None
 
@@ -441,9 +433,7 @@ def test_a_target_that_never_answers_is_given_up() -> None:
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"no published traces at {PUBLISHED}")
-@pytest.mark.parametrize(
-    ("folder", "turns"), [("mini-swe-agent", 404), ("claude-code", 344), ("swe-agent", 11)]
-)
+@pytest.mark.parametrize(("folder", "turns"), [("mini-swe-agent", 404), ("claude-code", 344), ("swe-agent", 11)])
 def test_published_sessions_are_replayed_to_their_last_turn(folder: str, turns: int) -> None:
     sessions = load_traces([PUBLISHED / folder], scale_tokens=0.05)
     plan = LoadPlan(context_tokens_max=2000, answer_tokens_max=8)

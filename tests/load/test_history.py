@@ -60,10 +60,7 @@ def test_a_long_session_keeps_system_and_task_and_drops_oldest_turns_to_half_the
         assert contents(prompt)[:2] == ["rules", "the task"]
         assert contents(prompt)[-1] == long(f"in{turn}", 100)  # what is asked is always there
         assert prompt.tokens <= limit - 50
-    drops = [
-        after.dropped_turns - before.dropped_turns
-        for before, after in zip(prompts, prompts[1:], strict=False)
-    ]
+    drops = [after.dropped_turns - before.dropped_turns for before, after in zip(prompts, prompts[1:], strict=False)]
     assert sum(drop > 0 for drop in drops) <= 8  # in blocks, not every turn
     cut = next(turn for turn, drop in enumerate(drops, start=1) if drop)
     assert prompts[cut].tokens <= limit // 2 + 300

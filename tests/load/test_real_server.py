@@ -78,9 +78,7 @@ def test_a_server_that_dies_under_load_is_reported_and_given_up(loop: Loop) -> N
             nonlocal answered
             await read_request(reader)
             answered += 1
-            writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-            )
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
 
         async with tcp_server(dying) as url:
             client = open_client(url)

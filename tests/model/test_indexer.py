@@ -12,9 +12,7 @@ from repro.serve.model.indexer import best_positions
 
 def by_sorting(scores: list[float], topk: int) -> list[int]:
     """Return the same by a plain sort: highest first, NaN highest of all, then lowest position."""
-    ranked = sorted(
-        range(len(scores)), key=lambda at: (-(math.inf if math.isnan(scores[at]) else scores[at]), at)
-    )
+    ranked = sorted(range(len(scores)), key=lambda at: (-(math.inf if math.isnan(scores[at]) else scores[at]), at))
     return sorted(ranked[:topk])
 
 
@@ -23,9 +21,7 @@ SCORES = st.sampled_from([0.0, -0.0, 0.5, 1.0, 2.0, -1.0, -math.inf, math.nan])
 
 @given(st.data(), st.integers(1, 3), st.integers(2, 24))
 def test_best_positions_equal_a_plain_sort(data, rows, width):
-    scores = data.draw(
-        st.lists(st.lists(SCORES, min_size=width, max_size=width), min_size=rows, max_size=rows)
-    )
+    scores = data.draw(st.lists(st.lists(SCORES, min_size=width, max_size=width), min_size=rows, max_size=rows))
     topk = data.draw(st.integers(1, width - 1))
     found = best_positions(torch.tensor(scores), topk)
     assert found.tolist() == [by_sorting(row, topk) for row in scores]

@@ -58,9 +58,7 @@ def test_a_killed_process_leaves_every_event_up_to_the_last_flush(tmp_path: Path
         child.wait()
         child.stdout.close() if child.stdout else None
     events = list(read_events(tmp_path / "e"))
-    assert [event.request for event in events if isinstance(event, RequestEvent)] == [
-        f"r{n}" for n in range(1000)
-    ]
+    assert [event.request for event in events if isinstance(event, RequestEvent)] == [f"r{n}" for n in range(1000)]
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
@@ -90,9 +88,7 @@ def test_the_limit_is_told_once_in_the_log_and_leaves_the_fingerprint_alone(tmp_
     assert fingerprint.hexdigest() == fingerprint_of(events)
 
 
-def test_a_full_disk_is_told_once_and_what_was_written_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_told_once_and_what_was_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, room = os.pwrite, [1_000]
 
     def pwrite(file: int, content: bytes, offset: int) -> int:
@@ -116,9 +112,7 @@ def test_a_full_disk_is_told_once_and_what_was_written_stays(
     assert 0 < len(kept) < len(race_events()) and kept == race_events()[: len(kept)]
 
 
-def test_the_owner_hears_of_a_full_disk_that_the_timer_met(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_owner_hears_of_a_full_disk_that_the_timer_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -132,9 +126,7 @@ def test_the_owner_hears_of_a_full_disk_that_the_timer_met(
     assert log.dropped_events == 2
 
 
-def test_ctrl_c_between_writing_and_noting_it_repeats_no_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_between_writing_and_noting_it_repeats_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, interrupted = os.pwrite, []
 
     def pwrite(file: int, content: bytes, offset: int) -> int:

@@ -12,9 +12,7 @@ from reports.html import write_report
 from tests.builders import divergence_finding, make_run, race_finding, text_finding
 from tests.reports.test_html import HOSTILE
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 
 pytestmark = pytest.mark.skipif(
@@ -54,9 +52,7 @@ def page(browser: Any, tmp_path: Path) -> Any:
 
 def requested(browser: Any) -> list[str]:
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [
-        each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"
-    ]
+    sent = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
     return [url for url in sent if not url.startswith(("data:", "chrome:", "about:"))]
 
 

@@ -74,9 +74,7 @@ def test_a_long_history_keeps_its_end() -> None:
     events: list[AnyEvent] = [PageSet(1, (12, 13))]
     for number in range(300):
         read = Access(False, "device", "index", 2, 1, f"r{number}")
-        events.append(
-            make_op("compute", number, start_us=float(number), end_us=number + 0.5, accesses=(read,))
-        )
+        events.append(make_op("compute", number, start_us=float(number), end_us=number + 0.5, accesses=(read,)))
     history = window_of(events).history
     assert len(history) == HISTORY_STEPS_MAX and history[-1].who.endswith("r299")
 

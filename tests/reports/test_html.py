@@ -99,9 +99,7 @@ def hostile_run(root: Path, text: str) -> Iterator[object]:
         evidence=evidence | {"second": second, "missing_edge": text, "history": [text], "requests": [text]},
     )  # fmt: skip
     loop = text_finding(claim=text, evidence={"excerpt": text, "why": text})
-    differs = divergence_finding(
-        evidence={"got": text, "clean": "clean", "first_difference": 0}, request=text
-    )
+    differs = divergence_finding(evidence={"got": text, "clean": "clean", "first_difference": 0}, request=text)
     request = make_request(
         text or "r", session=text, text=text, clean_text="clean", oracle="diverged", finish=text, error=text,
         origin=text, first_token_us=-1.0, visible=True,
@@ -125,9 +123,7 @@ def test_a_script_in_an_answer_is_text(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.sampled_from(
-            ["<script>", "</script>", "'\"", "<", ">", "&lt;", "{%", "}}", "--", "]]>", "\x00", "\n"]
-        )
+        st.sampled_from(["<script>", "</script>", "'\"", "<", ">", "&lt;", "{%", "}}", "--", "]]>", "\x00", "\n"])
         | st.text(st.characters(codec=None), max_size=8),
         max_size=8,
     ).map("".join)
@@ -142,9 +138,7 @@ def test_any_text_stays_inert(tmp_path: Path, text: str) -> None:
 
 def test_the_policy_of_the_page_allows_its_own_script_and_no_request(tmp_path: Path) -> None:
     page = Page(render_report(make_run(tmp_path)))
-    policies = [
-        value or "" for name, value in page.attributes if name == "content" and "-src" in (value or "")
-    ]
+    policies = [value or "" for name, value in page.attributes if name == "content" and "-src" in (value or "")]
     digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
     assert policies == [
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
@@ -195,9 +189,7 @@ def test_more_requests_than_fit_are_counted_and_marked_ones_are_kept(tmp_path: P
     assert Page(source).text.index("s1-t1") < Page(source).text.index("s0-t0")
 
 
-@pytest.mark.parametrize(
-    "requests", [[], [make_request(first_token_us=-1.0, sent_us=-1.0, finished_us=-1.0)]]
-)
+@pytest.mark.parametrize("requests", [[], [make_request(first_token_us=-1.0, sent_us=-1.0, finished_us=-1.0)]])
 def test_a_run_without_findings_or_answers_has_a_page(tmp_path: Path, requests: list[object]) -> None:
     verdict = make_verdict(verdict="clean", findings={}, faults={}, exercised={})
     run = make_run(tmp_path, requests=requests, findings=[], events=[], verdict=verdict)  # type: ignore[arg-type]
@@ -224,9 +216,7 @@ def test_a_killed_run_has_a_page_that_says_so(tmp_path: Path) -> None:
     assert path == folder.report_path and "The run was killed" in Page(path.read_text()).text
 
 
-def test_a_disk_that_is_full_is_told_and_the_run_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_full_is_told_and_the_run_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
 
     def refuse(*_: object, **__: object) -> int:
@@ -253,10 +243,7 @@ def test_a_hundred_thousand_events_and_huge_answers_stay_within_five_megabytes(t
         )
         for number in range(800)
     ]  # fmt: skip
-    findings = [
-        race_finding(signature=f"ordering: {number}", evidence=race_finding().evidence)
-        for number in range(40)
-    ]
+    findings = [race_finding(signature=f"ordering: {number}", evidence=race_finding().evidence) for number in range(40)]
     findings += [text_finding(signature=f"{number}", evidence={"excerpt": answer}) for number in range(40)]
     run = make_run(tmp_path, events=events, requests=requests, findings=findings)
     started_s = time.perf_counter()

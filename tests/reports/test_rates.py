@@ -51,9 +51,7 @@ def test_one_session_bounds_nothing() -> None:
     assert korn_graubard([(5, 10)]) == (0.0, 1.0) == korn_graubard([])
 
 
-@given(
-    st.lists(st.integers(1, 30).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))), max_size=20)
-)
+@given(st.lists(st.integers(1, 30).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))), max_size=20))
 def test_both_intervals_hold_the_share(sessions: list[tuple[int, int]]) -> None:
     rate = rate_of("were hit", sessions)
     assert 0 <= rate.low <= rate.share <= rate.high <= 1

@@ -154,9 +154,7 @@ def test_a_control_run_says_that_nothing_was_armed(tmp_path: Path) -> None:
 
 
 def test_findings_of_one_signature_are_one_group_deepest_layer_first() -> None:
-    groups = grouped(
-        [text_finding(), race_finding(count=3), race_finding(count=1, request="s9"), canary_finding()]
-    )
+    groups = grouped([text_finding(), race_finding(count=3), race_finding(count=1, request="s9"), canary_finding()])
     assert [(group.layer, group.count, len(group.examples)) for group in groups] == [
         ("ordering", 4, 2), ("canary", 6, 1), ("text", 1, 1),
     ]  # fmt: skip
@@ -165,9 +163,7 @@ def test_findings_of_one_signature_are_one_group_deepest_layer_first() -> None:
 
 def test_a_race_is_told_with_both_operations_in_the_order_they_began() -> None:
     told = story(race_finding())
-    assert told.index("loadback.copy_layer on stream load writes") < told.index(
-        "index.score on stream compute reads"
-    )
+    assert told.index("loadback.copy_layer on stream load writes") < told.index("index.score on stream compute reads")
     assert "page 12, layer 2" in told and "680 us before loadback.copy_layer has finished" in told
     assert "compute waits for no event that load records" in missing_edge(race_finding())
 

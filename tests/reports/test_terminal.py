@@ -65,9 +65,7 @@ def test_an_old_terminal_gets_ascii_and_no_error(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec=None), max_size=60))
 def test_an_answer_cannot_steer_the_terminal(tmp_path: Path, text: str) -> None:
-    finding = divergence_finding(
-        evidence=divergence_finding().evidence | {"got": f"[red]{text}", "clean": "x"}
-    )
+    finding = divergence_finding(evidence=divergence_finding().evidence | {"got": f"[red]{text}", "clean": "x"})
     shown = printed(make_run(tmp_path, findings=[finding]), width=80)
     assert "\x1b" not in shown and "\x07" not in shown and "[red]" in shown
 
@@ -99,9 +97,7 @@ def test_into_a_file_progress_is_a_plain_line_every_five_seconds_and_a_last_one(
     with LiveView(Console(file=file, width=40), clock) as view:
         for second in range(12):
             clock.now_s = 100.0 + second
-            view.update(
-                Progress(sessions_done=second, sessions=24, tokens=100 * second, ttft_ms=12.4, anomalies=1)
-            )
+            view.update(Progress(sessions_done=second, sessions=24, tokens=100 * second, ttft_ms=12.4, anomalies=1))
     lines = file.getvalue().splitlines()
     assert [line.split("sessions ")[1].split()[0] for line in lines] == ["0", "5", "10", "11"]
     assert "100 tokens/s" in lines[1] and "TTFT 12 ms" in lines[1] and "anomalies 1" in lines[1]

@@ -29,9 +29,7 @@ def prompt(session: Session, turn: int = 0) -> str:
 
 
 def common(first: str, second: str) -> int:
-    return next(
-        (at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(first)
-    )
+    return next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(first))
 
 
 def stamped(role: str, content: str, seconds: float, *calls: dict[str, Any]) -> dict[str, Any]:
@@ -128,9 +126,7 @@ def mooncake(ids: list[int], length: int, timestamp: float = 0) -> dict[str, Any
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.013])
-def test_mooncake_requests_share_exactly_the_text_of_their_shared_blocks(
-    tmp_path: Path, scale: float
-) -> None:
+def test_mooncake_requests_share_exactly_the_text_of_their_shared_blocks(tmp_path: Path, scale: float) -> None:
     requests = [mooncake([0, 1, 2], 1500), mooncake([0, 1, 7], 1500, 2500), mooncake([0, 1], 1000, 9000)]
     first, second, third = load(tmp_path / "m.jsonl", requests, lines=True, scale_tokens=scale)
     two_blocks = round(2 * 512 * scale) * 4

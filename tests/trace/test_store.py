@@ -97,9 +97,7 @@ def test_empty_and_missing_files_and_folders_say_so(tmp_path: Path) -> None:
             list(read_sessions(path))
 
 
-def test_a_line_without_end_is_refused_instead_of_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_without_end_is_refused_instead_of_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "LINE_BYTES_MAX", 1000)
     text = error_of(tmp_path / "s.jsonl", f"{GOOD_LINE}\n" + "x" * 2000)
     assert "s.jsonl:2: the line is longer than 1000 bytes" in text

@@ -149,8 +149,6 @@ def test_transformers_reads_the_tokenizer_and_the_chat_template() -> None:
         {"role": "assistant", "content": "", "tool_calls": [called]},
         {"role": "tool", "content": "x\ny"},
     ]
-    text = tokenizer.apply_chat_template(
-        messages, tools=list(synth.TOOLS), tokenize=False, add_generation_prompt=True
-    )
+    text = tokenizer.apply_chat_template(messages, tools=list(synth.TOOLS), tokenize=False, add_generation_prompt=True)
     assert text == render(messages, synth.TOOLS)
     assert tokenizer(text)["input_ids"] == bundled_encoder().encode_chat(messages, synth.TOOLS)

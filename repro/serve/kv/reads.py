@@ -80,7 +80,7 @@ class StepReads:
         Without slots (numerics = "stamps") the whole context counts as gathered.
         """
         read = self._in_context if slots is None or counts is None else self._gathered(slots, counts)
-        touched = read.any(axis=2)
+        touched: Flags = np.any(read, axis=2)
         for row, member in enumerate(self._batch.members):
             places = np.flatnonzero(touched[row])
             if len(places):
@@ -114,9 +114,7 @@ class StepReads:
                 origin = int(taint[row][taint[row] != 0].min())
                 self._report(recorder, component, layer, int(row), taint[row] == origin, origin)
 
-    def _report(
-        self, recorder: Recorder, component: Component, layer: int, row: int, rows: Flags, origin: int
-    ) -> None:
+    def _report(self, recorder: Recorder, component: Component, layer: int, row: int, rows: Flags, origin: int) -> None:
         check, request = self._check, self._batch.members[row].request.id
         if origin:
             self._taint[row] = self._taint[row] or origin

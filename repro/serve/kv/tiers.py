@@ -213,9 +213,7 @@ class HiCache:
             freed = self.tree.evict_host(short)
             if len(freed):
                 self.host_pages.free(freed)
-                self._probes.emit(
-                    CacheEvent("evict_host", len(freed) * self._config.page_tokens, self._device.now_us)
-                )
+                self._probes.emit(CacheEvent("evict_host", len(freed) * self._config.page_tokens, self._device.now_us))
         target = self.host_pages.alloc(count, f"node:{node.id}")
         if target is None:
             return False
@@ -326,4 +324,3 @@ class _CopyBody:
         recorder.access(Access(False, from_tier, self.component, self.layer, sets.intern(self.source), ""))
         recorder.access(Access(True, to_tier, self.component, self.layer, sets.intern(self.target), ""))
         return lambda: self.cache.pool(to_tier).write(self.component, self.layer, self.target, rows)
-

@@ -50,9 +50,7 @@ class Context:
     decode_groups: tuple[DecodeGroup, ...]
 
 
-def build_context(
-    page_table: Tensor, rows: Tensor, positions: Tensor, *, page_size: int, topk: int
-) -> Context:
+def build_context(page_table: Tensor, rows: Tensor, positions: Tensor, *, page_size: int, topk: int) -> Context:
     """Return the layout of a batch of tokens, given by their rows and positions, both (tokens,) int64.
 
     `page_table` is (rows, pages) int64. Tokens of one row are adjacent and ascend by one. Entries of the

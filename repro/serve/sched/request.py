@@ -106,4 +106,3 @@ def _overlap(text: str, stop: str) -> int:
     """Return how many characters at the end of `text` could begin `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
-

@@ -49,9 +49,7 @@ def call_of(function: RecordedFunction) -> ToolCall:
             arguments = {"arguments": function.arguments}  # the model wrote broken JSON; keep what it wrote
     if not isinstance(arguments, dict):
         arguments = {"arguments": arguments}
-    return ToolCall(
-        name=function.name, arguments={name: _as_text(value) for name, value in arguments.items()}
-    )
+    return ToolCall(name=function.name, arguments={name: _as_text(value) for name, value in arguments.items()})
 
 
 def turns_of(messages: Iterable[tuple[Message, float]], *, keep_unanswered: bool) -> tuple[Turn, ...]:
@@ -85,9 +83,7 @@ def infer_tools(turns: Sequence[Turn]) -> tuple[dict[str, Any], ...]:
     return tuple(_schema(name, list(names)) for name, names in sorted(arguments.items()))
 
 
-def session_of(
-    name: str, turns: tuple[Turn, ...], tools: tuple[dict[str, Any], ...] | None = None
-) -> Session:
+def session_of(name: str, turns: tuple[Turn, ...], tools: tuple[dict[str, Any], ...] | None = None) -> Session:
     """Return a session whose tools are the recorded ones, or else the inferred ones."""
     return Session(id=name, turns=turns, tools=infer_tools(turns) if tools is None else tools)
 

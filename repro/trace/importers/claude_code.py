@@ -95,9 +95,7 @@ class _Writer(msgspec.Struct, frozen=True):
     def first_prompt(self, request: Request, prefix_tokens: int, tail: str) -> tuple[Message, ...]:
         """Return system and user messages made of the prompt's blocks; `tail` keys the unhashed rest."""
         texts = [
-            self._text(
-                f"{self.scope}/{block}", scaled_span(index, self.block_tokens, self.options.scale_tokens)
-            )
+            self._text(f"{self.scope}/{block}", scaled_span(index, self.block_tokens, self.options.scale_tokens))
             for index, block in enumerate(request.hash_ids)
         ]
         system_blocks = min(len(texts), round(prefix_tokens / self.block_tokens))
@@ -185,9 +183,7 @@ def _extends(blocks: Sequence[int], before: Sequence[int]) -> bool:
     return kept <= 0 or blocks[:kept] == before[:kept]
 
 
-def _turns(
-    part: Sequence[Request], name: str, prefix_tokens: int, gap_s: float, writer: _Writer
-) -> Iterator[Turn]:
+def _turns(part: Sequence[Request], name: str, prefix_tokens: int, gap_s: float, writer: _Writer) -> Iterator[Turn]:
     first = part[0]
     messages = writer.first_prompt(first, prefix_tokens, f"{name}#0")
     yield Turn(messages=messages, max_tokens=writer.answer_tokens(first), gap_s=gap_s)

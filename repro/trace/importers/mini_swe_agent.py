@@ -40,9 +40,7 @@ def _with_gaps(recorded: list[RecordedMessage]) -> Iterator[tuple[Message, float
 
 
 def _matches(value: Any) -> bool:
-    return has_keys(value, "messages") and str(value.get("trajectory_format", "")).startswith(
-        "mini-swe-agent"
-    )
+    return has_keys(value, "messages") and str(value.get("trajectory_format", "")).startswith("mini-swe-agent")
 
 
 IMPORTER = Importer(name="mini-swe-agent", matches=_matches, read=read)

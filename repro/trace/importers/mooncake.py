@@ -35,9 +35,7 @@ def read(path: Path, options: ImportOptions) -> Iterator[Session]:
             messages=(Message(role="user", content=_prompt(request, options, f"line/{number}")),),
             max_tokens=max(1, round(request.output_length * options.scale_tokens)),
         )
-        yield Session(
-            id=f"{path.name.split('.')[0]}-{number}", turns=(turn,), start_s=request.timestamp / 1e3
-        )
+        yield Session(id=f"{path.name.split('.')[0]}-{number}", turns=(turn,), start_s=request.timestamp / 1e3)
 
 
 def _prompt(request: Request, options: ImportOptions, own_key: str) -> str:

@@ -52,9 +52,7 @@ def _session(value: Document, name: str, where: str) -> Session:
             )
     turns = turns_of(((message_of(each), 0.0) for each in conversation.messages), keep_unanswered=True)
     if not turns:
-        raise TraceError(
-            f"{where}: no message of a user or tool; expected {EXPECTED} with something to answer"
-        )
+        raise TraceError(f"{where}: no message of a user or tool; expected {EXPECTED} with something to answer")
     tools = None if conversation.tools is None else tuple(conversation.tools)
     return session_of(conversation.id or name, turns, tools)
 
@@ -69,12 +67,7 @@ def _is_one_document(path: Path) -> bool:
 
 def _matches(value: Any) -> bool:
     messages = value.get("messages") if isinstance(value, dict) else value
-    return (
-        isinstance(messages, list)
-        and bool(messages)
-        and isinstance(messages[0], dict)
-        and "role" in messages[0]
-    )
+    return isinstance(messages, list) and bool(messages) and isinstance(messages[0], dict) and "role" in messages[0]
 
 
 IMPORTER = Importer(name="openai-messages", matches=_matches, read=read)

@@ -1,0 +1,87 @@
+"""Turns what a TOML file says into a struct, and what is wrong into a sentence with place and next step."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from repro.base.errors import ScenarioError, nearest
+
+Path = tuple[str | int, ...]
+Struct = TypeVar("Struct", bound=msgspec.Struct)
+
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
+
+
+def to_struct(raw: Any, kind: type[Struct], where: str, path: Path = ()) -> Struct:
+    """Return `raw` as a struct. Raises ScenarioError for an unknown key, a wrong type or value.
+
+    `where` names the file, and `path` the place in it that `raw` was found at.
+    """
+    for place, wrong in _wrong(raw, inspect.type_info(kind), path):
+        raise ScenarioError(f"{where}{_in_file(place)}: {wrong}")
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        text, _, at = str(error).partition(" - at `$")
+        inner = tuple(name or int(number) for name, number in _STEP.findall(at))
+        place = (*path, *inner)
+        key = _key(place)
+        raise ScenarioError(f"{where}{_in_file(place)}: {f'{key}: ' if key else ''}{text}") from error
+
+
+def _in_file(place: Path) -> str:
+    """Return a place's table as TOML writes it: ' [load]', ' [[fault]] 2', or nothing at the top."""
+    if len(place) > 1 and isinstance(place[1], int):
+        return f" [[{place[0]}]] {place[1] + 1}"
+    return f" [{place[0]}]" if len(place) > 1 else ""
+
+
+def _key(place: Path) -> str:
+    """Return a place's key within its table."""
+    inner = place[2:] if len(place) > 1 and isinstance(place[1], int) else place[1:] if len(place) > 1 else place
+    return ".".join(str(step) for step in inner)
+
+
+def _wrong(value: Any, kind: inspect.Type, place: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the places of unknown keys and impossible words, with what to write instead."""
+    if isinstance(kind, inspect.StructType) and isinstance(value, dict):
+        yield from _wrong_in_struct(value, kind, place)
+    elif isinstance(kind, inspect.UnionType) and isinstance(value, dict):
+        yield from _wrong_in_union(value, kind, place)
+    elif isinstance(kind, inspect.VarTupleType | inspect.ListType) and isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _wrong(item, kind.item_type, (*place, number))
+    elif isinstance(kind, inspect.LiteralType) and value not in kind.values:
+        yield place, _impossible(place, value, [str(each) for each in kind.values])
+
+
+def _wrong_in_struct(value: dict[str, Any], kind: inspect.StructType, place: Path) -> Iterator[tuple[Path, str]]:
+    fields = {field.encode_name: field.type for field in kind.fields}
+    known = [*([kind.tag_field] if kind.tag_field else []), *fields]
+    for key, item in value.items():
+        if key not in known:
+            yield (*place, key), f'unknown key {_key((*place, key))}; nearest: "{nearest(key, known)}"'
+        elif key in fields:
+            yield from _wrong(item, fields[key], (*place, key))
+
+
+def _wrong_in_union(value: dict[str, Any], kind: inspect.UnionType, place: Path) -> Iterator[tuple[Path, str]]:
+    structs = {each.tag: each for each in kind.types if isinstance(each, inspect.StructType) and each.tag}
+    if not structs:
+        return
+    tag_field = next(iter(structs.values())).tag_field
+    assert tag_field is not None
+    tag = value.get(tag_field)
+    if tag in structs:
+        yield from _wrong_in_struct(value, structs[tag], place)
+    elif tag is not None:
+        inner = (*place, tag_field)
+        yield inner, _impossible(inner, tag, [str(name) for name in structs])
+
+
+def _impossible(place: Path, value: object, words: list[str]) -> str:
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return f'{_key(place)} = {text}; use one of: {", ".join(words)} (nearest: "{nearest(str(value), words)}")'
