@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from repro.base.probe import Component
+from repro.base.probe import Access, Component
 from repro.serve.device.base import Body, Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
 from repro.serve.guards import Guards
-from repro.serve.kv.pool import KVPool
+from repro.serve.kv.pool import COMPONENTS, KVPool
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.model.context import Context
 from repro.serve.model.glm5 import Glm5
@@ -57,13 +57,18 @@ class Forward:
         self._put("forward.upload", work.upload, batch, cost.embed_us(tokens))
         batch.staging.uploaded.record(self.compute)
         self._put("forward.embed", work.embed, batch, cost.embed_us(tokens))
+        stored, context = self._check.planned(batch)
         for layer in range(self._memory.pool.layers):
             self._guards.before_index_store(self.compute, batch.loads, layer)
-            self._put("forward.store", work.at(layer).store, batch, cost.store_us(tokens, prefill), layer)
+            stores = tuple(Access(True, "device", component, layer, stored, "") for component in COMPONENTS)
+            self._put("forward.store", work.at(layer).store, batch, cost.store_us(tokens, prefill), layer, stores)
             self._guards.before_index_read(self.compute, batch.loads, layer)
-            self._put("forward.index", work.at(layer).index, batch, cost.index_us(batch.token_keys, prefill), layer)
+            scores = (Access(False, "device", "index", layer, context, ""),)
+            duration_us = cost.index_us(batch.token_keys, prefill)
+            self._put("forward.index", work.at(layer).index, batch, duration_us, layer, scores)
             self._guards.before_latent_read(self.compute, batch.loads, layer)
-            self._put("forward.attend", work.at(layer).attend, batch, cost.attend_us(tokens, prefill), layer)
+            gathers = (Access(False, "device", "latent", layer, context, ""),)
+            self._put("forward.attend", work.at(layer).attend, batch, cost.attend_us(tokens, prefill), layer, gathers)
             duration_us = cost.feed_forward_us(tokens, prefill)
             self._put("forward.feed_forward", work.at(layer).feed_forward, batch, duration_us, layer)
         layers = self._memory.pool.layers
@@ -73,10 +78,24 @@ class Forward:
         work.done.record(self.compute)
         return work
 
-    def _put(self, name: str, body: Body, batch: Batch, duration_us: float, layer: int = -1) -> None:
+    def _put(
+        self,
+        name: str,
+        body: Body,
+        batch: Batch,
+        duration_us: float,
+        layer: int = -1,
+        declared: tuple[Access, ...] = (),
+    ) -> None:
         self._device.charge(self._cost.launch_prefill_us if batch.prefill else self._cost.launch_decode_us)
         self.compute.enqueue(
-            name, body, duration_us=duration_us, layer=layer, step=batch.number, requests=batch.requests
+            name,
+            body,
+            duration_us=duration_us,
+            layer=layer,
+            step=batch.number,
+            requests=batch.requests,
+            declared=declared,
         )
 
 

@@ -63,8 +63,13 @@ class Stream(Protocol):
         layer: int = -1,
         step: int = -1,
         requests: tuple[str, ...] = (),
+        declared: tuple[Access, ...] = (),
     ) -> None:
-        """Append an operation. Costs the host one launch; never waits for the device."""
+        """Append an operation. Costs the host one launch; never waits for the device.
+
+        `declared` is the most that the body may touch, as the host knows it now; schedule search tells
+        by it which operations could conflict. What the body really touched, its recorder is told.
+        """
 
     def wait(self, event: Event, why: str) -> None:
         """Hold what is enqueued from now on until the latest record of `event` is reached.

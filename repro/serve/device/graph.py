@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn
 
+from repro.base.probe import Access
 from repro.serve.device.base import Body, Capture, Event, Stream
 from repro.serve.device.streams import Launch, SimEvent, SimStream, calling_line
 
@@ -81,10 +82,11 @@ class CapturingStream:
         layer: int = -1,
         step: int = -1,
         requests: tuple[str, ...] = (),
+        declared: tuple[Access, ...] = (),
     ) -> None:
         """Take note of an operation."""
         assert self.joined, f"{name}: stream {self.name} has to wait for an event of the capture first"
-        launch = Launch(name, body, duration_us, layer, step, requests, calling_line())
+        launch = Launch(name, body, duration_us, layer, step, requests, calling_line(), declared)
         branch = self.branch
         self.reached[branch] = self.reached.get(branch, 0) + 1
 

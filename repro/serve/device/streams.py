@@ -103,6 +103,7 @@ class Launch:
     step: int
     requests: tuple[str, ...]
     site: str
+    declared: tuple[Access, ...] = ()
 
 
 @dataclass(slots=True)
@@ -175,10 +176,11 @@ class SimStream:
         layer: int = -1,
         step: int = -1,
         requests: tuple[str, ...] = (),
+        declared: tuple[Access, ...] = (),
     ) -> None:
         """Append an operation. Costs the host one launch; never waits for the device."""
         self._host.charge(LAUNCH_US)
-        self.append(Launch(name, body, duration_us, layer, step, requests, calling_line()))
+        self.append(Launch(name, body, duration_us, layer, step, requests, calling_line(), declared))
 
     def append(self, launch: Launch) -> None:
         """Append a launch at no cost to the host."""

@@ -29,6 +29,18 @@ class ReadCheck:
         self.bad_reads = 0
         self.told: dict[tuple[str, int], None] = {}  # (request, origin) pairs already reported
 
+    def planned(self, batch: Batch) -> tuple[int, int]:
+        """Return the page sets that a batch will write and read, as the host knows its block tables now."""
+        size = self.pool.page_tokens
+        stored, context = [], []
+        for member in batch.members:
+            end = (member.end - 1) // size + 1
+            context.append(member.request.pages[:end])
+            stored.append(member.request.pages[member.first // size : end])
+        both = (np.unique(np.concatenate(pages)).astype(np.int32) for pages in (stored, context))
+        written, read = (self.page_sets.intern(pages) for pages in both)
+        return written, read
+
     def step(self, batch: Batch, table: Ints, prefix: Words) -> "StepReads":
         """Return the checks of a step with these block tables, (members, pages), and prefix hashes."""
         return StepReads(self, batch, table, prefix)

@@ -291,10 +291,16 @@ class HiCache:
         row_bytes = model.latent_row_bytes if component == "latent" else model.index_row_bytes
         for start in range(0, len(source), self._config.copy_group_pages):
             group = slice(start, start + self._config.copy_group_pages)
-            body = _CopyBody(self, tiers, component, layer, source[group], target[group])
+            from_pages, to_pages = (self.page_sets.intern(pages[group]) for pages in (source, target))
+            touched = (
+                Access(False, tiers[0], component, layer, from_pages, ""),
+                Access(True, tiers[1], component, layer, to_pages, ""),
+            )
+            body = _CopyBody(self, tiers, component, layer, source[group], target[group], touched)
             tokens = len(source[group]) * self._config.page_tokens
             duration_us = self._cost.copy_us(tokens, row_bytes)
-            stream.enqueue(name, body, duration_us=duration_us, layer=layer, step=self._transfers)
+            step = self._transfers
+            stream.enqueue(name, body, duration_us=duration_us, layer=layer, step=step, declared=touched)
 
     def pool(self, tier: Tier) -> KVPool:
         """Return the memory of a tier."""
@@ -316,11 +322,11 @@ class _CopyBody:
     layer: int
     source: Pages
     target: Pages
+    touched: tuple[Access, Access]
 
     def __call__(self, recorder: Recorder) -> Commit:
-        sets = self.cache.page_sets
         from_tier, to_tier = self.tiers
         rows = self.cache.pool(from_tier).read(self.component, self.layer, self.source)
-        recorder.access(Access(False, from_tier, self.component, self.layer, sets.intern(self.source), ""))
-        recorder.access(Access(True, to_tier, self.component, self.layer, sets.intern(self.target), ""))
+        for access in self.touched:
+            recorder.access(access)
         return lambda: self.cache.pool(to_tier).write(self.component, self.layer, self.target, rows)

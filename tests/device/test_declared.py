@@ -1,0 +1,54 @@
+"""What operations declare when they are enqueued against what they touch when they run."""
+
+from pathlib import Path
+
+import pytest
+
+import repro.target
+from repro.base.probe import Access, PageSet
+from repro.record.view import open_run
+from repro.serve.device.sim import SimDevice
+from repro.serve.device.streams import SimStream
+from tests.small import run_small, small_scenario
+
+
+class WatchedDevice(SimDevice):
+    """Keeps what every operation declared beside what it touched."""
+
+    touched: list[tuple[str, Access, tuple[Access, ...]]] = []
+
+    def _end(self, stream: SimStream) -> None:
+        operation = stream.running
+        assert operation is not None
+        super()._end(stream)
+        launch = operation.launch
+        WatchedDevice.touched += [(launch.name, access, launch.declared) for access in operation.accesses]
+
+
+@pytest.mark.parametrize("picker", ["timed", "random"])
+def test_no_operation_touches_a_page_that_it_has_not_declared(
+    picker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repro.target, "SimDevice", WatchedDevice)
+    monkeypatch.setattr(WatchedDevice, "touched", [])
+    outcome = run_small(tmp_path, small_scenario(), picker=picker)
+    sets = {
+        event.id: frozenset(
+            page
+            for start, stop in zip(event.ranges[::2], event.ranges[1::2], strict=True)
+            for page in range(start, stop)
+        )
+        for event in open_run(outcome.path).events()
+        if isinstance(event, PageSet)
+    }
+    assert {name for name, _, _ in WatchedDevice.touched} == {
+        "forward.store",
+        "forward.index",
+        "forward.attend",
+        "loadback.copy_layer",
+        "writeback.copy_layer",
+    }
+    for name, access, declared in WatchedDevice.touched:
+        place = (access.write, access.tier, access.component, access.layer)
+        of_place = [each for each in declared if (each.write, each.tier, each.component, each.layer) == place]
+        assert any(sets[access.pages] <= sets[each.pages] for each in of_place), f"{name}: {access} of {declared}"

@@ -1,0 +1,58 @@
+"""The race of hicache_early_read at a size that a test can afford."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from repro.run import Outcome, RunOptions, run_scenario
+from repro.scenario import Scenario, parse
+
+SMALL = """
+format = 1
+title = "hicache_early_read, small"
+defects = ["hicache_early_read"]
+
+[target]
+config = "tiny-hicache"
+numerics = "{numerics}"
+index_store_waits = {index_store_waits}
+device_pages = 64
+host_pages = 400
+context_tokens = 2048
+rows = 8
+free_list = "fifo"
+
+[load]
+sessions = 5
+concurrency = 5
+turns = 3
+prompt_tokens = 1200
+answer_tokens_max = 60
+history = "generated"
+trace = "synth:code-review"
+gap_s = [1.0, 6.0]
+
+[[fault]]
+at = "loadback.copy_layer"
+when = {{ probability = 0.5 }}
+do = {{ kind = "delay", us = 5000 }}
+
+[exercise]
+load_backs = 1
+evictions = 1
+reads_overlapping_load = 1
+"""
+
+
+def small_scenario(numerics: str = "stamps", index_store_waits: bool = False) -> Scenario:
+    """Return a scenario of 15 requests: seconds with tensors, a fraction of that with stamps."""
+    text = SMALL.format(numerics=numerics, index_store_waits=str(index_store_waits).lower())
+    return parse(text, "small", "small.toml")
+
+
+def run_small(tmp_path: Path, scenario: Scenario, **options: object) -> Outcome:
+    """Run it on one thread, the oracle asked about suspects and two others."""
+    torch.set_num_threads(1)
+    chosen = RunOptions(**({"seed": 7, "oracle_sample": 2} | options))  # type: ignore[arg-type]
+    return run_scenario(scenario, chosen, root=tmp_path, utc=datetime(2026, 11, 24, tzinfo=UTC))

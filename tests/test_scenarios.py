@@ -1,0 +1,36 @@
+"""Every scenario is two-sided: with its defect it is found, with the guard in place it is silent."""
+
+from pathlib import Path
+
+import pytest
+
+from repro.verdict import EXIT_CODES
+from tests.small import run_small, small_scenario
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_hicache_early_read_is_found_and_its_control_silent(seed: int, tmp_path: Path) -> None:
+    scenario = small_scenario("tensors")
+    found = run_small(tmp_path, scenario, seed=seed)
+    assert found.judgement.exit_code == EXIT_CODES["anomaly"]
+    findings = found.verdict["findings"]
+    assert isinstance(findings, dict)
+    assert {"ordering", "canary"} <= findings.keys()
+    control = run_small(tmp_path, scenario, seed=seed, control=True)
+    assert control.judgement.exit_code == EXIT_CODES["clean"], control.judgement.why
+    assert control.verdict["findings"] == {}
+    [fault] = control.verdict["faults"].values()  # type: ignore[attr-defined]
+    assert fault["fired"] > 0 and fault["reordered"] > 0
+
+
+def test_an_index_store_that_waits_hides_the_defect_by_accident(tmp_path: Path) -> None:
+    hidden = run_small(tmp_path, small_scenario(index_store_waits=True))
+    assert hidden.verdict["findings"] == {}
+    assert hidden.judgement.exit_code == EXIT_CODES["clean"], hidden.judgement.why
+
+
+def test_without_faults_the_missing_wait_is_still_convicted_by_ordering(tmp_path: Path) -> None:
+    found = run_small(tmp_path, small_scenario(), no_faults=True)
+    findings = found.verdict["findings"]
+    assert isinstance(findings, dict)
+    assert findings["ordering"] > 0
