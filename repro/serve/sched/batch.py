@@ -47,8 +47,8 @@ class Batch:
 
     @property
     def token_keys(self) -> int:
-        """Return how many (token, key) pairs the indexer scores in one layer."""
-        return sum(member.count * (member.first + member.end) // 2 for member in self.members)
+        """Return how many (token, key) pairs the indexer scores in one layer; a token scores its own key too."""
+        return sum(member.count * (member.first + 1 + member.end) // 2 for member in self.members)
 
     def layout(self) -> tuple[Ints, Ints, Ints]:
         """Return each token's member and position, and the place of each sampling member's last token."""

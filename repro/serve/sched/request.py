@@ -14,6 +14,9 @@ from repro.serve.types import GenerateRequest, SamplingParams, Update
 Decode = Callable[[list[int]], str]
 State = Literal["waiting", "running", "finished"]
 
+CHARACTER_TOKENS_MAX = 4  # a character of UTF-8 has at most four bytes, a token at least one
+WINDOW_TOKENS_MAX = 8
+
 
 @dataclass(eq=False)
 class Request:
@@ -27,6 +30,7 @@ class Request:
     wire: GenerateRequest
     prompt: NDArray[np.int64]
     max_tokens: int  # as asked for, within the context
+    text: "TextStream"
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)  # at most one per answer token
     state: State = "waiting"
     row: int = -1
@@ -39,7 +43,6 @@ class Request:
     aborted: bool = False
     cached_device_tokens: int = 0
     cached_host_tokens: int = 0
-    text: "TextStream | None" = None
 
     @property
     def id(self) -> str:
@@ -60,34 +63,35 @@ class Request:
 
 
 class TextStream:
-    """Turns tokens into text as they come: holds back incomplete UTF-8 and possible stop strings."""
+    """Turns tokens into text as they come: holds back incomplete UTF-8 and possible stop strings.
+
+    A window of the latest tokens is decoded again with each new one. Of its text only a last U+FFFD may
+    still change: it can be the beginning of a character.
+    """
 
     def __init__(self, decode: Decode, stop: tuple[str, ...]) -> None:
         self._decode = decode
         self._stop = stop
-        self._tokens: list[int] = []
-        self._first = 0  # tokens before this one are settled
-        self._settled = ""  # text of the tokens since `_first` that was already taken
+        self._window: list[int] = []
+        self._settled = 0  # characters of the window's text that were taken already
         self._held = ""  # text not given out yet: it may begin a stop string
 
     def push(self, token: int) -> tuple[str, str | None]:
         """Return the text that may be shown now and the stop string that ended it, if any."""
-        self._tokens.append(token)
-        window = self._decode(self._tokens[self._first :])
-        if window.endswith("\ufffd") and len(self._tokens) - self._first < 8:
-            return "", None
-        fresh = window[len(self._settled) :]
-        self._settled = window
-        if len(self._tokens) - self._first > 8:
-            self._first = len(self._tokens) - 1
-            self._settled = self._decode(self._tokens[self._first :])
+        self._window.append(token)
+        text = self._decode(self._window)
+        fresh = text[self._settled : _stable_characters(text)]
+        self._settled += len(fresh)
+        if len(self._window) >= WINDOW_TOKENS_MAX:
+            del self._window[:-CHARACTER_TOKENS_MAX]
+            self._settled = _stable_characters(self._decode(self._window))
         return self._release(fresh)
 
     def flush(self) -> str:
         """Return what is still held back; the answer ends here."""
-        window = self._decode(self._tokens[self._first :])
-        rest, self._held = self._held + window[len(self._settled) :], ""
-        self._settled = window
+        text = self._decode(self._window)
+        rest, self._held = self._held + text[self._settled :], ""
+        self._settled = len(text)
         return rest
 
     def _release(self, fresh: str) -> tuple[str, str | None]:
@@ -100,6 +104,11 @@ class TextStream:
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
+
+
+def _stable_characters(text: str) -> int:
+    """Return how many characters of a decoded text no further token can change."""
+    return len(text) - text.endswith("\ufffd")
 
 
 def _overlap(text: str, stop: str) -> int:

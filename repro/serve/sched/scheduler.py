@@ -73,8 +73,8 @@ class Scheduler:
             self._probes.emit(LimitEvent("waiting_queue", self._device.now_us, {"max": config.waiting_max}))
             raise RejectedError(f"{config.waiting_max} requests are waiting already; retry later", 503)
         room = config.context_tokens - len(wire.tokens)
-        request = Request(wire, np.asarray(wire.tokens, np.int64), min(wire.sampling.max_tokens, room))
-        request.text = TextStream(self._decode, wire.sampling.stop)
+        text = TextStream(self._decode, wire.sampling.stop)
+        request = Request(wire, np.asarray(wire.tokens, np.int64), min(wire.sampling.max_tokens, room), text)
         self._requests[wire.id] = request
         self.waiting.append(request)
         self._tell("received", request, {"prompt_tokens": len(wire.tokens)})
@@ -233,7 +233,6 @@ class Scheduler:
 
     def _take(self, request: Request, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         sampling, text = request.sampling, request.text
-        assert text is not None
         request.output.append(token)
         self.generated_tokens += 1
         self._probes.emit(Tokens(request.id, (token,), (logprob,), self._device.now_us))
@@ -290,7 +289,7 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason, last: Update | None = None) -> None:
         request.state = "finished"
         del self._requests[request.id]
-        last = last or Update((), (), "")
+        last = last or Update((), (), request.text.flush())
         request.updates.put_nowait(
             Update(
                 last.tokens,
