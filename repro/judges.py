@@ -1,15 +1,26 @@
-"""The text detectors of a run: online over each answer, and once more over the clean one."""
+"""The text detectors of a run: online over each answer, and once more over the clean one.
+
+Both sides are judged in the form in which a client is shown an answer: without the end token, tool
+calls parsed. Control tokens that are left in it then are leaked ones.
+"""
 
 from collections.abc import Sequence
 
+import msgspec
 from tokenizers import Tokenizer
 
 from detectors.base import Finding, TextDetector
 from detectors.rare_tokens import Vocabulary
 from detectors.text import NAMES as TEXT_DETECTORS
 from detectors.text import text_detectors
+from repro.serve.server.chat import parse
 
-__all__ = ["TEXT_DETECTORS", "TextJudges", "vocabulary_of"]
+__all__ = ["TEXT_DETECTORS", "TextJudges", "shown", "vocabulary_of"]
+
+# Control tokens that an answer is made of; the others belong to the template around it.
+MARKUP = (
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
+)  # fmt: skip
 
 
 class TextJudges:
@@ -30,9 +41,16 @@ class TextJudges:
         return [finding.detector for finding in findings if finding is not None]
 
 
-def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
-    """Return which token ids a model of `size` logits can mean anything by."""
+def shown(answer: str) -> str:
+    """Return an answer's text, its end token cut off, as the load's client renders it."""
+    content, calls = parse(answer)
+    return content + "".join(f"\n[call {call.name}] {msgspec.json.encode(call.arguments).decode()}" for call in calls)
+
+
+def vocabulary_of(tokenizer: Tokenizer, size: int, ends: frozenset[int]) -> Vocabulary:
+    """Return which token ids a model of `size` logits can mean anything by, `ends` those that end an answer."""
     added = tokenizer.get_added_tokens_decoder()
     reachable = frozenset(tokenizer.get_vocab(with_added_tokens=True).values())
-    special = frozenset(number for number, token in added.items() if token.special)
-    return Vocabulary(size=size, reachable=reachable, special=special)
+    control = {number: token.content for number, token in added.items() if token.content not in MARKUP}
+    spellings = tuple(control[number] for number in sorted(control))
+    return Vocabulary(size, reachable, frozenset(control) - ends, ends, spellings)

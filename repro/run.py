@@ -4,7 +4,7 @@ scenario ─> sessions ─> target under load and faults ─> events ─> detect
                               └─ answers ─> oracle (clean decode) ──────────┴─> verdict, token, folder
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from reports.summary import funnel_counts
 from repro.base.probe import Event, Tokens
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
-from repro.judges import TEXT_DETECTORS, TextJudges, vocabulary_of
+from repro.judges import TEXT_DETECTORS, TextJudges, shown, vocabulary_of
 from repro.load.faults import faults_of
 from repro.load.history import TokenCounter, characters_per_four
 from repro.load.plan import LoadPlan, LoadResult, OnProgress, TextFinding
@@ -127,7 +127,7 @@ def run_scenario(
     observed = Observed(folder)
     injector = Injector(faults, options.seed, (observed.feed,))
     target = _target(scenario, options, checkpoint, injector)
-    judges = TextJudges(vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size))
+    judges = TextJudges(vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos))
     try:
         plan = _plan(scenario, options, checkpoint, injector)
         result = target.drive(Load(sessions, plan, judges, observed.request, observed.finding, progress))
@@ -217,7 +217,11 @@ def _ask_oracle(wanted: list[RequestRecord], target: BundledTarget, progress: Ca
     model = target.checkpoint.model
     assert model.weights is not None
     decoder = CleanDecoder(model.weights, target.config.context_tokens, model.eos)
-    compared = compare(wanted, target.kept.requests, decoder, target.checkpoint.encoder.decode, progress)
+
+    def text(tokens: Sequence[int]) -> str:
+        return shown(target.checkpoint.encoder.decode([token for token in tokens if token not in model.eos]))
+
+    compared = compare(wanted, target.kept.requests, decoder, text, progress)
     return divergence(compared, asked=len(wanted))
 
 

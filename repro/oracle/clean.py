@@ -39,7 +39,7 @@ class CleanDecoder:
         self._eos = eos
         self._pages = -(-(context_tokens + 1) // PAGE_TOKENS)
         widths = {"latent": shape.latent_width, "index": shape.index_head_dim}
-        self._pool = KVPool("device", shape.num_hidden_layers, self._pages, PAGE_TOKENS, widths)  # type: ignore[arg-type]
+        self.pool = KVPool("device", shape.num_hidden_layers, self._pages, PAGE_TOKENS, widths)  # type: ignore[arg-type]
         self._table = torch.arange(self._pages)[None]
         self._known: list[int] = []  # tokens whose rows are stored
 
@@ -86,7 +86,7 @@ class CleanDecoder:
         return torch.cat(parts)
 
     def _chunk(self, tokens: tuple[int, ...], start: int) -> torch.Tensor:
-        model, pool = self._model, self._pool
+        model, pool = self._model, self.pool
         positions = torch.arange(start, start + len(tokens))
         rows = torch.zeros(len(tokens), dtype=torch.int64)
         pages = (start + len(tokens) - 1) // PAGE_TOKENS + 1
