@@ -138,9 +138,9 @@ class Engine:
         """Drop all cached prefixes on all tiers; False (and no change) while requests run."""
         if self.scheduler.busy:
             return False
-        await self.cache.drain()
-        if self.scheduler.busy:
-            return False
+        await self.cache.settle()
+        if self.scheduler.busy or self.cache.pending:
+            return False  # somebody came meanwhile
         self.cache.reset()
         return True
 

@@ -372,7 +372,7 @@ def test_both_parts_of_a_split_keep_the_hits() -> None:
 
 def test_backing_up_starts_at_the_threshold_and_never_below_a_node_without_copy() -> None:
     tree = RadixTree(PAGE_TOKENS)
-    tree.insert(run_of("ab"), pages_from(10, 2), counts_as_hit=False)
+    tree.insert(run_of("ab"), pages_from(10, 2), counted_pages=2)
     leaf = grown(tree, "abc", 10).node
     upper = leaf.parent
     assert upper is not None

@@ -124,14 +124,14 @@ class RadixTree:
             host_hit_pages=sum(node.num_pages for node in evicted),
         )
 
-    def insert(self, tokens: TokensLike, pages: Pages, *, counts_as_hit: bool = True) -> Inserted:
+    def insert(self, tokens: TokensLike, pages: Pages, *, counted_pages: int = 0) -> Inserted:
         """Cache these tokens in these device pages, one for each page of tokens.
 
         Where the tokens are resident the tree keeps its own pages; a given page that is another
         one comes back as duplicate, a given page that is the tree's own does not. An evicted node
         becomes resident in the given pages and keeps its host copy. Splits as `match` does, makes
-        the path the most recently used, and counts one hit for each node on it unless told not to
-        (SGLang: not for the chunks of an unfinished prefill). The node is not pinned.
+        the path the most recently used, and counts one hit for each node on it but those within the
+        first `counted_pages`: the caller has inserted these before. The node is not pinned.
 
         Raises AssertionError when the tokens are not exactly the pages' tokens.
         """
@@ -156,8 +156,7 @@ class RadixTree:
             path.append(self._add_leaf(parent, run[start * self.page_tokens :], pages[start:]))
             taken.append(pages[start:])
         self._touch(path)
-        for node in path:
-            node.hit_count += counts_as_hit
+        self._count_hits(path, counted_pages)
         return Inserted(
             node=path[-1] if path else self.root,
             pages=_joined([node.device_pages for node in path]),
@@ -520,6 +519,13 @@ class RadixTree:
         self._clock += 1
         for node in path:
             node.last_access = self._clock
+
+    @staticmethod
+    def _count_hits(path: list[Node], counted_pages: int) -> None:
+        start = 0  # in pages
+        for node in path:
+            node.hit_count += start >= counted_pages
+            start += node.num_pages
 
     def _refresh_leaf(self, node: Node) -> None:
         """Bring the two sets of leaves up to date with what `node` is now."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repro.base.probe import Access, CacheEvent, Component, PageEvent, Probes, Tier
+from repro.base.probe import Access, CacheEvent, Component, LimitEvent, PageEvent, Probes, Tier
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
@@ -23,6 +23,21 @@ from repro.serve.kv.pool import COMPONENTS, KVPool, Pages, PageSets
 from repro.serve.kv.radix import Match, Node, RadixTree
 
 LOAD_BACK_MIN_PAGES = 1
+COPY_GROUPS_MAX = 16  # of one transfer: longer ones have larger groups, or 78 layers would overfill a stream
+WRITE_COPIES_MAX = 4096  # on their way at once: with one transfer more, what a stream's queue can take
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A way between the tiers; `name` is what its copies are called."""
+
+    name: str
+    source: Tier
+    target: Tier
+
+
+LOAD_BACK = Direction("loadback.copy_layer", "host", "device")
+WRITE_BACK = Direction("writeback.copy_layer", "device", "host")
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Flight:
 
     transfers: list[Transfer]
     done: Event
+    copies: int = 0  # counted for write-backs, whose number in flight has no other bound
 
 
 class HiCache:
@@ -185,17 +201,21 @@ class HiCache:
         events = self._loaded.produce()
         self._transfers += 1
         for layer in range(self._pools["device"].layers):
-            for component in COMPONENTS:
-                self._copy(self._load, "loadback.copy_layer", ("host", "device"), component, layer, source, target)
+            self._copy_layer(self._load, LOAD_BACK, layer, source, target)
             events.layer_done(layer).record(self._load)
-        self._loads.append(Flight(queue, events.all_done))
+        done = self._device.event("load.done")  # the ring's events may be taken again before the ack
+        done.record(self._load)
+        self._loads.append(Flight(queue, done))
         return events
 
     # -- backing up -------------------------------------------------------------------------------
 
-    def insert(self, tokens: tuple[int, ...], pages: Pages) -> tuple[Node, Pages]:
-        """Put a computed prefix into the tree; return its node and the pages the tree did not take."""
-        inserted = self.tree.insert(tokens, pages)
+    def insert(self, tokens: tuple[int, ...], pages: Pages, counted_pages: int = 0) -> tuple[Node, Pages]:
+        """Put a computed prefix into the tree; return its node and the pages the tree did not take.
+
+        The first `counted_pages` were inserted by the same request before: that is no second hit.
+        """
+        inserted = self.tree.insert(tokens, pages, counted_pages=counted_pages)
         self.device_pages.publish(inserted.new_pages, "tree")
         if self._config.hicache and self._config.write_policy != "write_back":
             threshold = 1 if self._config.write_policy == "write_through" else 2
@@ -206,7 +226,11 @@ class HiCache:
         return inserted.node, inserted.duplicate_pages
 
     def _back_up(self, node: Node) -> bool:
+        """Queue a node for the host tier; False when the host, or what is on its way there, is full."""
         assert node.device_pages is not None
+        if sum(flight.copies for flight in self._writes) >= WRITE_COPIES_MAX:
+            self._probes.emit(LimitEvent("write_copies", self._device.now_us, {"max": WRITE_COPIES_MAX}))
+            return False
         count = len(node.device_pages)
         short = count - self.host_pages.free_pages
         if short > 0:
@@ -234,12 +258,12 @@ class HiCache:
         stored.record(self._compute)
         self._guards.before_write_back(self._write, stored)
         self._transfers += 1
+        copies = 0
         for layer in range(self._pools["device"].layers):
-            for component in COMPONENTS:
-                self._copy(self._write, "writeback.copy_layer", ("device", "host"), component, layer, source, target)
+            copies += self._copy_layer(self._write, WRITE_BACK, layer, source, target)
         done = self._device.event("write.done")
         done.record(self._write)
-        self._writes.append(Flight(queue, done))
+        self._writes.append(Flight(queue, done, copies))
         tokens = len(source) * self._config.page_tokens
         self._probes.emit(CacheEvent("write_back", tokens, self._device.now_us))
 
@@ -254,8 +278,13 @@ class HiCache:
                     self.tree.unpin(transfer.leaf)
 
     async def drain(self) -> None:
-        """Run every transfer to its end and unlock its nodes."""
+        """Run every transfer to its end and unlock its nodes. No batch may be planned meanwhile: it would
+        read what is loaded here without waiting for it."""
         self.start_loading()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait for what is in flight and unlock its nodes; what is queued stays queued."""
         for flight in (*self._loads, *self._writes):
             await flight.done.synchronize("drain transfers")
         self.poll()
@@ -276,35 +305,27 @@ class HiCache:
 
     # -- copies -------------------------------------------------------------------------------------
 
-    def _copy(
-        self,
-        stream: Stream,
-        name: str,
-        tiers: tuple[Tier, Tier],
-        component: Component,
-        layer: int,
-        source: Pages,
-        target: Pages,
-    ) -> None:
-        """Enqueue the copy of one layer and component, one operation per group of pages."""
-        model = self._cost.model
-        row_bytes = model.latent_row_bytes if component == "latent" else model.index_row_bytes
-        for start in range(0, len(source), self._config.copy_group_pages):
-            group = slice(start, start + self._config.copy_group_pages)
-            from_pages, to_pages = (self.page_sets.intern(pages[group]) for pages in (source, target))
-            touched = (
-                Access(False, tiers[0], component, layer, from_pages, ""),
-                Access(True, tiers[1], component, layer, to_pages, ""),
-            )
-            body = _CopyBody(self, tiers, component, layer, source[group], target[group], touched)
-            tokens = len(source[group]) * self._config.page_tokens
-            duration_us = self._cost.copy_us(tokens, row_bytes)
-            step = self._transfers
-            stream.enqueue(name, body, duration_us=duration_us, layer=layer, step=step, declared=touched)
+    def _copy_layer(self, stream: Stream, way: Direction, layer: int, source: Pages, target: Pages) -> int:
+        """Enqueue the copies of one layer: latents, then index keys, by groups of pages. Return how many."""
+        model, size = self._cost.model, self._config.page_tokens
+        group_pages = max(self._config.copy_group_pages, -(-len(source) // COPY_GROUPS_MAX))
+        groups = [slice(start, start + group_pages) for start in range(0, len(source), group_pages)]
+        for component in COMPONENTS:
+            row_bytes = model.latent_row_bytes if component == "latent" else model.index_row_bytes
+            for group in groups:
+                body = self._copy_body(way, component, layer, source[group], target[group])
+                duration_us = self._cost.copy_us(len(body.source) * size, row_bytes)
+                step, touched = self._transfers, body.touched
+                stream.enqueue(way.name, body, duration_us=duration_us, layer=layer, step=step, declared=touched)
+        return len(COMPONENTS) * len(groups)
 
-    def pool(self, tier: Tier) -> KVPool:
-        """Return the memory of a tier."""
-        return self._pools[tier]
+    def _copy_body(self, way: Direction, component: Component, layer: int, source: Pages, target: Pages) -> "_CopyBody":
+        sets = self.page_sets
+        touched = (
+            Access(False, way.source, component, layer, sets.intern(source), ""),
+            Access(True, way.target, component, layer, sets.intern(target), ""),
+        )
+        return _CopyBody(self._pools[way.source], self._pools[way.target], source, target, touched)
 
 
 def _parts(pages: Pages, nodes: list[Node]) -> list[Pages]:
@@ -316,17 +337,15 @@ def _parts(pages: Pages, nodes: list[Node]) -> list[Pages]:
 class _CopyBody:
     """Reads the source pages when the copy starts, writes the target pages when it ends."""
 
-    cache: HiCache
-    tiers: tuple[Tier, Tier]
-    component: Component
-    layer: int
+    from_pool: KVPool
+    to_pool: KVPool
     source: Pages
     target: Pages
-    touched: tuple[Access, Access]
+    touched: tuple[Access, Access]  # the read, the write
 
     def __call__(self, recorder: Recorder) -> Commit:
-        from_tier, to_tier = self.tiers
-        rows = self.cache.pool(from_tier).read(self.component, self.layer, self.source)
+        component, layer = self.touched[0].component, self.touched[0].layer
+        rows = self.from_pool.read(component, layer, self.source)
         for access in self.touched:
             recorder.access(access)
-        return lambda: self.cache.pool(to_tier).write(self.component, self.layer, self.target, rows)
+        return lambda: self.to_pool.write(component, layer, self.target, rows)

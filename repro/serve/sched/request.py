@@ -36,6 +36,7 @@ class Request:
     row: int = -1
     pages: list[int] = field(default_factory=list)
     shared_pages: int = 0  # leading pages that the radix tree owns
+    counted_pages: int = 0  # leading pages that count this request as a hit already
     node: Node | None = None  # the pinned node that holds the shared pages
     computed: int = 0  # tokens whose rows are stored by enqueued steps
     planned: int = 0  # answer tokens that enqueued steps will sample

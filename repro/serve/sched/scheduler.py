@@ -263,21 +263,29 @@ class Scheduler:
         self._finish(request, reason, Update((token,), (logprob,), shown, (top,), matched_stop=matched))
 
     def _share_prompt(self, request: Request) -> None:
-        """Put a finished prompt into the tree, so that others can hit it while this one decodes."""
+        """Put a finished prompt into the tree, so that others can hit it while this one decodes.
+
+        Not where somebody else has put the same tokens meanwhile: pinning those pages beside one's own
+        would take room that `_admit` may have promised to another.
+        """
         size = self._config.page_tokens
         full = len(request.prompt) // size
-        node, _ = self._cache.insert(request.wire.tokens[: full * size], np.asarray(request.pages[:full], np.int32))
+        tokens = request.wire.tokens[: full * size]
+        if len(self._cache.match(tokens).device_pages) > request.shared_pages:
+            return
+        node, _ = self._cache.insert(tokens, np.asarray(request.pages[:full], np.int32))
         self._cache.tree.pin(node)
         assert request.node is not None
         self._cache.tree.unpin(request.node)
         request.node = node
+        request.shared_pages = request.counted_pages = full
 
     def _release(self, request: Request) -> None:
         """Give back the row and all pages: whole stored pages to the tree, the rest to the free list."""
         size = self._config.page_tokens
         full = min(request.computed, len(request.prompt) + len(request.output)) // size
         pages = np.asarray(request.pages, np.int32)
-        _, duplicates = self._cache.insert(request.tokens[: full * size], pages[:full])
+        _, duplicates = self._cache.insert(request.tokens[: full * size], pages[:full], request.counted_pages)
         self._cache.touch(pages, self.steps)
         self._cache.release(np.concatenate((duplicates, pages[full:])))
         assert request.node is not None
