@@ -3,11 +3,12 @@
 Each run is a process of its own, so a crash of one is counted and the others go on.
 """
 
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from reports.rates import rate_of
 
 RUN_TIMEOUT_S = 900
+STOP_S = 20  # for a run to judge what it has, after a Ctrl-C
 SIDES: dict[str, tuple[str, ...]] = {
     "defect": (),
     "control": ("--control",),
@@ -45,8 +47,13 @@ class Verdict(msgspec.Struct):
     run_dir: str
 
 
-@dataclass(frozen=True)
-class Side:
+class _Failure(msgspec.Struct):
+    """What a run printed with --json that came to no verdict."""
+
+    error: str
+
+
+class Side(msgspec.Struct, frozen=True):
     """All runs of one side; a run that died has no verdict, only its error."""
 
     name: str
@@ -67,37 +74,107 @@ def run_campaign(
     workers: int,
     done: Callable[[str, int, str], None],
 ) -> list[Side]:
-    """Run every seed on every side and return the sides; `done(side, seed, verdict)` after each run."""
-    jobs = [(side, seed) for side in sides for seed in seeds]
+    """Run every seed on every side and return the sides; `done(side, seed, verdict)` after each run.
+
+    A Ctrl-C ends the runs under way; what was done until then is returned.
+    """
+    processes = _Processes()
     results: dict[tuple[str, int], Verdict | str] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(_run, scenario, seed, SIDES[side], root, workers): (side, seed) for side, seed in jobs}
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = {
+            pool.submit(processes.run, _command(scenario, seed, SIDES[side], root, workers)): (side, seed)
+            for side in sides
+            for seed in seeds
+        }
         for future in as_completed(futures):
             job = futures[future]
             result = results[job] = future.result()
             done(*job, result.verdict if isinstance(result, Verdict) else result)
-    return [_side(name, [results[name, seed] for seed in seeds]) for name in sides]
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        processes.stop()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [_side(name, [results[name, seed] for seed in seeds if (name, seed) in results]) for name in sides]
+
+
+def exit_code(sides: Sequence[Side], seeds: int) -> int:
+    """Return 0 when every defect was found and every control silent, 1 when not, 4 for dead runs, 5 for fewer."""
+    defect, control = sides[:2]
+    if any(side.errors for side in sides):
+        return 4
+    if any(len(side.verdicts) < seeds for side in sides):
+        return 5
+    return 0 if defect.count("anomaly") == seeds == control.count("clean") else 1
 
 
 def corrupted_rate(side: Side) -> str:
     """Return the rate of corrupted requests of a side with its interval, in words (simulated)."""
+    if not side.verdicts:
+        return "no run"
     per_run = [(v.funnel.corrupted + v.funnel.poisoned, v.funnel.requests) for v in side.verdicts]
     rate = rate_of("corrupted or poisoned", per_run)
     return f"{rate.count} of {rate.of} ({rate.count / max(1, rate.of):.2%}, 95 % {rate.low:.2%} to {rate.high:.2%})"
 
 
-def _run(scenario: str, seed: int, flags: tuple[str, ...], root: Path, workers: int) -> Verdict | str:
+class _Processes:
+    """The runs under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
+
+    def run(self, command: Sequence[str]) -> Verdict | str:
+        """Run one process to its end and return its verdict, or what became of it."""
+        with self._lock:
+            if self._stopped:
+                return "not started"
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self._running.append(process)
+        try:
+            out, told = process.communicate(timeout=RUN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return f"no verdict within {RUN_TIMEOUT_S} s"
+        finally:
+            with self._lock:
+                self._running.remove(process)
+        return _verdict(out) or f"exit {process.returncode}: {_last_words(out, told)}"
+
+    def stop(self) -> None:
+        """Tell all of them to end, as Ctrl-C in a terminal does."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _command(scenario: str, seed: int, flags: tuple[str, ...], root: Path, workers: int) -> list[str]:
     command = [sys.executable, "-m", "repro.cli", "run", scenario, "--seed", str(seed), "--json", "--quiet"]
-    command += ["--runs", str(root), "--threads", "1" if workers > 1 else "2", *flags]
+    return [*command, "--runs", str(root), "--threads", "1" if workers > 1 else "2", *flags]
+
+
+def _verdict(out: bytes) -> Verdict | None:
     try:
-        finished = subprocess.run(command, capture_output=True, timeout=RUN_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return f"no verdict within {RUN_TIMEOUT_S} s"
-    try:
-        return msgspec.json.decode(finished.stdout, type=Verdict)
+        return msgspec.json.decode(out, type=Verdict)
     except msgspec.DecodeError:
-        last = finished.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        return f"exit {finished.returncode}: {' '.join(last) or 'no output'}"
+        return None
+
+
+def _last_words(out: bytes, told: bytes) -> str:
+    try:
+        return msgspec.json.decode(out, type=_Failure).error
+    except msgspec.DecodeError:
+        return " ".join(told.decode(errors="replace").strip().splitlines()[-1:]) or "no output"
 
 
 def _side(name: str, results: Sequence[Verdict | str]) -> Side:

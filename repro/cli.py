@@ -1,13 +1,18 @@
-"""The command line: repro run | replay | reproduce | campaign | report | serve | list."""
+"""The command line: repro run | replay | reproduce | campaign | report | serve | list.
+
+Standard output gets the result, and with --json one object and nothing else; progress and prose go to
+standard error. What goes wrong is one sentence there, and an exit code (EXIT_CODES below).
+"""
 
 import functools
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec, TypeVar
 
 import msgspec
 import typer
@@ -15,91 +20,143 @@ from rich.console import Console
 from rich.table import Table
 
 import repro.scenario as scenarios
-from repro.base.errors import ReproError, UsageError
+from repro.base.errors import HarnessError, ReproError, StoppedError, UsageError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-errors = Console(stderr=True, highlight=False)
+if TYPE_CHECKING:  # these bring torch and pandas with them: a usage error is told without the wait
+    from repro.run import Outcome, RunOptions
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="The one seed of the run.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="The one seed of the run.", metavar="N")]
 Json = Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Where run folders go.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, max=2, help="Processor threads for the model.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Where run folders go.", metavar="FOLDER")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=2, help="Processor threads for the model; the bits are the same.", metavar="N"
+    ),
+]
 RUNS = Path("runs")
 THREADS_MAX = 2
+EXIT_CODES = "Exit codes: 0 clean, 1 anomaly, 2 usage error, 3 vacuous, 4 failed, 5 inconclusive."
+WORDS = {2: "usage_error", 4: "failed", 5: "inconclusive"}  # what --json says when there is no verdict
+
+
+class _Output(Console):
+    """A console whose reader may leave: rich itself would exit with 1, which means an anomaly here."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Reproduces races of LLM serving: drives agent sessions against a GLM-5 stack, perturbs its timing, "
+    "tells a corrupted answer from a healthy one, and hands back a token that replays it.",
+    epilog=EXIT_CODES,
+)
+errors = _Output(stderr=True, highlight=False)
+
+
+def _examples(*lines: str) -> str:
+    """Return the end of a command's help; a blank line keeps rich from joining the lines."""
+    return "\n\n".join(("Examples:", *lines))
 
 
 def _told(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Turn an error that is meant for the user into its sentence and its exit code."""
+    """Turn whatever goes wrong into a sentence on standard error and an exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         try:
             return command(*args, **keywords)
+        except typer.Exit:
+            raise
         except ReproError as error:
-            errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(error.exit_code) from error
+            raise _exit(error, bool(keywords.get("json"))) from error
         except KeyboardInterrupt as error:
-            errors.print("interrupted; what was recorded so far is in the run folder", style="red")
-            raise typer.Exit(5) from error
+            stopped = StoppedError("stopped by Ctrl-C before anything was recorded")
+            raise _exit(stopped, bool(keywords.get("json"))) from error
         except BrokenPipeError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from error
+            _discard_output()
+            raise typer.Exit(0) from error
+        except OSError as error:
+            failed = HarnessError(f"{error.filename or 'standard output'}: {error.strerror}")
+            raise _exit(failed, False) from error
+        except Exception as error:  # Python's own exit code 1 would read as an anomaly
+            errors.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+            crash = HarnessError(f"a bug of the harness: {type(error).__name__}: {error}; the lines above say where")
+            raise _exit(crash, bool(keywords.get("json"))) from error
 
     return wrapped
 
 
-@app.command()
+@app.command(epilog=_examples("repro run hicache_early_read --seed 7", "repro run my_race.toml --control --json"))
 @_told
 def run(
     scenario: Annotated[str, typer.Argument(help="A bundled scenario (see `repro list`) or a .toml file.")],
     seed: Seed = 0,
-    control: Annotated[bool, typer.Option("--control", help="Same load and faults, no defect.")] = False,
+    control: Annotated[bool, typer.Option("--control", help="The same load and faults, no defect.")] = False,
     no_faults: Annotated[bool, typer.Option("--no-faults", help="The defect alone, nothing perturbed.")] = False,
-    picker: Annotated[Literal["timed", "random"], typer.Option(help="timed: the natural schedule.")] = "timed",
+    picker: Annotated[
+        Literal["timed", "random"],
+        typer.Option(help="Who goes next: timed is what a real machine does, random explores."),
+    ] = "timed",
     json: Json = False,
     quiet: Quiet = False,
     runs: Runs = RUNS,
     threads: Threads = None,
 ) -> None:
-    """Run a scenario on the bundled stack and judge it. Exit codes: 0 clean, 1 anomaly, 2 usage error,
-    3 vacuous, 4 failed, 5 inconclusive.
-
-    Examples:  repro run hicache_early_read --seed 7   |   repro run hicache_early_read --control --json
-    """
+    """Run a scenario on the bundled stack and judge it."""
+    found = scenarios.find(scenario)
     from repro.run import RunOptions
 
-    options = RunOptions(seed, control, no_faults, picker)
-    _finish(_run(scenarios.find(scenario), options, runs, quiet or json, threads), json)
+    outcome = _run(found, RunOptions(seed, control, no_faults, picker), runs, quiet, threads)
+    _finish(outcome, json)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "repro replay sessions/ --concurrency 16",
+        "repro replay a.traj.json --target http://127.0.0.1:30000 --time-scale 0",
+        "repro replay claude-code/ --scale-tokens 0.05",
+    )
+)
 @_told
 def replay(
     traces: Annotated[list[Path], typer.Argument(help="Trace files or folders, in any known format.")],
     target: Annotated[str, typer.Option(help="bundled, or the URL of an OpenAI-compatible server.")] = "bundled",
-    concurrency: Annotated[int, typer.Option(min=1, help="Sessions under way at once.")] = 16,
-    scale_tokens: Annotated[float, typer.Option(help="Shrink lengths, keep prefixes (0.05: a twentieth).")] = 1.0,
-    time_scale: Annotated[float, typer.Option(min=0, help="Of think times and arrivals; 0: no waiting.")] = 1.0,
-    sessions: Annotated[int, typer.Option(min=1, help="At most so many sessions.")] = 100_000,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="The longest answer asked for.")] = 128,
-    history: Annotated[Literal["recorded", "generated"], typer.Option(help="Whose answers go on.")] = "recorded",
-    arrivals: Annotated[Literal["closed", "trace"], typer.Option(help="closed: a session when one ends.")] = "closed",
-    defect: Annotated[list[str] | None, typer.Option(help="Give the bundled stack this defect.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Sessions under way at once.", metavar="N")] = 16,
+    scale_tokens: Annotated[
+        float,
+        typer.Option(min=1e-4, max=1, help="Shrink lengths, keep prefixes: 0.05 is a twentieth.", metavar="X"),
+    ] = 1.0,
+    time_scale: Annotated[
+        float, typer.Option(min=0, help="Of think times and arrivals; 0: no waiting.", metavar="X")
+    ] = 1.0,
+    sessions: Annotated[int, typer.Option(min=1, help="At most so many sessions.", metavar="N")] = 100_000,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="The longest answer asked for.", metavar="N")] = 128,
+    history: Annotated[
+        Literal["recorded", "generated"], typer.Option(help="Whose answers later turns build on.")
+    ] = "recorded",
+    arrivals: Annotated[
+        Literal["closed", "trace"], typer.Option(help="closed: the next session starts when one ends.")
+    ] = "closed",
+    defect: Annotated[
+        list[str] | None, typer.Option(help="Give the bundled stack this defect (see `repro list`).", metavar="NAME")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
     runs: Runs = RUNS,
     threads: Threads = None,
 ) -> None:
-    """Replay agent traces against the bundled stack or a server, with the detectors on.
-
-    Examples:  repro replay sessions/ --concurrency 16   |   repro replay a.traj.json --target http://127.0.0.1:30000
-    """
+    """Replay agent traces against the bundled stack or a server, with the detectors on."""
     from repro.replay import replay_scenario
-    from repro.run import RunOptions
 
     scenario = replay_scenario(
         traces,
@@ -115,10 +172,16 @@ def replay(
     url = "" if target == "bundled" else target
     if url and defect:
         raise UsageError("--defect needs the bundled stack: a defect cannot be put into a server at a URL")
-    _finish(_run(scenario, RunOptions(seed, url=url), runs, quiet or json, threads), json)
+    from repro.run import RunOptions
+
+    _finish(_run(scenario, RunOptions(seed, url=url), runs, quiet, threads), json)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "repro reproduce AgB8cGx6jWSla3F_f5JTBf9CjCvP...", "repro reproduce runs/my_race/20261124T101500Z-7"
+    )
+)
 @_told
 def reproduce(
     what: Annotated[str, typer.Argument(metavar="TOKEN|RUN", help="A token, or the folder of a run.")],
@@ -127,63 +190,67 @@ def reproduce(
     runs: Runs = RUNS,
     threads: Threads = None,
 ) -> None:
-    """Run a token or a run folder again and prove that it is the same run: same fingerprint, or exit 4
-    with the first event that differs.
+    """Run a token or a run folder again and prove that it is the same run.
+
+    The fingerprints must be equal; else the exit code is 4, and the first event that differs is shown.
+
+    A token of a scenario or trace of your own needs the folder of its run, here or in --runs.
     """
     from repro.reproduce import prove, recipe_of
 
-    recipe = recipe_of(what)
+    recipe = recipe_of(what, runs)
     for warning in recipe.warnings:
-        errors.print(f"note: {warning}", markup=False)
-    outcome = _run(recipe.scenario, recipe.options, runs, quiet or json, threads)
-    prove(recipe, outcome)
-    errors.print(f"the same run: fingerprint {outcome.fingerprint[:20]} matches", style="green")
+        errors.print(f"note: {warning}", markup=False, soft_wrap=True)
+    outcome = _run(recipe.scenario, recipe.options, runs, quiet, threads)
+    errors.print(prove(recipe, outcome), style="green", markup=False, soft_wrap=True)
     _finish(outcome, json)
 
 
-@app.command()
+@app.command(epilog=_examples("repro campaign hicache_early_read --seeds 20 --no-faults"))
 @_told
 def campaign(
     scenario: Annotated[str, typer.Argument(help="A bundled scenario or a .toml file.")],
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --first on.")] = 20,
-    first: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at once, one thread each.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --first on.", metavar="N")] = 20,
+    first: Annotated[int, typer.Option(min=0, max=2**62, help="The first seed.", metavar="N")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at once, one thread each.", metavar="N")] = 2,
     no_faults: Annotated[bool, typer.Option("--no-faults", help="Also the defect without faults.")] = False,
-    json: Json = False,
+    json: Annotated[bool, typer.Option("--json", help="Print all verdicts as one JSON object.")] = False,
+    quiet: Quiet = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Run a scenario over many seeds, with its defect and as control, and print how often each side is
-    found and silent. Exit 0 when every defect run is found and every control is clean, else 1.
+    """Run a scenario over many seeds, with its defect and as control: how often found, how often silent.
 
-    Example:  repro campaign hicache_early_read --seeds 20 --no-faults
+    Exit codes: 0 every run with the defect found, every control clean; 1 not so; 4 runs died; 5 Ctrl-C.
     """
-    from repro.campaign import SIDES, corrupted_rate, run_campaign
+    if not scenarios.find(scenario).defects:
+        raise UsageError(f"{scenario} has no defect: there is nothing to find; use `repro run`")
+    from repro.campaign import SIDES, corrupted_rate, exit_code, run_campaign
 
-    scenarios.find(scenario)
     names = list(SIDES) if no_faults else list(SIDES)[:2]
 
     def done(side: str, seed: int, verdict: str) -> None:
-        errors.print(f"{side}  seed {seed}  {verdict}", markup=False)
+        if not quiet:
+            errors.print(f"{side}  seed {seed}  {verdict}", markup=False, soft_wrap=True)
 
     sides = run_campaign(scenario, range(first, first + seeds), names, root=runs, workers=workers, done=done)
-    good = sides[0].count("anomaly") == seeds and sides[1].count("clean") == seeds
     if json:
-        print(msgspec.json.encode({side.name: msgspec.to_builtins(side.verdicts) for side in sides}).decode())
-        raise typer.Exit(0 if good else 1)
-    table = Table("side", "runs", "anomaly", "clean", "other", "corrupted requests (simulated)")
+        _print_json({"seeds": seeds, "sides": [msgspec.to_builtins(side) for side in sides]})
+        raise typer.Exit(exit_code(sides, seeds))
+    table = Table("side", "runs", "anomaly", "clean", "other", "died", "corrupted requests (simulated)")
     for side in sides:
-        other = seeds - side.count("anomaly") - side.count("clean")
-        counts = (seeds, side.count("anomaly"), side.count("clean"), other)
+        ran, died = len(side.verdicts), len(side.errors)
+        other = ran - side.count("anomaly") - side.count("clean")
+        counts = (ran + died, side.count("anomaly"), side.count("clean"), other, died)
         table.add_row(side.name, *map(str, counts), corrupted_rate(side))
-    Console().print(table)
-    raise typer.Exit(0 if good else 1)
+    _Output().print(table)
+    raise typer.Exit(exit_code(sides, seeds))
 
 
-@app.command()
+@app.command(epilog=_examples("repro report runs/hicache_early_read/20261124T101500Z-7"))
 @_told
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, also of one that was killed.")],
-    quiet: Quiet = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write the report, print nothing.")] = False,
 ) -> None:
     """Write the HTML report of a run again and print its summary."""
     from reports.html import write_report
@@ -194,76 +261,129 @@ def report(
     opened = open_run(folder)
     path = write_report(opened)
     if not quiet:
-        print_summary(opened, summarise(opened), Console(), report=str(path))
+        print_summary(opened, summarise(opened), _Output(), report=str(path))
 
 
-@app.command()
+@app.command(epilog=_examples("repro serve --port 30000", "repro serve --defect hicache_early_read"))
 @_told
 def serve(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 30000,
-    host: Annotated[str, typer.Option(help="Where to listen; the default is this machine only.")] = "127.0.0.1",
-    config: Annotated[str, typer.Option(help="A bundled configuration.")] = "tiny-hicache",
-    defect: Annotated[list[str] | None, typer.Option(help="Serve a defective stack.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.", metavar="N")] = 30000,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; the default is this machine only.", metavar="ADDRESS")
+    ] = "127.0.0.1",
+    config: Annotated[
+        str, typer.Option(help="A bundled configuration (see `repro list`).", metavar="NAME")
+    ] = "tiny-hicache",
+    defect: Annotated[
+        list[str] | None, typer.Option(help="Serve a stack with this defect (see `repro list`).", metavar="NAME")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Serve the bundled stack over HTTP (OpenAI's API and SGLang's /generate) until Ctrl-C.
-
-    Examples:  repro serve --port 30000   |   repro serve --defect hicache_early_read
-    """
+    """Serve the bundled stack over HTTP (OpenAI's API and SGLang's /generate) until Ctrl-C."""
     _set_threads(threads)
     from repro.service import serve_bundled
 
     def ready(url: str) -> None:
-        errors.print(f"serving {config} at {url} (Ctrl-C ends it)", markup=False)
+        errors.print(f"serving {config} at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
 
     serve_bundled(config, tuple(defect or ()), host=host, port=port, seed=seed, on_ready=ready)
 
 
 @app.command(name="list")
 @_told
-def list_scenarios() -> None:
-    """List the bundled scenarios and defects."""
+def list_all() -> None:
+    """List the bundled scenarios, defects and configurations."""
     from repro.fault.defects import DEFECTS
+    from repro.serve.config import CONFIGS
 
-    table = Table("scenario", "what races", "reference")
-    for name in scenarios.bundled_names():
-        found = scenarios.find(name)
-        references = [DEFECTS[defect].reference for defect in found.defects]
-        table.add_row(name, found.title, "\n".join(references))
-    Console().print(table)
+    listed: dict[str, list[tuple[str, str]]] = {"Scenarios (repro run NAME)": [], "Defects (--defect NAME)": []}
+    for found in map(scenarios.find, scenarios.bundled_names()):
+        listed["Scenarios (repro run NAME)"].append((found.name, found.title))
+    for defect in DEFECTS.values():
+        listed["Defects (--defect NAME)"] += [(defect.name, defect.races), ("", defect.reference)]
+    listed["Configurations (repro serve --config NAME)"] = [
+        (name, f"{config.context_tokens:,} tokens of context, {'with' if config.hicache else 'without'} host tier")
+        for name, config in CONFIGS.items()
+    ]
+    output = _Output(highlight=False)
+    for title, rows in listed.items():
+        table = Table.grid(padding=(0, 2), pad_edge=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        output.print(title, table)
 
 
-def _run(scenario: scenarios.Scenario, options: Any, root: Path, quiet: bool, threads: int | None) -> Any:
+def _run(
+    scenario: scenarios.Scenario, options: "RunOptions", root: Path, quiet: bool, threads: int | None
+) -> "Outcome":
     _set_threads(threads)
     from repro.run import run_scenario
     from repro.view import Watcher
 
-    console = Console(stderr=True, quiet=quiet)
+    console = _Output(stderr=True, quiet=quiet)
     with Watcher(console, time.monotonic) as watcher:
         return run_scenario(
             scenario,
             options,
             root=root,
             utc=datetime.now(UTC),
+            clock_s=time.monotonic,
             progress=watcher.load,
             oracle_progress=watcher.oracle,
         )
 
 
-def _finish(outcome: Any, json: bool) -> None:
+def _finish(outcome: "Outcome", json: bool) -> None:
+    """Write the report, print the verdict, and exit with its code, whatever becomes of the printing."""
     from reports.html import write_report
     from reports.summary import summarise
     from reports.terminal import print_summary
     from repro.record.view import open_run
 
-    opened = open_run(outcome.path)
-    path = write_report(opened)
-    if json:
-        print(msgspec.json.encode(outcome.verdict).decode())
-    else:
-        print_summary(opened, summarise(opened), Console(), report=str(path))
+    opened, verdict = open_run(outcome.path), outcome.verdict
+    try:
+        write_report(opened)
+    except (Exception, KeyboardInterrupt) as error:  # the run is whole and judged: the verdict stands
+        verdict = verdict | {"report": ""}
+        again = f"`repro report {outcome.path}` writes it again"
+        errors.print(f"no report: {type(error).__name__}: {error}; {again}", style="red", markup=False, soft_wrap=True)
+    try:
+        if json:
+            _print_json(verdict)
+        else:
+            print_summary(opened, summarise(opened), _Output(), report=str(verdict["report"]))
+    except BrokenPipeError:
+        _discard_output()
     raise typer.Exit(outcome.judgement.exit_code)
+
+
+def _exit(error: ReproError, json: bool) -> typer.Exit:
+    """Tell an error; return the exit to raise."""
+    errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True)
+    if error.run_dir:
+        crash = " (crash.txt says where it broke)" if (Path(error.run_dir) / "crash.txt").exists() else ""
+        kept = f"what was recorded is in {error.run_dir}{crash}; `repro report {error.run_dir}` shows it"
+        errors.print(kept, markup=False, soft_wrap=True)
+    if json:
+        told = {"verdict": WORDS[error.exit_code], "error": str(error), "run_dir": error.run_dir}
+        try:
+            _print_json(told)
+        except BrokenPipeError:
+            _discard_output()
+    return typer.Exit(error.exit_code)
+
+
+def _print_json(told: object) -> None:
+    sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    """Let what is still to be written go nowhere: the reader has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _set_threads(threads: int | None) -> None:

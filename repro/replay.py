@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from repro.base.errors import TraceError
-from repro.scenario import Scenario, parse
+from repro.scenario import WEEK_S, Scenario, parse
+
+REQUESTS_MAX = 100_000_000  # a replay ends with its traces
 
 
 def replay_scenario(
@@ -25,13 +29,13 @@ def replay_scenario(
             raise TraceError(f"{trace}: there is no such file or folder; give trace files or folders of them")
     text = f"""format = 1
 title = "Replay of agent traces"
-defects = {list(defects)!r}
+defects = {_toml(defects)}
 
 [target]
 config = "tiny-hicache"
 
 [load]
-trace = {[str(trace) for trace in traces]!r}
+trace = {_toml([str(trace) for trace in traces])}
 sessions = {sessions}
 concurrency = {concurrency}
 scale_tokens = {scale_tokens}
@@ -39,5 +43,17 @@ time_scale = {time_scale}
 answer_tokens_max = {answer_tokens}
 history = "{history}"
 shape = {{ kind = "{arrivals}" }}
+
+[limits]
+wall_s = {WEEK_S}
+requests = {REQUESTS_MAX}
 """
     return parse(text, "replay", "replay")
+
+
+def _toml(texts: Sequence[str]) -> str:
+    """Return an array of texts; JSON's form is TOML's as well."""
+    try:
+        return msgspec.json.encode(list(texts)).decode()
+    except UnicodeEncodeError as error:
+        raise TraceError(f"{error.object!r}: the name is not UTF-8; rename it") from error

@@ -4,30 +4,29 @@ scenario ─> sessions ─> target under load and faults ─> events ─> detect
                               └─ answers ─> oracle (clean decode) ──────────┴─> verdict, token, folder
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
-from detectors.base import Finding, Verdict
-from detectors.canary import CanaryDetector
+from detectors.base import Answer, Verdict
 from detectors.divergence import divergence
-from detectors.ordering import OrderingDetector
-from detectors.ownership import OwnershipDetector
 from reports.summary import funnel_counts
-from repro.base.probe import Event, Tokens
+from repro.closing import kept
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
 from repro.judges import TEXT_DETECTORS, TextJudges, shown, vocabulary_of
+from repro.limits import LimitWatch
 from repro.load.faults import faults_of
 from repro.load.history import TokenCounter, characters_per_four
-from repro.load.plan import LoadPlan, LoadResult, OnProgress, TextFinding
+from repro.load.plan import LoadPlan, LoadResult, OnProgress
+from repro.observed import Observed
 from repro.oracle.clean import CleanDecoder
 from repro.oracle.compare import compare, to_decode
-from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord
 from repro.scenario import Scenario
@@ -36,6 +35,7 @@ from repro.schedule.pickers import RandomPicker, timed
 from repro.schedule.token import Picker, Token
 from repro.sessions import sessions_of
 from repro.target import BundledTarget, Checkpoint, Load, ServerTarget, load_checkpoint
+from repro.trace.format import Session
 from repro.verdict import Judgement, judge
 
 ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
@@ -51,42 +51,6 @@ class RunOptions:
     picker: Picker = "timed"
     url: str = ""  # a running server instead of the bundled stack
     oracle_sample: int = ORACLE_SAMPLE
-
-
-@dataclass
-class Observed:
-    """Everything that is recorded while the load runs."""
-
-    folder: RunFolder
-    ordering: OrderingDetector = field(default_factory=OrderingDetector)
-    ownership: OwnershipDetector = field(default_factory=OwnershipDetector)
-    canary: CanaryDetector = field(default_factory=CanaryDetector)
-    exercise: ExerciseMeter = field(default_factory=ExerciseMeter)
-    answers: dict[str, list[int]] = field(default_factory=dict)
-    logprobs: dict[str, list[float]] = field(default_factory=dict)
-    records: list[RequestRecord] = field(default_factory=list)
-    text_findings: list[Finding] = field(default_factory=list)
-
-    def feed(self, event: Event) -> None:
-        """Take an event of the stack."""
-        self.folder.emit(event)
-        for detector in (self.ordering, self.ownership, self.canary, self.exercise):
-            detector.feed(event)
-        if isinstance(event, Tokens):
-            self.answers.setdefault(event.request, []).extend(event.ids)
-            self.logprobs.setdefault(event.request, []).extend(event.logprobs)
-
-    def request(self, record: RequestRecord) -> None:
-        """Take a request that is over."""
-        record.tokens = self.answers.get(record.request, record.tokens)
-        record.logprobs = self.logprobs.get(record.request, record.logprobs)
-        self.records.append(record)
-        self.folder.add_request(record)
-
-    def finding(self, request: str, finding: TextFinding) -> None:
-        """Take a finding of an online text detector."""
-        assert isinstance(finding, Finding)
-        self.text_findings.append(msgspec.structs.replace(finding, request=request))
 
 
 @dataclass(frozen=True)
@@ -105,15 +69,19 @@ def run_scenario(
     *,
     root: Path,
     utc: datetime,
+    clock_s: Callable[[], float] = lambda: 0.0,
     progress: OnProgress = lambda snapshot: None,
     oracle_progress: Callable[[int, int], None] = lambda number, total: None,
 ) -> Outcome:
-    """Run a scenario on the bundled stack and return its outcome; everything is in its run folder.
+    """Run a scenario on its target and return the outcome; everything is in its run folder.
 
-    Raises ScenarioError, RecordError, HarnessError. A Ctrl-C ends the load; what is there is judged.
+    `clock_s` is real time for the scenario's wall_s; the default never ends a run. A Ctrl-C ends the load,
+    or the oracle, and what is there is judged. Raises ScenarioError, TargetError, RecordError, HarnessError,
+    and StoppedError for a second Ctrl-C; but for a usage error each names the folder.
     """
     checkpoint = load_checkpoint(scenario.config)
     sessions = sessions_of(scenario.load, options.seed)
+    server = ServerTarget(options.url) if options.url else None
     faults = () if options.no_faults else scenario.faults
     folder = RunFolder.create(
         root,
@@ -121,38 +89,37 @@ def run_scenario(
         utc,
         options.seed,
         scenario_toml=scenario.source,
-        versions=versions(),
+        versions=versions() | {"sessions": hash_of(sessions)},
         config=asdict(options),
     )
-    observed = Observed(folder)
-    injector = Injector(faults, options.seed, (observed.feed,))
-    target = _target(scenario, options, checkpoint, injector)
-    judges = TextJudges(vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos))
-    try:
+    with kept(folder):
+        bounds = scenario.limits
+        limits = LimitWatch(bounds.wall_s, bounds.requests, clock_s, lambda: folder.log.events)
+        vocabulary = vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos)
+        judges = TextJudges(vocabulary)
+        observed = Observed(folder, limits, judges)
+        injector = Injector(faults, options.seed, (observed.feed,))
+        target = server or _bundled(scenario, options, checkpoint, injector)
         plan = _plan(scenario, options, checkpoint, injector)
-        result = target.drive(Load(sessions, plan, judges, observed.request, observed.finding, progress))
+        load = Load(sessions, plan, observed.asked, observed.request, observed.finding, progress, limits)
+        result = target.drive(load)
         if isinstance(target, BundledTarget):
             injector.note_reordered(target.device.reordered)
         verdicts = _verdicts(observed, target, judges, options, oracle_progress)
         judgement = judge(
             verdicts,
             result,
+            observed.records,
             faults=faults,
             counts=injector.counts,
             exercised=observed.exercise.counts,
             floors=scenario.exercise,
+            cut=limits.reached,
         )
         return _close(folder, scenario, options, observed, injector, verdicts, judgement, result)
-    except BaseException as error:
-        folder.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
-        raise
 
 
-def _target(
-    scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injector: Injector
-) -> BundledTarget | ServerTarget:
-    if options.url:
-        return ServerTarget(options.url)
+def _bundled(scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injector: Injector) -> BundledTarget:
     guards = with_defects(() if options.control else scenario.defects, scenario.name)
     pick = RandomPicker(options.seed) if options.picker == "random" else timed
     return BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
@@ -161,7 +128,18 @@ def _target(
 def versions() -> dict[str, str]:
     """Return the versions that a run depends on."""
     names = ("glm5-repro", "torch", "numpy", "tokenizers")
-    return {name: version(name) for name in names} | {"machine": tokens.machine_class()}
+    return {name: version(name) for name in names} | {
+        "machine": tokens.machine_class(),
+        "code": tokens.code_hash().hex(),
+    }
+
+
+def hash_of(sessions: Sequence[Session]) -> str:
+    """Return what tells whether a trace file has changed since."""
+    total = hashlib.sha256()
+    for session in sessions:
+        total.update(msgspec.json.encode(session))
+    return total.hexdigest()[:16]
 
 
 def _plan(scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injector: Injector) -> LoadPlan:
@@ -199,21 +177,23 @@ def _verdicts(
     verdicts = [observed.ordering.verdict(), observed.ownership.verdict(), observed.canary.verdict()]
     if isinstance(target, ServerTarget):
         why = "a server at a URL has no clean decode of ours to compare with"
-        return [*verdicts, Verdict("divergence", "not_applicable", (), why), *_text_verdicts(observed)]
+        return [*verdicts, Verdict("divergence", "not_applicable", (), why), *_text_verdicts(observed, compared=False)]
     if target.checkpoint.model.weights is None:
         why = "numerics = stamps moves no tensors: there is no answer to compare"
         return [*verdicts, *(Verdict(name, "not_applicable", (), why) for name in ("divergence", *TEXT_DETECTORS))]
     wanted = to_decode(observed.records, options.oracle_sample, options.seed)
-    verdicts.append(_ask_oracle(wanted, target, oracle_progress))
+    verdicts.append(_ask_oracle(wanted, target, observed.limits, oracle_progress))
     for record in wanted:
-        prompt = target.checkpoint.encoder.decode(target.kept.requests[record.request].tokens)
-        own = judges.convicting(prompt, record.clean_text, record.clean_tokens)
-        record.own = any(name in own for name in record.detectors)
-        record.visible = bool(record.detectors) and not record.own
-    return verdicts + _text_verdicts(observed)
+        if record.detectors and record.oracle:
+            own = judges.convicting(observed.prompts[record.request], record.clean_text, record.clean_tokens)
+            record.own = any(name in own for name in record.detectors)
+            record.visible = not record.own
+    return verdicts + _text_verdicts(observed, compared=True)
 
 
-def _ask_oracle(wanted: list[RequestRecord], target: BundledTarget, progress: Callable[[int, int], None]) -> Verdict:
+def _ask_oracle(
+    wanted: list[RequestRecord], target: BundledTarget, limits: LimitWatch, progress: Callable[[int, int], None]
+) -> Verdict:
     model = target.checkpoint.model
     assert model.weights is not None
     decoder = CleanDecoder(model.weights, target.config.context_tokens, model.eos)
@@ -221,17 +201,24 @@ def _ask_oracle(wanted: list[RequestRecord], target: BundledTarget, progress: Ca
     def text(tokens: Sequence[int]) -> str:
         return shown(target.checkpoint.encoder.decode([token for token in tokens if token not in model.eos]))
 
-    compared = compare(wanted, target.kept.requests, decoder, text, progress)
+    compared = compare(wanted, target.kept.requests, decoder, text, limits, progress)
     return divergence(compared, asked=len(wanted))
 
 
-def _text_verdicts(observed: Observed) -> list[Verdict]:
-    """Return the text detectors' answers; what the clean decode says too convicts nobody."""
+def _text_verdicts(observed: Observed, *, compared: bool) -> list[Verdict]:
+    """Return the text detectors' answers; what the clean decode says too convicts nobody.
+
+    `compared`: there is a clean decode to ask, so a suspect that it was not asked about stays unknown.
+    """
     own = {record.request for record in observed.records if record.own}
+    asked = {record.request for record in observed.records if record.oracle or not compared}
     verdicts = []
     for name in TEXT_DETECTORS:
-        found = tuple(f for f in observed.text_findings if f.detector == name and f.request not in own)
-        verdicts.append(Verdict(name, "anomaly" if found else "clean", found, "", len(observed.records)))
+        found = [f for f in observed.text_findings if f.detector == name and f.request not in own]
+        sure = tuple(f for f in found if f.request in asked)
+        why = f"{len(found)} suspect answer(s) were not decoded again" if found and not sure else ""
+        answer: Answer = "anomaly" if sure else "unknown" if found else "clean"
+        verdicts.append(Verdict(name, answer, sure, why, len(observed.records)))
     return verdicts
 
 
@@ -251,17 +238,8 @@ def _close(
     for verdict in verdicts:
         for finding in verdict.findings:
             folder.add_finding(finding)
-    fingerprint = folder.fingerprint.hexdigest()
-    token = Token(
-        scenario=tokens.scenario_hash(scenario.source),
-        seed=options.seed,
-        control=options.control,
-        no_faults=options.no_faults,
-        picker=options.picker,
-        fingerprint=fingerprint[:20],
-        code=tokens.code_hash(),
-        machine=tokens.machine_hash(),
-    ).encode()
+    fingerprint, limits = folder.fingerprint.hexdigest(), observed.limits
+    again = not limits.by_accident and not options.url  # such a run comes again from its seed alone
     said: dict[str, object] = {
         "verdict": judgement.word,
         "why": list(judgement.why),
@@ -275,11 +253,25 @@ def _close(
         "faults": {name: msgspec.to_builtins(count) for name, count in injector.counts.items()},
         "exercised": msgspec.to_builtins(observed.exercise.counts),
         "virtual_s": round(result.duration_s, 6),
+        "cut": {"why": limits.reached, "event": limits.cut_at} if limits.reached else None,
         "fingerprint": fingerprint,
-        "token": token,
+        "token": _token(scenario, options, fingerprint) if again else "",
         "run_dir": str(folder.path),
         "report": str(folder.report_path),
     }
     answers = {v.detector: {"answer": v.answer, "checked": v.checked, "why": v.why} for v in verdicts}
-    folder.close("interrupted" if result.interrupted else "finished", verdict=said, detectors=answers)
+    folder.close("interrupted" if limits.by_accident else "finished", verdict=said, detectors=answers)
     return Outcome(judgement, said, fingerprint, folder.path)
+
+
+def _token(scenario: Scenario, options: RunOptions, fingerprint: str) -> str:
+    return Token(
+        scenario=tokens.scenario_hash(scenario.source),
+        seed=options.seed,
+        control=options.control,
+        no_faults=options.no_faults,
+        picker=options.picker,
+        fingerprint=fingerprint[: tokens.FINGERPRINT_DIGITS],
+        code=tokens.code_hash(),
+        machine=tokens.machine_hash(),
+    ).encode()

@@ -1,23 +1,53 @@
 """A scenario: what to load, what to break, what to expect. Reads and checks scenarios/*.toml."""
 
+import os
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from detectors.text import NAMES as TEXT_DETECTORS
 from repro.base.errors import ScenarioError, UsageError, nearest
 from repro.fault import plan
 from repro.fault.defects import with_defects
 from repro.fault.plan import Fault
-from repro.load.shapes import Closed, Shape, check_shape
+from repro.load.shapes import Closed, Recorded, Shape, arrival_times
 from repro.record.exercised import Exercised
 from repro.serve.config import CONFIGS, EngineConfig
-from repro.strict import to_struct
+from repro.serve.device.cost import PRESETS
+from repro.strict import shown, to_struct
+from repro.trace.load import SCALE_MIN
 from repro.trace.synth import KINDS
 
 FORMAT = 1
+SYNTH = "synth:"
+DETECTORS = ("ordering", "ownership", "canary", "divergence", *TEXT_DETECTORS)
+WEEK_S = 7 * 24 * 3600.0  # of virtual time; far beyond it the clock's ticks get coarse
+
+# What a number must be at least and at most: beyond it is a slip of the pen, and memory would not do.
+LOAD_RANGES = {
+    "sessions": (1, 100_000),
+    "concurrency": (1, 65_536),
+    "turns": (1, 100_000),
+    "prompt_tokens": (1, 10_000_000),
+    "answer_tokens_max": (1, 1_000_000),
+    "scale_tokens": (SCALE_MIN, 1.0),
+    "time_scale": (0, 1e6),
+}
+TARGET_RANGES = {
+    "page_tokens": (1, 4096),
+    "device_pages": (2, 1_000_000),
+    "host_pages": (1, 1_000_000),
+    "rows": (1, 4096),
+    "context_tokens": (256, 10_000_000),
+    "chunk_tokens": (1, 1_000_000),
+    "waiting_max": (1, 1_000_000),
+    "copy_group_pages": (1, 1_000_000),
+}
+LIMIT_RANGES = {"wall_s": (1, WEEK_S), "requests": (1, 1_000_000_000)}
 
 
 class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -37,9 +67,9 @@ class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Bounds of a run; reaching one is said in the verdict."""
+    """Bounds of a run. One that is reached ends it; what was done until then is judged, and the rest said."""
 
-    wall_s: float = 600.0
+    wall_s: float = 600.0  # real time, the oracle's included
     requests: int = 100_000
 
 
@@ -88,17 +118,20 @@ def bundled_names() -> list[str]:
 
 def find(name: str) -> Scenario:
     """Return a scenario by its bundled name or by the path of a TOML file."""
-    if name.endswith(".toml") or "/" in name:
+    if name.endswith(".toml") or os.sep in name:
         path = Path(name)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ScenarioError(f"{name}: can't read the scenario file: {error}") from error
+            text = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise ScenarioError(f"{name}: can't read the scenario file ({error.strerror}); check the path") from error
+        except ValueError as error:
+            raise ScenarioError(f"{name}: not UTF-8 text ({error}); save it as UTF-8") from error
         return parse(text, path.stem, name)
     if name not in bundled_names():
+        beside = f"; the file beside you is `repro run ./{name}.toml`" if Path(f"{name}.toml").is_file() else ""
         raise ScenarioError(
             f'"{name}" is no scenario; nearest: "{nearest(name, bundled_names())}". '
-            "`repro list` shows them; a path to a .toml file works too"
+            f"`repro list` shows them; a path to a .toml file works too{beside}"
         )
     resource = files("scenarios") / f"{name}.toml"
     return parse(resource.read_text(encoding="utf-8"), name, f"scenarios/{name}.toml")
@@ -108,10 +141,10 @@ def parse(text: str, name: str, where: str) -> Scenario:
     """Return the scenario of a TOML text; raises ScenarioError with file, key and what was expected."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ScenarioError(f"{where}: not valid TOML: {error}") from error
     if raw.get("format", FORMAT) != FORMAT:
-        raise ScenarioError(f"{where}: format = {raw['format']}; this version reads format = {FORMAT}")
+        raise ScenarioError(f"{where}: format = {shown(raw['format'])}; this version reads format = {FORMAT}")
     file = to_struct(raw, _File, where)
     config = _config(file.target, where)
     _check(file, config, where)
@@ -130,46 +163,66 @@ def _check(file: _File, config: EngineConfig, where: str) -> None:
                 f"{where} [[fault]] {number}: do.tokens = {fault.do.tokens}; whole pages are evicted, "
                 f"and a page has {config.page_tokens} tokens"
             )
-    for key, floor in file.exercise.items():
+    for key in file.exercise:
         if key not in EXERCISE:
             raise ScenarioError(f'{where} [exercise]: unknown floor {key}; nearest: "{nearest(key, EXERCISE)}"')
-        _at_least(f"{where} [exercise]: {key}", floor, 0)
-    _at_least(f"{where} [limits]: wall_s", file.limits.wall_s, 1)
-    _at_least(f"{where} [limits]: requests", file.limits.requests, 1)
+    _check_ranges(file.exercise, dict.fromkeys(file.exercise, (0, 10**12)), f"{where} [exercise]")
+    _check_ranges(msgspec.structs.asdict(file.limits), LIMIT_RANGES, f"{where} [limits]")
+    for name in file.expect.detectors:
+        if name not in DETECTORS:
+            raise ScenarioError(
+                f'{where} [expect]: detectors: "{name}" is no detector; nearest: "{nearest(name, DETECTORS)}"'
+            )
     _check_load(file.load, f"{where} [load]")
 
 
 def _check_load(load: LoadSpec, where: str) -> None:
-    for key in ("sessions", "concurrency", "turns", "prompt_tokens", "answer_tokens_max"):
-        value = getattr(load, key)
-        if value is not None:
-            _at_least(f"{where}: {key}", value, 1)
-    for key in ("scale_tokens", "time_scale"):
-        _at_least(f"{where}: {key}", getattr(load, key), 0)
+    _check_ranges(msgspec.structs.asdict(load), LOAD_RANGES, where)
     low, high = load.gap_s
-    if not 0 <= low <= high < float("inf"):
-        raise ScenarioError(f"{where}: gap_s = [{low}, {high}]; must be seconds, the shortest and the longest gap")
+    if not 0 <= low <= high <= WEEK_S:
+        raise ScenarioError(
+            f"{where}: gap_s = [{low}, {high}]; must be seconds, the shortest and the longest gap, at most a week"
+        )
+    _check_shape(load, where)
+    if not load.trace:
+        raise ScenarioError(f'{where}: trace is empty; give a file, a folder, or "{SYNTH}{next(iter(KINDS))}"')
+    if isinstance(load.trace, str):
+        kind = load.trace.removeprefix(SYNTH)
+        if kind != load.trace and kind not in KINDS:
+            raise ScenarioError(f'{where}: trace = "{load.trace}"; nearest: "{SYNTH}{nearest(kind, KINDS)}"')
+    elif found := [each for each in load.trace if each.startswith(SYNTH)]:
+        raise ScenarioError(f'{where}: trace: "{found[0]}" stands alone, not in an array: trace = "{found[0]}"')
+
+
+def _check_shape(load: LoadSpec, where: str) -> None:
     try:
-        check_shape(load.shape)
+        times_s = arrival_times(load.shape, 0, [0.0] * load.sessions)
     except UsageError as error:
         raise ScenarioError(f"{where}: {error}") from error
-    for trace in (load.trace,) if isinstance(load.trace, str) else load.trace:
-        kind = trace.removeprefix("synth:")
-        if kind != trace and kind not in KINDS:
-            raise ScenarioError(f'{where}: trace = "{trace}"; nearest: "synth:{nearest(kind, KINDS)}"')
-    if not load.trace:
-        raise ScenarioError(f'{where}: trace is empty; give a file, a folder, or "synth:{next(iter(KINDS))}"')
+    if not max(times_s) <= WEEK_S:
+        raise ScenarioError(f"{where}: shape: the last session would start after more than a week; raise the rate")
+    synthesised = isinstance(load.trace, str) and load.trace.startswith(SYNTH)
+    if isinstance(load.shape, Recorded) and synthesised:
+        raise ScenarioError(f'{where}: shape.kind = "trace" needs a recorded trace; "{load.trace}" has no arrivals')
 
 
-def _at_least(what: str, value: float, least: float) -> None:
-    if not least <= value < float("inf"):
-        raise ScenarioError(f"{what} = {value}; must be at least {least}")
+def _check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[float, float]], where: str) -> None:
+    for key, (least, most) in ranges.items():
+        value = values[key]
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise ScenarioError(f"{where}: {key} = {value}; must be at least {least:g} and at most {most:,.15g}")
 
 
 def _config(target: dict[str, Any], where: str) -> EngineConfig:
+    """Return the configuration that [target] names, with its overrides."""
     overrides = dict(target)
     name = overrides.pop("config", "tiny-hicache")
-    if name not in CONFIGS:
-        raise ScenarioError(f'{where} [target]: config = "{name}"; nearest: "{nearest(str(name), CONFIGS)}"')
-    merged = msgspec.to_builtins(CONFIGS[name]) | overrides
-    return to_struct(merged, EngineConfig, where, ("target",))
+    if not isinstance(name, str) or name not in CONFIGS:
+        found = nearest(str(name), CONFIGS)
+        raise ScenarioError(f'{where} [target]: config = {shown(name)}; nearest: "{found}"')
+    place = f"{where} [target]"
+    _check_ranges(overrides, {key: TARGET_RANGES[key] for key in overrides if key in TARGET_RANGES}, place)
+    config = to_struct(msgspec.to_builtins(CONFIGS[name]) | overrides, EngineConfig, where, ("target",))
+    if config.cost not in PRESETS:
+        raise ScenarioError(f'{place}: cost = "{config.cost}"; nearest: "{nearest(config.cost, PRESETS)}"')
+    return config

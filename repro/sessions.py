@@ -5,12 +5,10 @@ from pathlib import Path
 import msgspec
 
 from repro.base.rng import uniform
-from repro.scenario import LoadSpec
+from repro.scenario import SYNTH, LoadSpec
 from repro.trace.format import Message, Session
 from repro.trace.load import load_traces
 from repro.trace.synth import synthesise
-
-SYNTH = "synth:"
 
 
 def sessions_of(load: LoadSpec, seed: int) -> list[Session]:

@@ -1,5 +1,6 @@
 """Turns what a TOML file says into a struct, and what is wrong into a sentence with place and next step."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -12,7 +13,15 @@ from repro.base.errors import ScenarioError, nearest
 Path = tuple[str | int, ...]
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
+SHOWN_CHARACTERS_MAX = 60
+WORDS = {
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "an array",
+    "object": "a table",
+}  # fmt: skip
+
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
+_TYPES = re.compile(r"Expected `([^`]*)`(?: of (?:at (?:least|most) )?length (\d+))?, got")
+_MISSING = re.compile(r"missing required field `([^`]*)`")
 
 
 def to_struct(raw: Any, kind: type[Struct], where: str, path: Path = ()) -> Struct:
@@ -27,22 +36,52 @@ def to_struct(raw: Any, kind: type[Struct], where: str, path: Path = ()) -> Stru
     except msgspec.ValidationError as error:
         text, _, at = str(error).partition(" - at `$")
         inner = tuple(name or int(number) for name, number in _STEP.findall(at))
-        place = (*path, *inner)
-        key = _key(place)
-        raise ScenarioError(f"{where}{_in_file(place)}: {f'{key}: ' if key else ''}{text}") from error
+        place, wrong = _told(text, (*path, *inner), _at(raw, inner))
+        raise ScenarioError(f"{where}{_in_file(place)}: {wrong}") from error
+
+
+def shown(value: object) -> str:
+    """Return a value as it may stand in a TOML file, cut to what fits a sentence."""
+    if isinstance(value, str | bool | list | dict):
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    else:
+        text = str(value)
+    return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]}..."
+
+
+def _told(text: str, place: Path, value: object) -> tuple[Path, str]:
+    """Return msgspec's complaint in the words of the file, and the key it is about."""
+    missing, types = _MISSING.search(text), _TYPES.match(text)
+    if missing:
+        place = (*place, missing[1])
+        return place, f'the key "{_key(place)}" is missing'
+    if types is None:  # a struct's own check of its fields, which names them
+        return (*place, ""), text
+    words = [WORDS.get(name, name) for name in types[1].split(" | ") if name != "null"]
+    expected = " or ".join(words) + (f" of {types[2]}" if types[2] else "")
+    return place, f"{_key(place)} = {shown(value)}; expected {expected}"
+
+
+def _at(raw: Any, inner: Path) -> Any:
+    for step in inner:
+        raw = raw[step]
+    return raw
 
 
 def _in_file(place: Path) -> str:
     """Return a place's table as TOML writes it: ' [load]', ' [[fault]] 2', or nothing at the top."""
-    if len(place) > 1 and isinstance(place[1], int):
+    if len(place) > 2 and isinstance(place[1], int):
         return f" [[{place[0]}]] {place[1] + 1}"
-    return f" [{place[0]}]" if len(place) > 1 else ""
+    return f" [{place[0]}]" if len(place) > 1 and isinstance(place[1], str) else ""
 
 
 def _key(place: Path) -> str:
     """Return a place's key within its table."""
-    inner = place[2:] if len(place) > 1 and isinstance(place[1], int) else place[1:] if len(place) > 1 else place
-    return ".".join(str(step) for step in inner)
+    if len(place) > 2 and isinstance(place[1], int):
+        place = place[2:]
+    elif len(place) > 1 and isinstance(place[1], str):
+        place = place[1:]
+    return "".join(f" item {step + 1}" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
 
 
 def _wrong(value: Any, kind: inspect.Type, place: Path) -> Iterator[tuple[Path, str]]:
@@ -54,6 +93,13 @@ def _wrong(value: Any, kind: inspect.Type, place: Path) -> Iterator[tuple[Path, 
     elif isinstance(kind, inspect.VarTupleType | inspect.ListType) and isinstance(value, list):
         for number, item in enumerate(value):
             yield from _wrong(item, kind.item_type, (*place, number))
+    elif (
+        isinstance(kind, inspect.DictType) and isinstance(kind.value_type, inspect.IntType) and isinstance(value, dict)
+    ):
+        for key, item in value.items():
+            if type(item) is not int:  # msgspec would not say which
+                inner = (*place, key)
+                yield inner, f"{_key(inner)} = {shown(item)}; expected a whole number"
     elif isinstance(kind, inspect.LiteralType) and value not in kind.values:
         yield place, _impossible(place, value, [str(each) for each in kind.values])
 
@@ -75,7 +121,7 @@ def _wrong_in_union(value: dict[str, Any], kind: inspect.UnionType, place: Path)
     tag_field = next(iter(structs.values())).tag_field
     assert tag_field is not None
     tag = value.get(tag_field)
-    if tag in structs:
+    if isinstance(tag, str) and tag in structs:
         yield from _wrong_in_struct(value, structs[tag], place)
     elif tag is not None:
         inner = (*place, tag_field)
@@ -83,5 +129,4 @@ def _wrong_in_union(value: dict[str, Any], kind: inspect.UnionType, place: Path)
 
 
 def _impossible(place: Path, value: object, words: list[str]) -> str:
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    return f'{_key(place)} = {text}; use one of: {", ".join(words)} (nearest: "{nearest(str(value), words)}")'
+    return f'{_key(place)} = {shown(value)}; use one of: {", ".join(words)} (nearest: "{nearest(str(value), words)}")'

@@ -10,10 +10,11 @@ import torch
 from tokenizers import Tokenizer
 
 from repro.base.clock import run_virtual
-from repro.base.errors import HarnessError
+from repro.base.errors import HarnessError, ReproError, TargetError, UsageError
 from repro.base.probe import NullProbes, Probes
+from repro.limits import LimitWatch
 from repro.load.asgi import AsgiStreamTransport
-from repro.load.client import ChatClient, open_client
+from repro.load.client import ChatClient, ServerFacts, open_client
 from repro.load.driver import drive
 from repro.load.plan import DetectorsFor, LoadPlan, LoadResult, OnFinding, OnProgress, OnRequest
 from repro.schedule.pickers import Pick, timed
@@ -26,12 +27,13 @@ from repro.serve.server.chat import ChatEncoder
 from repro.serve.types import EngineStats, GenerateRequest, Update
 from repro.trace.format import Session
 
-EPOCH_S = 0.0  # virtual time starts here; /metrics and `created` show it
+FACTS_TIMEOUT_S = 30.0  # a server that is up says what it serves at once, however busy
+TIMER_SLACK_S = 0.1  # a loop's clock may be that much ahead
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to drive, and who listens while it runs."""
+    """What to drive, who listens while it runs, and what ends it early."""
 
     sessions: Sequence[Session]
     plan: LoadPlan
@@ -39,6 +41,7 @@ class Load:
     on_request: OnRequest
     on_finding: OnFinding
     progress: OnProgress
+    limits: LimitWatch
 
 
 @dataclass
@@ -71,9 +74,16 @@ class Checkpoint:
 
 
 def load_checkpoint(config: EngineConfig) -> Checkpoint:
-    """Return the checkpoint that `config` names."""
-    text = (checkpoint_folder(config) / "tokenizer.json").read_text(encoding="utf-8")
-    encoder = ChatEncoder(text)
+    """Return the checkpoint that `config` names. Raises UsageError for one that is not there or not whole."""
+    path = checkpoint_folder(config) / "tokenizer.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        encoder = ChatEncoder(text)
+    except OSError as error:
+        wanted = 'give a folder with config.json, tokenizer.json and *.safetensors, or model = "bundled"'
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
+    except Exception as error:  # the tokenizers package raises no other type
+        raise UsageError(f"{path}: not a tokenizer that the tokenizers package reads: {error}") from error
     return Checkpoint(load(config, encoder.decode), Tokenizer.from_str(text), encoder)
 
 
@@ -111,14 +121,15 @@ class BundledTarget:
         client = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=None)
         running = asyncio.create_task(engine.run(), name="engine")
         driving = asyncio.create_task(_driven(load, client), name="load")
+        load.limits.guard(driving)
         try:
             await asyncio.wait((running, driving), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:  # Ctrl-C: the driver delivers what there is
             driving.cancel()
         if running.done():
             driving.cancel()
-            error = running.exception()
-            raise HarnessError(f"the bundled engine died: {error!r}") from error
+            await asyncio.wait((driving,))  # so that the requests under way are recorded
+            raise _death_of(running)
         result = await driving
         engine.stop()
         await running
@@ -127,24 +138,51 @@ class BundledTarget:
         return result
 
 
+def _death_of(engine: "asyncio.Task[None]") -> ReproError:
+    error = engine.exception()
+    if isinstance(error, ReproError):  # of a listener: the disk is full
+        return error
+    died = HarnessError(f"the bundled engine died: {error!r}; this is a bug of the stack")
+    died.__cause__ = error
+    return died
+
+
 class ServerTarget:
-    """A running OpenAI-compatible server."""
+    """A running OpenAI-compatible server. Raises UsageError for what is no URL."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self._client = open_client(url)
 
     def drive(self, load: Load) -> LoadResult:
         """Run the whole load to its end, in real time; Ctrl-C returns what there is."""
         return run_real(self._ask(load))
 
     async def _ask(self, load: Load) -> LoadResult:
-        client = open_client(self.url)
+        client = self._client
         try:
-            facts = await client.facts()
+            facts = await _facts(client)
             client.model = facts.model
-            return await _driven(load, client, facts.context_tokens_max)
+            driving = asyncio.create_task(_driven(load, client, facts.context_tokens_max), name="load")
+            load.limits.guard(driving)
+            timer = asyncio.get_running_loop().call_later(load.limits.seconds_left + TIMER_SLACK_S, load.limits.look)
+            try:
+                await asyncio.wait((driving,))
+            except asyncio.CancelledError:  # Ctrl-C: the driver delivers what there is
+                driving.cancel()
+            result = await driving
+            timer.cancel()
+            return result
         finally:
             await client.http.aclose()
+
+
+async def _facts(client: ChatClient) -> ServerFacts:
+    try:
+        async with asyncio.timeout(FACTS_TIMEOUT_S):
+            return await client.facts()
+    except TimeoutError as error:
+        where = f"{client.http.base_url}v1/models"
+        raise TargetError(f"{where}: no answer within {FACTS_TIMEOUT_S:.0f} s; is this the server's port?") from error
 
 
 async def _driven(load: Load, client: ChatClient, context_tokens_max: int | None = None) -> LoadResult:

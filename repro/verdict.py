@@ -1,5 +1,6 @@
 """From findings and counts to one of the verdicts of the command line."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -10,9 +11,14 @@ from repro.fault.injector import FaultCounts
 from repro.fault.plan import Fault
 from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
+from repro.record.requests import RequestRecord
 
 Word = Literal["clean", "anomaly", "vacuous", "failed", "inconclusive"]
 EXIT_CODES: dict[Word, int] = {"clean": 0, "anomaly": 1, "vacuous": 3, "failed": 4, "inconclusive": 5}
+
+GONE = ("refused", "died")  # kinds of errors of a server that isn't there any more
+CLIENT = "client"  # our own doing: a bound, or Ctrl-C
+ERROR_CHARACTERS_MAX = 300
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -30,41 +36,71 @@ class Judgement(msgspec.Struct, frozen=True):
 def judge(
     detectors: Sequence[Verdict],
     result: LoadResult,
+    records: Sequence[RequestRecord] = (),
     *,
     faults: Sequence[Fault] = (),
     counts: Mapping[str, FaultCounts] | None = None,
     exercised: Exercised | None = None,
     floors: Mapping[str, int] | None = None,
+    cut: str = "",
 ) -> Judgement:
-    """Return the verdict; where several hold: failed, then anomaly, vacuous, inconclusive, clean."""
-    failures = _failures(result)
+    """Return the verdict; where several hold: failed, then anomaly, vacuous, inconclusive, clean.
+
+    `cut` says what ended the run early: it can't be vacuous then, since the rest might have met the floors.
+    """
+    failures = _failures(result, records)
     if failures:
         return Judgement("failed", failures)
+    missing = _unanswered(records) + ((f"{cut}; the figures are of what was done",) if cut else ())
     convicted = tuple(
         f"{verdict.detector}: {sum(finding.count for finding in verdict.findings)} finding(s)"
         for verdict in detectors
         if verdict.answer == "anomaly"
     )
     if convicted:
-        return Judgement("anomaly", convicted)
+        return Judgement("anomaly", convicted + missing)
     empty = _vacuous_faults(faults, counts or {}) + _missed_floors(exercised or Exercised(), floors or {})
-    if empty:
-        return Judgement("vacuous", empty)
+    if empty and not cut:
+        return Judgement("vacuous", empty + missing)
     unknown = tuple(f"{verdict.detector}: {verdict.why}" for verdict in detectors if verdict.answer == "unknown")
-    if result.interrupted:
-        unknown = (*unknown, "the load was interrupted; the figures are of what was done")
-    if unknown:
-        return Judgement("inconclusive", unknown)
+    if unknown or missing:
+        return Judgement("inconclusive", missing + unknown)
     return Judgement("clean", ())
 
 
-def _failures(result: LoadResult) -> tuple[str, ...]:
+def _failures(result: LoadResult, records: Sequence[RequestRecord]) -> tuple[str, ...]:
+    """Return why the target is to blame that the run says nothing."""
     if result.target_lost:
         return (f"the target stopped answering: {result.target_lost}",)
-    broken = {kind: count for kind, count in result.errors.items() if kind != "client"}
+    broken = {kind: count for kind, count in result.errors.items() if kind != CLIENT}
     if broken and not result.answered:
-        return (f"no request was answered: {', '.join(f'{count} {kind}' for kind, count in broken.items())}",)
+        told = ", ".join(f"{count} {kind}" for kind, count in broken.items())
+        return (f"no request was answered: {told}{_example(records)}",)
+    over = [record for record in records if record.finished_us >= 0 and _error_kind(record) != CLIENT]
+    last = max(over, key=lambda record: record.finished_us, default=None)
+    if last is not None and _error_kind(last) in GONE:
+        return (f"the target stopped answering: {last.request}: {last.error}",)
     return ()
+
+
+def _unanswered(records: Sequence[RequestRecord]) -> tuple[str, ...]:
+    """Return how many turns got no answer, retries included, and why."""
+    last = {(record.session, record.turn): record for record in records}
+    left = [record for record in last.values() if record.finish == "error" and _error_kind(record) != CLIENT]
+    if not left:
+        return ()
+    kinds = Counter(map(_error_kind, left))
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return (f"{len(left)} of {len(last)} turns got no answer: {told}{_example(left)}",)
+
+
+def _example(records: Sequence[RequestRecord]) -> str:
+    first = next((record for record in records if record.error), None)
+    return "" if first is None else f"; the first, {first.request}: {first.error[:ERROR_CHARACTERS_MAX]}"
+
+
+def _error_kind(record: RequestRecord) -> str:
+    return record.error.partition(":")[0]
 
 
 def _vacuous_faults(faults: Sequence[Fault], counts: Mapping[str, FaultCounts]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ ReproError
     TargetError     the server refused, died or answered nonsense
     RecordError     the run folder could not be written
     DivergedError   a deterministic run was not: both sides are shown
+  StoppedError      Ctrl-C before there was a verdict: exit 5
 """
 
 import difflib
@@ -18,6 +19,7 @@ class ReproError(Exception):
     """Base of all errors that are meant for the user's eyes."""
 
     exit_code = 4
+    run_dir = ""  # the folder that keeps what was recorded until then
 
 
 class UsageError(ReproError):
@@ -48,6 +50,12 @@ class RecordError(HarnessError):
 
 class DivergedError(HarnessError):
     """Two runs that must be equal differ."""
+
+
+class StoppedError(ReproError):
+    """Somebody stopped a run before it came to a verdict."""
+
+    exit_code = 5
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

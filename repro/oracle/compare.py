@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from detectors.divergence import Compared
 from repro.base.rng import bits64
-from repro.oracle.clean import CleanDecoder
+from repro.limits import LimitWatch
+from repro.oracle.clean import Clean, CleanDecoder
 from repro.record.requests import RequestRecord
 from repro.serve.types import GenerateRequest
 
@@ -30,32 +31,36 @@ def compare(
     requests: Mapping[str, GenerateRequest],
     decoder: CleanDecoder,
     text: Decode,
+    limits: LimitWatch,
     done: Callable[[int, int], None] = lambda number, total: None,
 ) -> list[Compared]:
     """Decode these answers again, alone and clean; fills the oracle's fields of each record.
 
-    A Ctrl-C ends it; what was decoded by then is returned.
+    A limit or a Ctrl-C ends it; what was decoded by then is returned.
     """
     compared: list[Compared] = []
-    for number, record in enumerate(records):
-        try:
-            clean = decoder.check(requests[record.request], tuple(record.tokens))
-        except KeyboardInterrupt:
-            return compared
-        record.oracle = "diverged" if clean.first_difference >= 0 else "same"
-        record.first_difference = clean.first_difference
-        record.logit_gap = clean.logit_gap
-        record.clean_tokens = list(clean.tokens)
-        record.clean_text = text(clean.tokens)
-        compared.append(
-            Compared(
-                record.request,
-                record.finished_us,
-                clean.first_difference,
-                clean.logit_gap,
-                record.text,
-                record.clean_text,
-            )
-        )
-        done(number + 1, len(records))
+    try:
+        for record in records:
+            if limits.look():
+                break
+            compared.append(_compare(record, decoder.check(requests[record.request], tuple(record.tokens)), text))
+            done(len(compared), len(records))
+    except KeyboardInterrupt:
+        limits.interrupt()
     return compared
+
+
+def _compare(record: RequestRecord, clean: Clean, text: Decode) -> Compared:
+    record.first_difference = clean.first_difference
+    record.logit_gap = clean.logit_gap
+    record.clean_tokens = list(clean.tokens)
+    record.clean_text = text(clean.tokens)
+    record.oracle = "diverged" if clean.first_difference >= 0 else "same"
+    return Compared(
+        record.request,
+        record.finished_us,
+        clean.first_difference,
+        clean.logit_gap,
+        record.text,
+        record.clean_text,
+    )

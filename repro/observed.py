@@ -1,0 +1,72 @@
+"""Everything that is recorded while the load of a run goes on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from detectors.base import Finding
+from detectors.canary import CanaryDetector
+from detectors.ordering import OrderingDetector
+from detectors.ownership import OwnershipDetector
+from repro.base.probe import Event, RequestEvent, Tokens
+from repro.limits import LimitWatch
+from repro.load.plan import DetectorsFor, TextDetector, TextFinding
+from repro.record.exercised import ExerciseMeter
+from repro.record.folder import RunFolder
+from repro.record.requests import RequestRecord
+
+
+@dataclass
+class Observed:
+    """Listens to the stack and to the load, and keeps what the judges need."""
+
+    folder: RunFolder
+    limits: LimitWatch
+    text_detectors: DetectorsFor
+    ordering: OrderingDetector = field(default_factory=OrderingDetector)
+    ownership: OwnershipDetector = field(default_factory=OwnershipDetector)
+    canary: CanaryDetector = field(default_factory=CanaryDetector)
+    exercise: ExerciseMeter = field(default_factory=ExerciseMeter)
+    records: list[RequestRecord] = field(default_factory=list)
+    text_findings: list[Finding] = field(default_factory=list)
+    prompts: dict[str, str] = field(default_factory=dict)  # of the answers that a text detector convicts
+    _answers: dict[str, list[int]] = field(default_factory=dict)  # of requests under way, as the next two
+    _logprobs: dict[str, list[float]] = field(default_factory=dict)
+    _admissions: dict[str, RequestEvent] = field(default_factory=dict)
+
+    def feed(self, event: Event) -> None:
+        """Take an event of the stack."""
+        self.limits.look()
+        self.folder.emit(event)
+        for detector in (self.ordering, self.ownership, self.canary, self.exercise):
+            detector.feed(event)
+        if isinstance(event, Tokens):
+            self._answers.setdefault(event.request, []).extend(event.ids)
+            self._logprobs.setdefault(event.request, []).extend(event.logprobs)
+        elif isinstance(event, RequestEvent) and event.what == "admitted":
+            self._admissions.setdefault(event.request, event)
+
+    def asked(self, request: str, prompt: str) -> Sequence[TextDetector]:
+        """Take a request that is about to be sent; return the text detectors of its answer."""
+        self.limits.request()
+        self.prompts[request] = prompt
+        return self.text_detectors(request, prompt)
+
+    def request(self, record: RequestRecord) -> None:
+        """Take a request that is over."""
+        record.tokens = self._answers.pop(record.request, record.tokens)
+        record.logprobs = self._logprobs.pop(record.request, record.logprobs)
+        admission = self._admissions.pop(record.request, None)
+        if admission is not None:  # OpenAI's usage has only the sum over the tiers
+            record.cached_device_tokens = int(admission.detail["device_hit"])
+            record.cached_host_tokens = int(admission.detail["host_hit"])
+        if not record.detectors:
+            self.prompts.pop(record.request, None)
+        self.records.append(record)
+        self.folder.add_request(record)
+
+    def finding(self, request: str, finding: TextFinding) -> None:
+        """Take a finding of an online text detector."""
+        assert isinstance(finding, Finding)
+        self.text_findings.append(msgspec.structs.replace(finding, request=request))
