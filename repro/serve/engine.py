@@ -214,7 +214,8 @@ class Engine:
         elif not self.scheduler.busy:
             if self.config.cache_check:
                 self.scheduler.check_idle()
-            self._wake.clear()
-            await self._wake.wait()
+            if not self._stopping:  # `stop` may have come since `run` last looked
+                self._wake.clear()
+                await self._wake.wait()
         else:
             assert any(request.aborted for request in self.scheduler.running), "requests wait and nothing moves"

@@ -144,7 +144,8 @@ class StepWork:
         def commit() -> None:
             if not self.batch.prefill:
                 memory.rows.append(rows, self._positions)
-            self.reads = self._check.step(self.batch, table, memory.rows.prefix[self._rows])
+            prefix = memory.rows.prefix[self._rows, : pages * memory.pool.page_tokens]
+            self.reads = self._check.step(self.batch, table, prefix)
 
         return commit
 

@@ -23,6 +23,8 @@ from repro.serve.engine import Engine, LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.kv.stamps import mix, token_words
 from repro.serve.model.config import ModelConfig, RopeParameters
+from repro.serve.sched.batch import Batch
+from repro.serve.sched.rows import Staging
 from repro.serve.types import GenerateRequest, SamplingParams, Update
 
 VOCABULARY = 96
@@ -133,6 +135,9 @@ class Stack:
         self.device = SimDevice(self.injector, pick)
         probes: Probes = self.injector
         self.engine = Engine(config or make_config(), model or make_model(), self.device, guards, probes)
+        self.batches: list[Batch] = []
+        self._plan = self.engine.scheduler.next_batch
+        self.engine.scheduler.next_batch = self._planned  # type: ignore[method-assign]
 
     def run(self, main: Main) -> "Stack":
         """Run a client to its end, then the engine until it is idle and has nothing in flight."""
@@ -150,6 +155,12 @@ class Stack:
     async def ask_all(self, *requests: GenerateRequest) -> list[Answer]:
         """Send requests at once and return all answers."""
         return await asyncio.gather(*(self.ask(request) for request in requests))
+
+    def _planned(self, staging: Staging) -> Batch | None:
+        batch = self._plan(staging)
+        if batch is not None:
+            self.batches.append(batch)
+        return batch
 
     async def _beside(self, main: Main) -> None:
         serving = asyncio.create_task(self.engine.run(), name="engine")
@@ -176,6 +187,11 @@ class Stack:
     @property
     def bad_reads(self) -> list[BadRead]:
         return [event for event in self.events if isinstance(event, BadRead)]
+
+    @property
+    def steps(self) -> list[dict[str, int]]:
+        """Return for each step how many tokens of each request it computes."""
+        return [{member.request.id: member.count for member in batch.members} for batch in self.batches]
 
     def ops(self, name: str = "", **fields: Any) -> list[Op]:
         """Return the operations of a name, in the order they ended."""

@@ -131,7 +131,7 @@ class Tiers:
 LAYER_BY_LAYER = [(component, layer) for layer in range(LAYERS) for component in ("latent", "index")]
 
 
-# -- load-back -----------------------------------------------------------------------------------------
+# -- load-back --------------------------------------------------------------------------------------------------------
 
 
 def test_a_node_owns_its_device_pages_before_any_byte_has_arrived() -> None:
@@ -388,7 +388,7 @@ def test_a_long_transfer_has_larger_groups_and_never_more_of_them() -> None:
         assert 10 * 2 * LAYERS < len(ops) <= COPY_GROUPS_MAX * 2 * LAYERS
 
 
-# -- write policies --------------------------------------------------------------------------------------
+# -- write policies ---------------------------------------------------------------------------------------------------
 
 
 def test_write_through_backs_up_on_the_first_hit_and_unlocks_on_the_ack() -> None:
@@ -541,7 +541,7 @@ def test_a_write_stream_that_lags_takes_no_more_and_says_so(monkeypatch: pytest.
     assert [event.what for event in tiers.events if isinstance(event, LimitEvent)] == ["write_copies"]
 
 
-# -- eviction ------------------------------------------------------------------------------------------------
+# -- eviction ---------------------------------------------------------------------------------------------------------
 
 
 def test_allocation_evicts_only_what_is_short_the_least_recently_used_first() -> None:
@@ -613,7 +613,7 @@ def test_a_pinned_prefix_is_never_evicted() -> None:
     tiers.run(main)
 
 
-# -- pages, drain, reset -----------------------------------------------------------------------------------------
+# -- pages, drain, reset ----------------------------------------------------------------------------------------------
 
 
 def test_inserted_pages_become_the_trees_and_what_it_has_already_comes_back() -> None:

@@ -42,7 +42,8 @@ class ReadCheck:
         return written, read
 
     def step(self, batch: Batch, table: Ints, prefix: Words) -> "StepReads":
-        """Return the checks of a step with these block tables, (members, pages), and prefix hashes."""
+        """Return the checks of a step with these block tables, (members, pages), and prefix hashes of their
+        tokens as the device has them; `prefix` is the step's from now on."""
         return StepReads(self, batch, table, prefix)
 
 
@@ -55,7 +56,6 @@ class StepReads:
         self._table = table
         members, pages = table.shape
         size = check.pool.page_tokens
-        self._expected = prefix[:, : pages * size].reshape(members, pages, size)
         self._ends = np.array([member.end for member in batch.members], np.int64)
         self._in_context = (np.arange(pages * size) < self._ends[:, None]).reshape(members, pages, size)
         self._scored = self._ends > check.index_topk  # a shorter context is taken whole, unscored
@@ -63,6 +63,11 @@ class StepReads:
         self._member_of_token, positions, _ = batch.layout()
         self.token_slots: Ints = table[self._member_of_token, positions // size] * size + positions % size
         self.token_prefix: Words = prefix[self._member_of_token, positions]
+        for row, member in enumerate(batch.members):
+            # A device row can be another request's, and its pages with it: the prompt is what was asked.
+            words = member.request.prompt_words[: pages * size]
+            prefix[row, : len(words)] = words
+        self._expected = prefix.reshape(members, pages, size)
         self._context_sets = [self._set(row, range((end - 1) // size + 1)) for row, end in enumerate(self._ends)]
         self._store_sets = [
             self._set(row, range(member.first // size, (member.end - 1) // size + 1))

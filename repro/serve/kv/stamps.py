@@ -28,6 +28,12 @@ def token_words(tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Word
     return mix(tokens.astype(np.uint64) << np.uint64(32) | positions.astype(np.uint64))
 
 
+def prefix_words(tokens: NDArray[np.int64]) -> Words:
+    """Return for each token what identifies the prefix that it ends."""
+    words: Words = np.cumsum(token_words(tokens, np.arange(len(tokens))), dtype=np.uint64)
+    return words
+
+
 def salt(component: Component, layer: int) -> np.uint64:
     """Return what tells the components and layers of one token apart."""
     return np.uint64((_COMPONENT_SALT[component] * (2 * layer + 1)) & 0xFFFFFFFFFFFFFFFF)

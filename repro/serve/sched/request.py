@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repro.serve.kv.radix import Node
+from repro.serve.kv.stamps import Words, prefix_words
 from repro.serve.types import GenerateRequest, SamplingParams, Update
 
 Decode = Callable[[list[int]], str]
@@ -48,6 +50,11 @@ class Request:
     @property
     def id(self) -> str:
         return self.wire.id
+
+    @cached_property
+    def prompt_words(self) -> Words:
+        """Return what identifies each prefix of the prompt: what its rows ought to be stamped with."""
+        return prefix_words(self.prompt)
 
     @property
     def sampling(self) -> SamplingParams:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from repro.serve.device.base import Device, Event
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import Pages
-from repro.serve.kv.stamps import Words, token_words
+from repro.serve.kv.stamps import Words, prefix_words, token_words
 
 STAGING_BUFFERS = 3  # the host prepares step N+1 while N runs and N-1 is read
 
@@ -30,7 +30,7 @@ class DeviceRows:
         """Write a prompt and the hashes of its prefixes."""
         count = len(tokens)
         self.tokens[row, :count] = tokens
-        self.prefix[row, :count] = np.cumsum(token_words(tokens, np.arange(count)), dtype=np.uint64)
+        self.prefix[row, :count] = prefix_words(tokens)
 
     def append(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Take each row's future token as its token at `position` and return the tokens."""
