@@ -161,6 +161,8 @@ class OrderingDetector:
         examples = self._findings.setdefault(signature, [])
         if len(examples) < EXAMPLES_MAX:
             examples.append(self._finding(signature, touch, other, pages, requests))
+        elif _is_inverted(touch, other) and not any(each.evidence["inverted"] for each in examples):
+            examples[-1] = self._finding(signature, touch, other, pages, requests)  # it tells more
 
     def _other(self, epoch: int, wrote: bool) -> _Other:
         index, actor = divmod(epoch, ACTORS_MAX)
@@ -185,10 +187,6 @@ class OrderingDetector:
             f"{_VERBS[touch.write]} the {touch.component} rows of page {page}, layer {touch.layer}; "
             "nothing orders them"
         )
-        missing = (
-            f"{op.stream} waits for no event that {other.ref[0]} records behind {other.name} "
-            f"(layer {touch.layer}) before {op.name}"
-        )
         evidence: dict[str, object] = {
             "first": _described(other.op, other.ref, other.write),
             "second": _described(op, (op.stream, op.index), touch.write),
@@ -197,7 +195,8 @@ class OrderingDetector:
             "tier": touch.tier,
             "component": touch.component,
             "layer": touch.layer,
-            "missing_edge": missing,
+            "missing_edge": _missing_edge(touch, other),
+            "inverted": _is_inverted(touch, other),
             "requests": requests,
             "history": self._history.lines(touch.tier, page),
         }
@@ -213,6 +212,24 @@ def _signature(other: _Other, touch: _Touch) -> str:
     return f"ordering: {ends[0]} x {ends[1]} of {touch.tier} {touch.component}, no edge between {streams}"
 
 
+def _missing_edge(touch: _Touch, other: _Other) -> str:
+    """Return what would have kept the order in which the host enqueued the two."""
+    op, first = touch.op, other.op
+    ends = [(other.ref[0], other.name), (op.stream, op.name)]
+    if first is not None and (op.host, op.enqueued_us) < (first.host, first.enqueued_us):
+        ends.reverse()
+    (source, earlier), (waiting, later) = ends
+    return f"{waiting} waits for no event that {source} records behind {earlier} (layer {touch.layer}) before {later}"
+
+
+def _is_inverted(touch: _Touch, other: _Other) -> bool:
+    """Return whether the one enqueued later began before the other had ended: then the bytes are wrong."""
+    if other.op is None:
+        return False
+    earlier, later = sorted((touch.op, other.op), key=lambda op: (op.host, op.enqueued_us))
+    return later.start_us < earlier.end_us
+
+
 def _described(op: Op | None, ref: OpRef, write: bool) -> dict[str, object]:
     if op is None:
         return {"stream": ref[0], "index": ref[1], "write": write}
@@ -223,6 +240,7 @@ def _described(op: Op | None, ref: OpRef, write: bool) -> dict[str, object]:
         "layer": op.layer,
         "step": op.step,
         "site": op.site,
+        "enqueued_us": op.enqueued_us,
         "start_us": op.start_us,
         "end_us": op.end_us,
         "write": write,

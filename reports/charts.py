@@ -19,7 +19,7 @@ _PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", 
 HEALTHY, WRONG = "healthy", "read wrong bytes or diverged"
 
 
-def first_token_chart(records: Sequence[RequestRecord], *, width: int) -> str:
+def first_token_chart(records: Sequence[RequestRecord], *, width: int, clock: str = "virtual seconds") -> str:
     """Return an SVG of time to first token over the time of sending; "" when no answer began.
 
     Holds numbers and fixed words only, no text of requests.
@@ -39,7 +39,7 @@ def first_token_chart(records: Sequence[RequestRecord], *, width: int) -> str:
         alt.Chart(frame, width=width, height=HEIGHT)
         .mark_point(filled=True, size=34, opacity=0.8)
         .encode(
-            x=alt.X("sent_s:Q", title="sent, virtual seconds", axis=across),
+            x=alt.X("sent_s:Q", title=f"sent, {clock}", axis=across),
             y=alt.Y("ttft_ms:Q", title="time to first token, ms", axis=alt.Axis(tickCount=4)),
             color=alt.Color("kind:N", scale=colours, title=None),
             shape=alt.Shape("kind:N", scale=shapes, title=None),

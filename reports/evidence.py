@@ -14,7 +14,7 @@ HISTORY_STEPS_MAX = 40
 OPERATIONS_READ_MAX = 5000  # of one window; more are counted, not kept
 PAD_SHARE = 0.35  # of the two operations' span, shown on each side
 PAD_US_MIN = 30.0
-BAD_READ_PAD_US = 400.0  # around a finding that names one moment only
+BAD_READ_PAD_US = 2000.0  # around a finding that names one moment only
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -23,9 +23,20 @@ from reports.answers import Comparison, compare, pieces, visible_text
 from reports.evidence import Window, windows
 from reports.lanes import Lanes, draw
 from reports.rates import cluster_text, share_text
-from reports.story import Operation, lead_example, missing_edge, operations, replay_command, story, time_text
+from reports.story import (
+    Operation,
+    lead_example,
+    missing_edge,
+    operations,
+    replay_command,
+    story,
+    time_text,
+    wrong_reads,
+)
 from reports.summary import Group, Summary, exercise_label, headline, summarise
+from reports.words import compared_text, cut_text, loop_lag_text, own_text
 from repro.base.errors import RecordError
+from repro.base.probe import OpRef
 from repro.record.folder import STAMP
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
@@ -39,6 +50,7 @@ EXCERPT_CHARACTERS_MAX = 140
 class Bounds(msgspec.Struct, frozen=True):
     """How much a report shows; the rest is counted in words."""
 
+    causes: int = 6  # named at the top
     groups: int = 24
     drawn: int = 10  # findings with swim lanes
     answers: int = 30
@@ -111,6 +123,7 @@ def render_report(run: Run, bounds: Bounds | None = None) -> str:
 def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
     script = _resource("report.js")
     answers = _answers(run.requests)
+    clock = "seconds" if summary.url else "virtual seconds"
     return _environment().get_template("report.html.jinja").render(
         s=summary,
         bounds=bounds,
@@ -119,6 +132,10 @@ def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headline=headline(summary),
         cluster_text=cluster_text(summary.rate),
+        compared=compared_text(summary),
+        own=own_text(summary),
+        cut=cut_text(summary.cut),
+        loop_lag=loop_lag_text(summary),
         replay=replay_command(summary),
         findings=_findings(run, summary, bounds),
         findings_left_out=max(0, len(summary.groups) - bounds.groups),
@@ -126,8 +143,8 @@ def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
         answers_left_out=max(0, len(answers) - bounds.answers),
         rows=_rows(run.requests)[: bounds.requests],
         rows_left_out=max(0, len(run.requests) - bounds.requests),
-        chart_wide=Markup(charts.first_token_chart(run.requests, width=charts.WIDE)),
-        chart_narrow=Markup(charts.first_token_chart(run.requests, width=charts.NARROW)),
+        chart_wide=Markup(charts.first_token_chart(run.requests, width=charts.WIDE, clock=clock)),
+        chart_narrow=Markup(charts.first_token_chart(run.requests, width=charts.NARROW, clock=clock)),
     )  # fmt: skip
 
 
@@ -169,27 +186,32 @@ def _seen(value: object) -> object:
 
 def _findings(run: Run, summary: Summary, bounds: Bounds) -> list[FindingView]:
     groups = summary.groups[: bounds.groups]
-    firsts = [lead_example(group) for group in groups]
+    reads = wrong_reads(summary.groups)
+    firsts = [lead_example(group, reads) for group in groups]
     found = windows(run.events, firsts[: bounds.drawn])
     found += [None] * (len(firsts) - len(found))
     by_request = {record.request: record for record in run.requests}
-    return [_finding(group, window, run.requests, by_request) for group, window in zip(groups, found, strict=True)]
+    return [
+        _finding(group, first, window, run.requests, by_request, reads)
+        for group, first, window in zip(groups, firsts, found, strict=True)
+    ]
 
 
 def _finding(
     group: Group,
+    first: Finding,
     window: Window | None,
     records: Sequence[RequestRecord],
     by_request: Mapping[str, RequestRecord],
+    reads: Mapping[OpRef, Finding],
 ) -> FindingView:
-    first = lead_example(group)
     evidence = first.evidence
     involved = [first.request, *(str(each) for each in _listed(evidence.get("requests")))]
     page = evidence.get("page", window.page if window else None)
     return FindingView(
         group=group,
         first=first,
-        story=story(first),
+        story=story(first, reads),
         sides=window.sides if window else operations(first),
         missing_edge=missing_edge(first),
         page="" if page is None else str(page),
@@ -235,7 +257,7 @@ def _marks(record: RequestRecord) -> tuple[str, ...]:
     told = {
         "raced": record.raced,
         "corrupted": record.corrupted,
-        "poisoned": record.poisoned,
+        f"poisoned by {record.origin}" if record.origin else "poisoned": record.poisoned,
         "diverged": record.oracle == "diverged",
         "visible": record.visible,
         "model's own": record.own,

@@ -236,7 +236,8 @@ def _ticks(scale: _Scale) -> tuple[Mark, ...]:
     step_us = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     unit, per_unit = ("ms", 1e3) if step_us >= 1000 else ("us", 1.0)
     steps = (number * step_us for number in range(int(span_us / step_us) + 1))
-    return tuple(Mark(scale.x(scale.start_us + us), TOP - 14, f"+{round(us / per_unit, 3):,g} {unit}") for us in steps)
+    ticks = (Mark(scale.x(scale.start_us + us), TOP - 14, f"+{round(us / per_unit, 3):,g} {unit}") for us in steps)
+    return tuple(tick for tick in ticks if tick.x + len(tick.text) * LETTER / 2 <= WIDTH)
 
 
 def _caption(window: Window, left_out: int) -> str:

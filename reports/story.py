@@ -1,11 +1,24 @@
 """A finding in words: who raced whom, over what, and what was missing."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
 from detectors.base import Finding
 from reports.summary import Group, Summary
+from repro.base.probe import OpRef
+
+REPLAY_OPTIONS = {
+    "sessions": "--sessions",
+    "concurrency": "--concurrency",
+    "scale_tokens": "--scale-tokens",
+    "time_scale": "--time-scale",
+    "answer_tokens_max": "--answer-tokens",
+    "history": "--history",
+}
+NO_READS: Mapping[OpRef, Finding] = MappingProxyType({})
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -17,6 +30,7 @@ class Operation(msgspec.Struct, frozen=True):
     layer: int = -1
     step: int = -1
     site: str = ""
+    enqueued_us: float | None = None
     start_us: float | None = None
     end_us: float | None = None
     write: bool | None = None
@@ -38,14 +52,22 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 def operations(finding: Finding) -> tuple[Operation, ...]:
-    """Return the operations that the evidence names: two for a race, one for a bad read, else none."""
+    """Return the operations that the evidence names: two for a race, one for a bad read, else none.
+
+    Of two, the one that the host enqueued first comes first; where that is unknown, the one that began first.
+    """
     evidence = finding.evidence
     sides = [_operation(evidence.get(key)) for key in ("first", "second")]
     if not any(sides) and evidence.get("stream"):
         told = dict(evidence) | {"name": evidence.get("op") or evidence.get("name") or ""}
         sides = [_operation(told)]
     found = [side for side in sides if side is not None]
-    return tuple(sorted(found, key=lambda side: side.start_us if side.start_us is not None else float("inf")))
+    enqueued = all(side.enqueued_us is not None for side in found)
+    return tuple(sorted(found, key=lambda side: _or_never(side.enqueued_us if enqueued else side.start_us)))
+
+
+def _or_never(us: float | None) -> float:
+    return float("inf") if us is None else us
 
 
 def _operation(told: object) -> Operation | None:
@@ -58,20 +80,37 @@ def _operation(told: object) -> Operation | None:
         return Operation(stream=str(told["stream"]))  # evidence of a foreign detector: say what is certain
 
 
+def wrong_reads(groups: Sequence[Group]) -> dict[OpRef, Finding]:
+    """Return the canary's examples by the operation that read wrong bytes."""
+    canaries = [finding for group in groups if group.layer == "canary" for finding in group.examples]
+    sides = [(side, finding) for finding in canaries for side in operations(finding)]
+    return {(side.stream, side.index): finding for side, finding in reversed(sides)}  # the first one stays
+
+
 def best_finding(groups: Sequence[Group]) -> Finding | None:
-    """Return the finding to show first: a race that was seen to overlap, else the most frequent."""
-    ranked = sorted(groups, key=lambda group: (-_explains(lead_example(group)), -group.count))
-    return lead_example(ranked[0]) if ranked else None
+    """Return the finding to show first: a race that was seen to do harm, else the most frequent."""
+    reads = wrong_reads(groups)
+    ranked = sorted(groups, key=lambda group: (-_explains(lead_example(group, reads), reads), -group.count))
+    return lead_example(ranked[0], reads) if ranked else None
 
 
-def lead_example(group: Group) -> Finding:
-    """Return the example that shows most: one whose two operations overlapped, if there is one."""
-    return max(group.examples, key=_explains)  # the first of equals
+def lead_example(group: Group, reads: Mapping[OpRef, Finding] = NO_READS) -> Finding:
+    """Return the example that shows most: one whose read got wrong bytes, or whose operations overlapped."""
+    return max(group.examples, key=lambda finding: _explains(finding, reads))  # the first of equals
 
 
-def _explains(finding: Finding) -> int:
+def _explains(finding: Finding, reads: Mapping[OpRef, Finding]) -> int:
     sides = operations(finding)
-    return len(sides) + (_overlap_us(sides) > 0)
+    together = _overlap_us(sides) > 0 or bool(finding.evidence.get("inverted"))
+    return len(sides) + together + 2 * (_wrong_read(finding, sides, reads) is not None)
+
+
+def _wrong_read(finding: Finding, sides: Sequence[Operation], reads: Mapping[OpRef, Finding]) -> Finding | None:
+    """Return what the canary says of a race: that one of its operations read wrong bytes for its request."""
+    if len(sides) != 2:
+        return None
+    seen = [reads[ref] for side in sides if (ref := (side.stream, side.index)) in reads]
+    return next((canary for canary in seen if canary.request == finding.request), None)
 
 
 def _overlap_us(sides: Sequence[Operation]) -> float:
@@ -81,12 +120,13 @@ def _overlap_us(sides: Sequence[Operation]) -> float:
     return min(end for _, end in spans) - max(start for start, _ in spans)
 
 
-def story(finding: Finding) -> str:
-    """Return the finding as a few sentences."""
+def story(finding: Finding, reads: Mapping[OpRef, Finding] = NO_READS) -> str:
+    """Return the finding as a few sentences; `reads` are the wrong ones, by operation."""
     sides = operations(finding)
-    if len(sides) == 2:
-        return _race(finding, *sides)
-    return _sentence(finding.claim)
+    if len(sides) != 2:
+        return _sentence(finding.claim)
+    seen = _wrong_read(finding, sides, reads)
+    return _race(finding, *sides) + (f" The canary saw what came of it: {_sentence(seen.claim)}" if seen else "")
 
 
 def missing_edge(finding: Finding) -> str:
@@ -116,12 +156,15 @@ def _span(side: Operation) -> str:
 
 
 def _relation(earlier: Operation, later: Operation) -> str:
-    if earlier.end_us is None or later.start_us is None:
+    """`earlier` is the one that should have ended first."""
+    if earlier.span_us is None or later.span_us is None:
         return ""
-    if later.start_us < earlier.end_us:
-        left = time_text(earlier.end_us - later.start_us)
-        return f", {left} before {earlier.label} has finished"
-    gap = time_text(later.start_us - earlier.end_us)
+    (begins_us, ends_us), (start_us, end_us) = earlier.span_us, later.span_us
+    if end_us <= begins_us:
+        return f": enqueued later, it was over {time_text(begins_us - end_us)} before {earlier.label} began"
+    if start_us < ends_us:
+        return f", {time_text(ends_us - start_us)} before {earlier.label} has finished"
+    gap = time_text(start_us - ends_us)
     return f", {gap} later; in this schedule they did not overlap, but nothing keeps them apart"
 
 
@@ -139,6 +182,21 @@ def time_text(us: float) -> str:
 
 
 def replay_command(summary: Summary) -> str:
-    """Return the command that replays the run; "" when the run left neither token nor folder."""
-    target = summary.token or summary.path
+    """Return the command that replays the run; "" when there is none.
+
+    A token names a bundled scenario by its hash, so a scenario of the user's own is found by its folder. A
+    server at a URL answers in its own time: there the same load is sent again.
+    """
+    if summary.url:
+        return _replay_again(summary)
+    target = summary.token if summary.token and summary.bundled else summary.path
     return f"repro reproduce {target}" if target else ""
+
+
+def _replay_again(summary: Summary) -> str:
+    load = summary.load
+    traces = load.get("trace", ())
+    words = ["repro", "replay", *([traces] if isinstance(traces, str) else traces), "--target", summary.url]
+    for key, option in REPLAY_OPTIONS.items():
+        words += [option, load[key]] if key in load else []
+    return shlex.join(map(str, [*words, "--seed", summary.seed]))

@@ -11,6 +11,7 @@ from detectors.base import Finding
 from reports.rates import Rate, rate_of, rate_text
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
+from repro.scenario import bundled_names, find
 
 EXIT_CODES = {"clean": 0, "anomaly": 1, "vacuous": 3, "failed": 4, "inconclusive": 5}
 MEANINGS = {
@@ -44,6 +45,11 @@ class Group(msgspec.Struct, frozen=True):
     requests: int  # distinct ones among the examples
     examples: tuple[Finding, ...]
 
+    @property
+    def title(self) -> str:
+        """Return the cause in words, without the detector's name."""
+        return self.signature.removeprefix(f"{self.detector}: ")
+
 
 class FaultRow(msgspec.Struct, frozen=True):
     """What became of one fault."""
@@ -76,9 +82,20 @@ class Quantiles(msgspec.Struct, frozen=True):
 class Cut(msgspec.Struct, frozen=True):
     """Histories that were shortened to fit the model's limit."""
 
-    requests: int
-    turns: int
+    requests: int  # sent with a shortened history
+    sessions: int
+    turns: int  # dropped, each counted once however many requests went without it
     characters: int
+    limit_tokens: int = 0  # 0 where the record does not say
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """Answers that were asked for again where nothing disturbs them."""
+
+    compared: int
+    suspects: int
+    sample: int  # of those that no detector suspects
+    differing: int
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -100,7 +117,7 @@ class Summary(msgspec.Struct, frozen=True):
     rate: Rate
     funnel: tuple[Stage, ...]
     own: int  # requests with a text finding that the clean decode has too
-    compared: int  # requests that were decoded again, clean
+    compared: Compared
     groups: tuple[Group, ...]
     faults: tuple[FaultRow, ...]
     exercised: dict[str, int]
@@ -108,12 +125,16 @@ class Summary(msgspec.Struct, frozen=True):
     ttft_ms: Quantiles | None
     token_ms: Quantiles | None  # mean time of a token after the first, per request
     lag_ms: Quantiles | None  # how late the client sent
+    loop_lag_ms: dict[str, float]  # how late the client's event loop ran; empty in virtual time
     finishes: dict[str, int]
     cut: Cut
     events: int
     dropped_events: int
     fingerprint: str
     token: str
+    bundled: bool  # the scenario comes with the package, so a token finds it
+    url: str  # of the server that was the target, "" for the bundled stack
+    load: dict[str, Any]  # as the scenario has it
     versions: dict[str, str]
     path: str
 
@@ -142,7 +163,7 @@ def summarise(run: Run) -> Summary:
         rate=_rate(records, detectors),
         funnel=_told(funnel(records, detectors), judged, exercised),
         own=sum(record.own for record in records),
-        compared=sum(bool(record.oracle) for record in records),
+        compared=_compared(records),
         groups=grouped(run.findings(Finding)),
         faults=_faults(verdict.get("faults")),
         exercised=exercised,
@@ -150,12 +171,16 @@ def summarise(run: Run) -> Summary:
         ttft_ms=_quantiles([(r.first_token_us - r.sent_us) / 1e3 for r in records if r.first_token_us >= 0]),
         token_ms=_quantiles([value for r in records if (value := _token_ms(r)) is not None]),
         lag_ms=_quantiles([(r.sent_us - r.due_us) / 1e3 for r in records if min(r.sent_us, r.due_us) >= 0]),
+        loop_lag_ms=_loop_lag(verdict.get("client_lag_ms")),
         finishes=_finishes(records),
-        cut=_cut(records),
+        cut=_cut(records, verdict.get("contexts_cut")),
         events=meta.events,
         dropped_events=meta.dropped_events,
         fingerprint=str(verdict.get("fingerprint") or ""),
         token=str(verdict.get("token") or ""),
+        bundled=_is_bundled(meta.scenario, run.scenario_toml),
+        url=str(meta.config.get("url") or ""),
+        load=_load(scenario),
         versions=meta.versions,
         path=str(run.path),
     )
@@ -332,10 +357,45 @@ def _finishes(records: Sequence[RequestRecord]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _cut(records: Sequence[RequestRecord]) -> Cut:
+def cut_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Return how far histories were shortened, as the verdict JSON has it."""
     cut = [record for record in records if record.dropped_turns or record.dropped_characters]
-    turns, characters = (sum(r.dropped_turns for r in cut), sum(r.dropped_characters for r in cut))
-    return Cut(len(cut), turns, characters)
+    turns: dict[str, int] = {}
+    characters: dict[str, int] = {}
+    for record in cut:  # a record counts what its session has lost so far
+        turns[record.session] = max(turns.get(record.session, 0), record.dropped_turns)
+        characters[record.session] = max(characters.get(record.session, 0), record.dropped_characters)
+    return {
+        "requests": len(cut),
+        "sessions": len(turns),
+        "turns": sum(turns.values()),
+        "characters": sum(characters.values()),
+    }
+
+
+def _cut(records: Sequence[RequestRecord], told: object) -> Cut:
+    return Cut(**cut_counts(records), limit_tokens=_counts(told).get("limit_tokens", 0))
+
+
+def _compared(records: Sequence[RequestRecord]) -> Compared:
+    again = [record for record in records if record.oracle]
+    suspects = sum(record.suspect for record in again)
+    return Compared(len(again), suspects, len(again) - suspects, sum(record.oracle == "diverged" for record in again))
+
+
+def _loop_lag(told: object) -> dict[str, float]:
+    if not isinstance(told, Mapping):
+        return {}
+    return {str(key): float(value) for key, value in told.items() if isinstance(value, int | float)}
+
+
+def _is_bundled(name: str, text: str) -> bool:
+    return name in bundled_names() and find(name).source == text
+
+
+def _load(scenario: Mapping[str, Any]) -> dict[str, Any]:
+    load = scenario.get("load")
+    return load if isinstance(load, dict) else {}
 
 
 def _scenario(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a stranger reads after a run, on a terminal of any width, with or without colours."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -10,8 +11,10 @@ from rich.text import Text
 from detectors.base import Finding
 from reports.answers import Comparison, compare, pieces
 from reports.rates import cluster_text
-from reports.story import best_finding, missing_edge, replay_command, story
-from reports.summary import Summary, exercise_label, headline
+from reports.story import best_finding, missing_edge, replay_command, story, wrong_reads
+from reports.summary import DetectorRow, Summary, exercise_label, headline
+from reports.summary import Group as Kind
+from reports.words import compared_text, cut_text, loop_lag_text, own_text
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
 
@@ -20,6 +23,7 @@ SNIPPET_LINES_MAX = 6
 SNIPPET_BEFORE_LINES_MAX = 2
 LINE_CHARACTERS_MAX = 400
 BAR_CELLS = 24
+CAUSES_MAX = 8
 NARROW_CELLS = 60
 
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
@@ -30,7 +34,7 @@ def print_summary(run: Run, summary: Summary, console: Console, *, report: str =
     best = best_finding(summary.groups)
     parts: list[RenderableType] = [*_headline(summary), "", _Funnel(summary)]
     if best is not None:
-        parts += ["", *_finding(best, summary, run.requests)]
+        parts += ["", _causes(summary.groups), "", *_finding(best, summary, run.requests)]
     _print(Group(*parts, "", _facts(summary)), console)
     for line in _places(summary, report):  # never wrapped: they are there to be copied
         console.print(_encodable(line, console), style="bold", soft_wrap=True, **_PLAIN)
@@ -67,11 +71,9 @@ class _Funnel:
             bar = Text(block * _cells(stage.count, most), style="red" if number > 1 else "dim")
             table.add_row(stage.label, count, *([bar] if wide else []))
         yield table
-        if self._summary.own:
-            yield Text(
-                f"{self._summary.own:,} more look wrong in the clean decode too: the model's own.",
-                style="dim",
-            )
+        told = [compared_text(self._summary), own_text(self._summary)]
+        if any(told):
+            yield Text(" ".join(each for each in told if each), style="dim")
 
 
 def _cells(count: int | None, most: int) -> int:
@@ -80,13 +82,22 @@ def _cells(count: int | None, most: int) -> int:
     return max(1, round(BAR_CELLS * count / most))
 
 
+def _causes(groups: Sequence[Kind]) -> Table:
+    """Return what was found, one line a cause: hundreds of findings of one cause are one bug."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for group in groups[:CAUSES_MAX]:
+        table.add_row(f"{group.count:,} x", group.detector, group.title)
+    if len(groups) > CAUSES_MAX:
+        table.add_row("", "", f"and {len(groups) - CAUSES_MAX} more kinds of finding in the report")
+    return table
+
+
 def _finding(best: Finding, summary: Summary, records: list[RequestRecord]) -> list[RenderableType]:
-    count = sum(group.count for group in summary.groups if group.signature == best.signature)
-    title = Text(best.detector, style="bold")
-    title.append(f"  {count:,} times" if count > 1 else "", style="dim")
-    others = len(summary.groups) - 1
-    title.append(f"  and {others} more kinds of finding in the report" if others > 0 else "", style="dim")
-    parts: list[RenderableType] = [title, Text(story(best))]
+    title = Text("For example", style="bold")
+    parts: list[RenderableType] = [title, Text(story(best, wrong_reads(summary.groups)))]
     if edge := missing_edge(best):
         parts.append(Text.assemble(("Missing edge: ", "bold red"), edge))
     shown = _comparison(best, summary, records)
@@ -148,10 +159,22 @@ def _facts(summary: Summary) -> Table:
         ttft = f"p50 {p50:,.1f} ms, p90 {p90:,.1f}, p99 {p99:,.1f}"
         lag = f"; the client's own lag p99 {summary.lag_ms.p99:,.1f} ms" if summary.lag_ms else ""
         table.add_row("first token", ttft + lag)
+        if summary.loop_lag_ms:
+            table.add_row("client lag", loop_lag_text(summary))
     if summary.cut.requests:
-        cut = f"{summary.cut.turns:,} turns in {summary.cut.requests:,} requests, to fit the model's limit"
-        table.add_row("cut", cut)
+        table.add_row("cut", cut_text(summary.cut))
+    for row in _silent(summary.detectors):
+        table.add_row(*row)
     return table
+
+
+def _silent(detectors: Sequence[DetectorRow]) -> list[tuple[str, str]]:
+    """Return the detectors that gave no answer about this target, those of one reason together."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in detectors:
+        if row.answer in ("not_applicable", "unknown"):
+            reasons.setdefault((row.answer.replace("_", " "), row.why), []).append(row.name)
+    return [(answer, f"{', '.join(names)}{f': {why}' if why else ''}") for (answer, why), names in reasons.items()]
 
 
 def _places(summary: Summary, report: str) -> list[str]:

@@ -21,6 +21,7 @@ from repro.base.probe import (
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord
 from repro.record.view import Run, open_run
+from repro.scenario import find
 
 UTC_START = datetime(2026, 11, 23, 10, 15, 0, tzinfo=UTC)
 TOKEN = "AQm7c1T0pQz9kXwVtR3sLb8uYh2nGd5e"
@@ -219,7 +220,7 @@ def make_verdict(**changes: Any) -> dict[str, object]:
 
 
 def make_folder(root: Path, scenario: str = "hicache_early_read", seed: int = 7, **options: Any) -> RunFolder:
-    options = {"scenario_toml": "format = 1\n", "versions": {"repro": "0.1.0"}} | options
+    options = {"scenario_toml": find("hicache_early_read").source, "versions": {"repro": "0.1.0"}} | options
     return RunFolder.create(root, scenario, UTC_START, seed, **options)
 
 

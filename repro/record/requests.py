@@ -43,3 +43,8 @@ class RequestRecord(msgspec.Struct):
     visible: bool = False  # a text detector convicts it and the clean decode does not have it
     own: bool = False  # a text finding that the clean decode has too
     detectors: list[str] = msgspec.field(default_factory=list)
+
+    @property
+    def suspect(self) -> bool:
+        """Return whether any detector has something against this request."""
+        return self.raced or self.corrupted or self.poisoned or bool(self.detectors)

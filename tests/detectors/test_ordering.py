@@ -41,6 +41,29 @@ def test_a_race_names_both_operations_the_page_the_layer_and_the_missing_edge() 
     assert "alloc (load:s1)" in evidence["history"][0]
 
 
+def test_the_missing_edge_goes_from_what_was_enqueued_first_even_if_it_ran_last() -> None:
+    world = World()
+    world.op("compute", "forward.index", world.access("read", 12), host=2)
+    world.op("load", "loadback.copy_layer", world.access("write", 12), host=1)
+    evidence = only(answer(world)).evidence
+    assert evidence["missing_edge"] == (
+        "compute waits for no event that load records behind loadback.copy_layer (layer 0) before forward.index"
+    )
+    assert evidence["inverted"]
+
+
+def test_an_example_of_a_race_that_went_wrong_is_kept_however_late_it_comes() -> None:
+    world = World()
+    for page in range(EXAMPLES_MAX + 1):
+        world.op("load", "copy", world.access("write", page), host=1)
+        world.op("compute", "read", world.access("read", page), host=1)
+    world.op("compute", "read", world.access("read", 99), host=1)
+    world.op("load", "copy", world.access("write", 99), host=0)
+    findings = answer(world).findings
+    assert len(findings) == EXAMPLES_MAX
+    assert [finding.evidence["inverted"] for finding in findings] == [False] * (EXAMPLES_MAX - 1) + [True]
+
+
 @pytest.mark.parametrize("first", ["read", "write"])
 @pytest.mark.parametrize("second", ["read", "write"])
 def test_all_pairs_but_two_reads_conflict(first: str, second: str) -> None:

@@ -21,7 +21,7 @@ from tests.builders import make_folder, make_request, make_run, make_verdict, ra
 
 
 def test_a_finished_run_reads_back_whole(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, scenario_toml="format = 1\n")
     assert run.path == tmp_path / "hicache_early_read" / "20261123T101500Z-7"
     assert run.whole and run.meta.state == "finished" and run.meta.events == len(race_events())
     assert run.verdict == make_verdict() and run.scenario_toml == "format = 1\n"

@@ -123,4 +123,5 @@ def test_ticks_are_few_and_round(span_us: float) -> None:
     first = race_finding().evidence["first"] | {"start_us": 500.0, "end_us": 500.0 + span_us}  # type: ignore[operator]
     evidence = race_finding().evidence | {"first": first, "second": second}
     lanes = draw(window_of([make_op()], evidence=evidence), [], [])
+    assert all(tick.x + 3.2 * len(tick.text) <= WIDTH for tick in lanes.ticks)  # none is cut off at the edge
     assert 3 <= len(lanes.ticks) <= 8 and all(len(tick.text) <= 12 for tick in lanes.ticks)

@@ -157,6 +157,23 @@ def test_verdict_rate_and_command_come_first(tmp_path: Path) -> None:
     assert places == sorted(places[:-1]) + places[-1:]
 
 
+def test_every_cause_is_named_at_the_top_once_and_leads_to_its_evidence(tmp_path: Path) -> None:
+    findings = [race_finding(count=535), *[race_finding(request=f"r{number}", count=1) for number in range(4)]]
+    source = render_report(make_run(tmp_path, findings=[*findings, canary_finding()]))
+    text = Page(source).text
+    top = text[: text.index("What happened to the requests")]
+    assert top.count("loadback.copy_layer write x index.score read of device index") == 1 and "539" in top
+    assert '<a href="#f1">' in source and 'id="f1"' in source and '<a href="#f2">' in source
+
+
+def test_a_run_against_a_server_speaks_of_seconds_and_claims_no_simulation(tmp_path: Path) -> None:
+    verdict = make_verdict(client_lag_ms={"count": 90, "p50": 0.1, "p99": 2.5, "max": 7.0})
+    run = make_run(tmp_path, config={"url": "http://127.0.0.1:1"}, verdict=verdict)
+    text = Page(render_report(run)).text
+    assert "simulated" not in text and "virtual seconds" not in text and "http://127.0.0.1:1" in text
+    assert "The client's event loop ran late by p50 0.1 ms, p99 2.5, at most 7.0" in text
+
+
 def test_a_race_shows_both_operations_with_stream_layer_site_and_times(tmp_path: Path) -> None:
     text = Page(render_report(make_run(tmp_path))).text
     for part in (

@@ -12,8 +12,10 @@ from reports.story import (
     replay_command,
     story,
     time_text,
+    wrong_reads,
 )
 from reports.summary import DetectorRow, funnel, funnel_counts, grouped, headline, summarise
+from reports.words import compared_text, cut_text
 from repro.record.requests import RequestRecord
 from repro.record.view import open_run
 from tests.builders import (
@@ -128,10 +130,39 @@ def test_detectors_keep_what_they_checked_and_why(tmp_path: Path) -> None:
     assert summarise(open_run(folder.path)).detectors == (DetectorRow("canary", "unknown", 12, "torn log"),)
 
 
-def test_histories_that_were_cut_are_counted(tmp_path: Path) -> None:
-    requests = [make_request("a", dropped_turns=3, dropped_characters=900), make_request("b")]
-    cut = summarise(make_run(tmp_path, requests=requests)).cut
-    assert (cut.requests, cut.turns, cut.characters) == (1, 3, 900)
+def test_a_dropped_turn_is_counted_once_however_many_requests_go_without_it(tmp_path: Path) -> None:
+    requests = [
+        make_request("a-0"),
+        make_request("a-1", dropped_turns=3, dropped_characters=900),
+        make_request("a-2", dropped_turns=3, dropped_characters=900),
+        make_request("b-0", dropped_turns=2, dropped_characters=10),
+    ]
+    run = make_run(tmp_path, requests=requests, verdict=make_verdict(contexts_cut={"limit_tokens": 8192}))
+    cut = summarise(run).cut
+    assert (cut.requests, cut.sessions, cut.turns, cut.characters) == (3, 2, 5, 910)
+    assert "the model's limit of 8,192 tokens, 5 old turns and 910 characters" in cut_text(cut)
+    assert cut_text(summarise(make_run(tmp_path)).cut) == ""
+
+
+def test_a_run_of_ones_own_traces_is_replayed_from_its_folder(tmp_path: Path) -> None:
+    run = make_run(tmp_path, scenario_toml='title = "mine"\n')  # a token names bundled scenarios only
+    assert replay_command(summarise(run)) == f"repro reproduce {run.path}"
+
+
+def test_a_load_on_a_server_is_sent_again_with_the_same_options(tmp_path: Path) -> None:
+    toml = '[load]\ntrace = ["my traces/a.json"]\nconcurrency = 4\nanswer_tokens_max = 64\n'
+    run = make_run(tmp_path, scenario_toml=toml, config={"url": "http://127.0.0.1:30000"})
+    assert replay_command(summarise(run)) == (
+        "repro replay 'my traces/a.json' --target http://127.0.0.1:30000 --concurrency 4 --answer-tokens 64 --seed 7"
+    )
+
+
+def test_answers_that_were_decoded_again_are_told_with_suspects_and_sample(tmp_path: Path) -> None:
+    told = compared_text(summarise(make_run(tmp_path)))
+    assert told == (
+        "12 of 12 answers were decoded again on a clean cache: 1 suspect and a sample of 11; 1 came out different."
+    )
+    assert compared_text(summarise(make_run(tmp_path, requests=[make_request(oracle="")]))) == ""
 
 
 def test_a_verdict_of_a_strange_shape_still_gives_a_summary(tmp_path: Path) -> None:
@@ -174,6 +205,25 @@ def test_an_overlapping_example_is_shown_before_one_that_is_only_unordered() -> 
     assert "18.600 ms later; in this schedule they did not overlap" in story(apart)
     group = grouped([apart, race_finding()])[0]
     assert lead_example(group) == race_finding() and best_finding(grouped([canary_finding(), apart])) == apart
+
+
+def test_the_example_whose_read_got_wrong_bytes_is_shown_first_and_says_so() -> None:
+    harmless = race_finding(request="other", evidence=race_finding().evidence | {"page": 1})
+    groups = grouped([harmless, race_finding(), canary_finding()])
+    best = best_finding(groups)
+    assert best == race_finding()
+    assert story(best, wrong_reads(groups)).endswith(f"The canary saw what came of it: {canary_finding().claim}.")
+    assert "canary" not in story(harmless, wrong_reads(groups))
+
+
+def test_a_race_that_ran_the_wrong_way_round_is_told_so() -> None:
+    told = race_finding().evidence
+    late = {"enqueued_us": 1.0, "start_us": 900.0, "end_us": 1400.0}
+    first = dict(told["first"]) | late  # type: ignore[call-overload]
+    second = dict(told["second"]) | {"enqueued_us": 2.0}  # type: ignore[call-overload]
+    inverted = race_finding(evidence=told | {"first": second, "second": first, "inverted": True})
+    assert story(inverted).endswith(": enqueued later, it was over 110 us before loadback.copy_layer began.")
+    assert [side.name for side in operations(inverted)] == ["loadback.copy_layer", "index.score"]
 
 
 def _later(start_us: float) -> dict[str, object]:

@@ -46,6 +46,26 @@ def test_both_racing_operations_the_answers_and_the_command_are_there(tmp_path: 
         assert part in shown
 
 
+def test_each_cause_is_one_line_with_its_count(tmp_path: Path) -> None:
+    shown = printed(
+        make_run(tmp_path, findings=[race_finding(count=535), race_finding(), divergence_finding()]), width=120
+    )
+    assert "549 x  ordering    loadback.copy_layer write x index.score read of device index\n" in trimmed(shown)
+    assert "1 x  divergence  a clear token differs from the clean decode\n" in trimmed(shown)
+
+
+def test_detectors_that_could_not_answer_are_named_with_the_reason(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    why = "the target does not tell its accesses"
+    told = {name: {"answer": "not_applicable", "why": why} for name in ("ordering", "ownership")}
+    folder.close("finished", verdict=make_verdict(), detectors=told)
+    assert f"not applicable  ordering, ownership: {why}\n" in trimmed(printed(open_run(folder.path), width=120))
+
+
+def trimmed(shown: str) -> str:
+    return "".join(f"{line.rstrip()}\n" for line in shown.splitlines())
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 200])
 def test_the_command_stays_in_one_line_to_copy_at_any_width(tmp_path: Path, width: int) -> None:
     assert f"replay: repro reproduce {TOKEN}\n" in printed(make_run(tmp_path), width=width)
