@@ -1,0 +1,3 @@
+"""The tests; `repro` comes first, so that torch is loaded with the same settings as on the command line."""
+
+import repro  # noqa: F401
