@@ -38,7 +38,9 @@ Threads = Annotated[
     ),
 ]
 RUNS = Path("runs")
+BUNDLED = "bundled"
 THREADS_MAX = 2
+MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
 EXIT_CODES = "Exit codes: 0 clean, 1 anomaly, 2 usage error, 3 vacuous, 4 failed, 5 inconclusive."
 WORDS = {2: "usage_error", 4: "failed", 5: "inconclusive"}  # what --json says when there is no verdict
 
@@ -129,17 +131,24 @@ def run(
 @_told
 def replay(
     traces: Annotated[list[Path], typer.Argument(help="Trace files or folders, in any known format.")],
-    target: Annotated[str, typer.Option(help="bundled, or the URL of an OpenAI-compatible server.")] = "bundled",
-    concurrency: Annotated[int, typer.Option(min=1, help="Sessions under way at once.", metavar="N")] = 16,
+    target: Annotated[str, typer.Option(help="bundled, or the URL of an OpenAI-compatible server.")] = BUNDLED,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=MOST["concurrency"], help="Sessions under way at once.", metavar="N")
+    ] = 16,
     scale_tokens: Annotated[
         float,
         typer.Option(min=1e-4, max=1, help="Shrink lengths, keep prefixes: 0.05 is a twentieth.", metavar="X"),
     ] = 1.0,
     time_scale: Annotated[
-        float, typer.Option(min=0, help="Of think times and arrivals; 0: no waiting.", metavar="X")
+        float,
+        typer.Option(min=0, max=MOST["time_scale"], help="Of think times and arrivals; 0: no waiting.", metavar="X"),
     ] = 1.0,
-    sessions: Annotated[int, typer.Option(min=1, help="At most so many sessions.", metavar="N")] = 100_000,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="The longest answer asked for.", metavar="N")] = 128,
+    sessions: Annotated[
+        int, typer.Option(min=1, max=MOST["sessions"], help="At most so many sessions.", metavar="N")
+    ] = MOST["sessions"],
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST["answer_tokens_max"], help="The longest answer asked for.", metavar="N")
+    ] = 128,
     history: Annotated[
         Literal["recorded", "generated"], typer.Option(help="Whose answers later turns build on.")
     ] = "recorded",
@@ -169,7 +178,9 @@ def replay(
         arrivals=arrivals,
         defects=tuple(defect or ()),
     )
-    url = "" if target == "bundled" else target
+    url = "" if target == BUNDLED else target
+    if target != BUNDLED and not target.startswith(("http://", "https://")):
+        raise UsageError(f'--target "{target}": give {BUNDLED}, or a URL such as http://127.0.0.1:30000')
     if url and defect:
         raise UsageError("--defect needs the bundled stack: a defect cannot be put into a server at a URL")
     from repro.run import RunOptions

@@ -7,7 +7,7 @@ INTERRUPTED = "Ctrl-C ended the run early"
 
 
 class LimitWatch:
-    """Counts requests and looks at a clock; the first bound that is reached cancels the load's driver.
+    """Counts requests and looks at a clock; what is reached first cancels the load's driver.
 
     Real time and Ctrl-C cut a run by accident: only the events before `cut_at` come again.
     """

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from repro.base.errors import TraceError
+from repro.fault.defects import with_defects
 from repro.scenario import WEEK_S, Scenario, parse
 
 REQUESTS_MAX = 100_000_000  # a replay ends with its traces
@@ -24,6 +25,7 @@ def replay_scenario(
     defects: tuple[str, ...],
 ) -> Scenario:
     """Return the scenario that replays these traces. Raises TraceError for a path that is not there."""
+    with_defects(defects, "--defect")
     for trace in traces:
         if not trace.exists():
             raise TraceError(f"{trace}: there is no such file or folder; give trace files or folders of them")

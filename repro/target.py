@@ -125,7 +125,7 @@ class BundledTarget:
         try:
             await asyncio.wait((running, driving), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:  # Ctrl-C: the driver delivers what there is
-            driving.cancel()
+            load.limits.interrupt()
         if running.done():
             driving.cancel()
             await asyncio.wait((driving,))  # so that the requests under way are recorded
@@ -168,7 +168,7 @@ class ServerTarget:
             try:
                 await asyncio.wait((driving,))
             except asyncio.CancelledError:  # Ctrl-C: the driver delivers what there is
-                driving.cancel()
+                load.limits.interrupt()
             result = await driving
             timer.cancel()
             return result

@@ -88,7 +88,8 @@ def _unanswered(records: Sequence[RequestRecord]) -> tuple[str, ...]:
     last = {(record.session, record.turn): record for record in records}
     left = [record for record in last.values() if record.finish == "error" and _error_kind(record) != CLIENT]
     if not left:
-        return ()
+        silent = records and not any(record.text or record.tokens for record in records)
+        return (f"all {len(records)} answers are empty: there was nothing to judge",) if silent else ()
     kinds = Counter(map(_error_kind, left))
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return (f"{len(left)} of {len(last)} turns got no answer: {told}{_example(left)}",)
