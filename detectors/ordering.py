@@ -5,7 +5,7 @@ epochs (FastTrack). An access conflicts with an epoch that its vector clock does
 wait is missing in every schedule, so this convicts also where the bytes happened to be right.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,12 +29,16 @@ _VERBS = {True: "writes", False: "reads"}
 _KINDS = {True: "write", False: "read"}
 
 
+def _untouched() -> Grid:
+    return Grid(NOBODY)
+
+
 @dataclass
 class _Epochs:
     """Who touched each (layer, page) of one tier and component last."""
 
-    written: Grid = field(default_factory=lambda: Grid(NOBODY))
-    read: dict[int, Grid] = field(default_factory=dict)  # by actor
+    written: Grid = field(default_factory=_untouched)
+    read: defaultdict[int, Grid] = field(default_factory=lambda: defaultdict(_untouched))  # by actor
 
 
 class _Touch(NamedTuple):
@@ -71,7 +75,7 @@ class OrderingDetector:
         self._order = HappensBefore()
         self._sets = PageSetTable()
         self._history = PageHistory(self._sets)
-        self._epochs: dict[tuple[Tier, Component], _Epochs] = {}
+        self._epochs: defaultdict[tuple[Tier, Component], _Epochs] = defaultdict(_Epochs)
         self._operations: dict[OpRef, Op] = {}
         self._remembered: deque[OpRef] = deque()
         self._findings: dict[str, list[Finding]] = {}
@@ -91,7 +95,7 @@ class OrderingDetector:
             covered = np.maximum(clock * ACTORS_MAX + _ACTORS, NOBODY)
             for touch in self._touches(event):
                 self._checked += len(touch.pages)
-                epochs = self._epochs.setdefault((touch.tier, touch.component), _Epochs())
+                epochs = self._epochs[touch.tier, touch.component]
                 self._compare(touch, epochs, covered)
                 self._advance(touch, epochs)
 
@@ -144,7 +148,7 @@ class OrderingDetector:
 
     def _advance(self, touch: _Touch, epochs: _Epochs) -> None:
         actor = self._order.actor(touch.op.stream)
-        grid = epochs.written if touch.write else epochs.read.setdefault(actor, Grid(NOBODY))
+        grid = epochs.written if touch.write else epochs.read[actor]
         grid.row(touch.layer, touch.stop)[touch.pages] = touch.op.index * ACTORS_MAX + actor
 
     def _convict(self, touch: _Touch, unordered: Flags, epochs: Pages, other_wrote: bool) -> None:

@@ -5,6 +5,8 @@ the page went to somebody else, as long as the new owner has not touched the pag
 rode along for a request that had just ended does). Running after the new owner is a violation.
 """
 
+from collections import defaultdict
+
 import msgspec
 import numpy as np
 
@@ -32,7 +34,7 @@ class OwnershipDetector:
     def __init__(self) -> None:
         self._sets = PageSetTable()
         self._history = PageHistory(self._sets)
-        self._owners: dict[str, _Owners] = {}
+        self._owners: defaultdict[str, _Owners] = defaultdict(_Owners)
         self._findings: dict[str, Finding] = {}  # by signature, the first
         self._counts: dict[str, int] = {}
         self._checked = 0
@@ -48,7 +50,7 @@ class OwnershipDetector:
         self._sets.feed(event)
         self._history.feed(event)
         if isinstance(event, PageEvent) and event.what != "publish":
-            owners = self._owners.setdefault(event.tier, _Owners())
+            owners = self._owners[event.tier]
             pages, stop = self._sets.union((event.pages,))
             clocks = owners.allocated if event.what == "alloc" else owners.freed
             clocks.row(0, stop)[pages] = event.host
@@ -64,7 +66,7 @@ class OwnershipDetector:
         return Verdict(self.name, answer, found, why, self._checked)
 
     def _check(self, op: Op, tier: str, accesses: list[Access]) -> None:
-        owners = self._owners.setdefault(tier, _Owners())
+        owners = self._owners[tier]
         pages, stop = self._sets.union(tuple([access.pages for access in accesses]))
         self._checked += len(pages)
         allocated = owners.allocated.row(0, stop).take(pages)

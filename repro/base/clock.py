@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 TICKS_PER_S = 1_000_000_000  # timers are ordered in whole nanoseconds, then in order of creation
 TICKS_PER_US = 1_000
 RESOLUTION_S = 0.5 / TICKS_PER_S  # half a tick: far above float rounding for a week of virtual time
+WORLD_STEPS_MAX = 100  # between two rounds of asyncio, which cost as much and let Ctrl-C and other threads in
 STALLED_STEPS_MAX = 1_000  # world steps in a row that move no clock and wake nobody
 PENDING_SHOWN_MAX = 20
 
@@ -163,10 +164,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual_selector.files.select(timeout_s)
 
     def _advance(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """Let the world move once; called by asyncio when no callback is ready."""
+        """Let the world move until a callback is ready or a timer due; called by asyncio when none is."""
         deadline_us = self._deadline_us()
-        if deadline_us is not None and deadline_us - self._now_us <= RESOLUTION_S * 1e6:
-            return []  # due already, up to rounding: asyncio takes it without a move
+        for _ in range(WORLD_STEPS_MAX):
+            if deadline_us is not None and deadline_us - self._now_us <= RESOLUTION_S * 1e6:
+                return []  # due, up to rounding: asyncio takes it
+            self._move(deadline_us)
+            if self._internals._ready:
+                return []
+            if self._stalled_steps >= STALLED_STEPS_MAX:
+                return self._idle(deadline_us)
+        return []
+
+    def _move(self, deadline_us: float | None) -> None:
         now_us = self._world.advance(deadline_us)
         if now_us < self._now_us or (deadline_us is not None and now_us > deadline_us + RESOLUTION_S * 1e6):
             raise HarnessError(
@@ -176,7 +186,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         moved = now_us > self._now_us or bool(self._internals._ready)
         self._now_us = now_us
         self._stalled_steps = 0 if moved else self._stalled_steps + 1
-        return [] if self._stalled_steps < STALLED_STEPS_MAX else self._idle(deadline_us)
 
     def _deadline_us(self) -> float | None:
         """Return the time of the next live timer; asyncio has just dropped cancelled ones."""

@@ -8,6 +8,7 @@ machine would do first, so index 0 is the natural schedule and any other index a
 from asyncio import Future, get_running_loop, sleep
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from repro.base.probe import FaultEvent, HostSync, NullProbes, Op, Probes
@@ -238,8 +239,8 @@ class SimDevice:
         if not operation.fault:
             return
         natural_end_us = operation.end_us - operation.delay_us
-        others = (start_us for start_us, number in self._starts if number != stream.number)
-        late = operation.delay_us > 0 and any(start_us >= natural_end_us for start_us in others)
+        since = takewhile(lambda start: start[0] >= natural_end_us, reversed(self._starts))  # starts ascend
+        late = operation.delay_us > 0 and any(number != stream.number for _, number in since)
         if late or operation.overtaken:
             self.reordered[operation.fault] = self.reordered.get(operation.fault, 0) + 1
 
