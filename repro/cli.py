@@ -269,10 +269,12 @@ def report(
     from reports.terminal import print_summary
     from repro.record.view import open_run
 
-    opened = open_run(folder)
-    path = write_report(opened)
-    if not quiet:
-        print_summary(opened, summarise(opened), _Output(), report=str(path))
+    opened, path = open_run(folder), ""
+    try:
+        path = str(write_report(opened))
+    finally:  # a full disk takes the page, not the summary
+        if not quiet:
+            print_summary(opened, summarise(opened), _Output(), report=path)
 
 
 @app.command(epilog=_examples("repro serve --port 30000", "repro serve --defect hicache_early_read"))
