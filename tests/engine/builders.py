@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from detectors.canary import CanaryDetector
 from detectors.ordering import OrderingDetector
@@ -19,7 +20,7 @@ from repro.fault.plan import Do, Fault, When
 from repro.schedule.pickers import Pick, timed
 from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
-from repro.serve.engine import Engine, LoadedModel
+from repro.serve.engine import BUNDLED_CHECKPOINT, Engine, LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.kv.stamps import mix, token_words
 from repro.serve.model.config import ModelConfig, RopeParameters
@@ -70,6 +71,12 @@ def make_request(name: str, tokens: Sequence[int], answer: int = 1, **sampling: 
 def prompt(family: int, length: int) -> tuple[int, ...]:
     """Return the first tokens of a family's endless prompt: two of one family share their prefix."""
     return tuple((7 * place + 13 * family + family * place * place) % VOCABULARY for place in range(length))
+
+
+def source_tokens(count: int) -> tuple[int, ...]:
+    """Return the first tokens of real source text."""
+    text = "".join(path.read_text() for path in sorted(BUNDLED_CHECKPOINT.parent.glob("*.py")))
+    return tuple(Tokenizer.from_file(str(BUNDLED_CHECKPOINT / "tokenizer.json")).encode(text).ids[:count])
 
 
 def stamps_answer(tokens: Sequence[int], count: int, vocabulary: int = VOCABULARY) -> tuple[int, ...]:

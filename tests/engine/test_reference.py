@@ -1,21 +1,14 @@
 """The engine's log-probabilities after a load-back against transformers', with the bundled checkpoint."""
 
 import torch
-from tokenizers import Tokenizer
 from transformers import GlmMoeDsaForCausalLM
 
 from repro.serve.engine import LoadedModel
-from tests.engine.builders import Answer, Stack, make_config, make_request
+from tests.engine.builders import Answer, Stack, make_config, make_request, source_tokens
 from tests.model.builders import CHECKPOINT, Cache, lowest_position_ties
 
 PAGE, PROMPT, ANSWER = 64, 600, 16
 LOG_PROBABILITY_TOLERANCE = 1e-3
-
-
-def source_tokens(count: int) -> tuple[int, ...]:
-    """Return tokens of real source text."""
-    text = "".join(path.read_text() for path in sorted(CHECKPOINT.parent.glob("*.py")))
-    return tuple(Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")).encode(text).ids[:count])
 
 
 def answers_after_a_load_back(bundled: LoadedModel) -> tuple[Answer, Answer]:
