@@ -145,6 +145,7 @@ def summarise(run: Run) -> Summary:
     name = _verdict_name(run)
     judged = bool(verdict) or any(value for key, value in funnel_counts(records).items() if key != "requests")
     detectors = _detectors(run)
+    url = str(meta.config.get("url") or "")
     scenario, exercised = _scenario(run.scenario_toml), _counts(verdict.get("exercised"))
     return Summary(
         scenario=meta.scenario,
@@ -161,12 +162,12 @@ def summarise(run: Run) -> Summary:
         why=_sentence(verdict.get("why")),
         judged=judged,
         rate=_rate(records, detectors),
-        funnel=_told(funnel(records, detectors), judged, exercised),
+        funnel=_told(funnel(records, detectors), judged, bool(url) or exercised.get("host_hit_tokens", 0) > 0),
         own=sum(record.own for record in records),
-        compared=_compared(records),
+        compared=compared_counts(records),
         groups=grouped(run.findings(Finding)),
         faults=_faults(verdict.get("faults")),
-        exercised=exercised,
+        exercised={} if url else exercised,
         detectors=detectors,
         ttft_ms=_quantiles([(r.first_token_us - r.sent_us) / 1e3 for r in records if r.first_token_us >= 0]),
         token_ms=_quantiles([value for r in records if (value := _token_ms(r)) is not None]),
@@ -179,7 +180,7 @@ def summarise(run: Run) -> Summary:
         fingerprint=str(verdict.get("fingerprint") or ""),
         token=str(verdict.get("token") or ""),
         bundled=_is_bundled(meta.scenario, run.scenario_toml),
-        url=str(meta.config.get("url") or ""),
+        url=url,
         load=_load(scenario),
         versions=meta.versions,
         path=str(run.path),
@@ -226,10 +227,9 @@ _STAGES = (
 )
 
 
-def _told(stages: Sequence[Stage], judged: bool, exercised: Mapping[str, int]) -> tuple[Stage, ...]:
-    """Take back the zeros of stages that nobody has looked at."""
+def _told(stages: Sequence[Stage], judged: bool, hits_untold: bool) -> tuple[Stage, ...]:
+    """Take back the zeros of stages that nobody has looked at; `hits_untold`: no host hit need not mean none."""
     unknown = [] if judged else [stage.key for stage in stages if stage.key not in ("requests", "exposed")]
-    hits_untold = exercised.get("host_hit_tokens", 0) > 0
     return tuple(
         msgspec.structs.replace(stage, count=None)
         if stage.key in unknown or (stage.key == "exposed" and hits_untold and not stage.count)
@@ -377,10 +377,11 @@ def _cut(records: Sequence[RequestRecord], told: object) -> Cut:
     return Cut(**cut_counts(records), limit_tokens=_counts(told).get("limit_tokens", 0))
 
 
-def _compared(records: Sequence[RequestRecord]) -> Compared:
+def compared_counts(records: Sequence[RequestRecord]) -> Compared:
+    """Return how many answers were asked for again, undisturbed, and how many came out different."""
     again = [record for record in records if record.oracle]
     suspects = sum(record.suspect for record in again)
-    return Compared(len(again), suspects, len(again) - suspects, sum(record.oracle == "diverged" for record in again))
+    return Compared(len(again), suspects, len(again) - suspects, sum(record.oracle != "same" for record in again))
 
 
 def _loop_lag(told: object) -> dict[str, float]:

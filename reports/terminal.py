@@ -111,11 +111,11 @@ def _comparison(best: Finding, summary: Summary, records: list[RequestRecord]) -
     for finding in [*same_request, best, *diverged]:
         comparison = compare(finding, by_request.get(finding.request))
         if comparison is not None and not comparison.equal:
-            return _answers(finding.request, comparison)
+            return _answers(finding.request, comparison, "alone" if summary.url else "clean")
     return []
 
 
-def _answers(request: str, comparison: Comparison) -> list[RenderableType]:
+def _answers(request: str, comparison: Comparison, undisturbed: str) -> list[RenderableType]:
     clean, got = Text(), Text()
     for text in (clean, got):
         before = comparison.before.splitlines(keepends=True)[-SNIPPET_BEFORE_LINES_MAX:]
@@ -126,7 +126,7 @@ def _answers(request: str, comparison: Comparison) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(f"Request {request}")]
     if comparison.note:
         parts.append(Text(comparison.note, style="dim"))
-    for name, text in (("clean", clean), ("got", got)):
+    for name, text in ((undisturbed, clean), ("got", got)):
         parts += [Text(f"{name}:", style="bold"), Padding(_first_lines(text), (0, 0, 0, 2))]
     return parts
 

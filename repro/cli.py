@@ -337,7 +337,7 @@ def _run(
     from repro.view import Watcher
 
     console = _Output(stderr=True, quiet=quiet)
-    with Watcher(console, time.monotonic) as watcher:
+    with Watcher(console, time.monotonic, simulated=not options.url) as watcher:
         return run_scenario(
             scenario,
             options,

@@ -13,22 +13,19 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.base import Answer, Verdict
-from detectors.divergence import divergence
-from reports.summary import funnel_counts
+from detectors.base import Verdict
+from reports.summary import compared_counts, cut_counts, funnel_counts
 from repro.closing import kept
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
-from repro.judges import TEXT_DETECTORS, TextJudges, shown, vocabulary_of
+from repro.judges import TextJudges, vocabulary_of
 from repro.limits import LimitWatch
 from repro.load.faults import faults_of
 from repro.load.history import TokenCounter, characters_per_four
+from repro.load.lag import Quantiles
 from repro.load.plan import LoadPlan, LoadResult, OnProgress
 from repro.observed import Observed
-from repro.oracle.clean import CleanDecoder
-from repro.oracle.compare import compare, to_decode
 from repro.record.folder import RunFolder
-from repro.record.requests import RequestRecord
 from repro.scenario import Scenario
 from repro.schedule import token as tokens
 from repro.schedule.pickers import RandomPicker, timed
@@ -36,6 +33,7 @@ from repro.schedule.token import Picker, Token
 from repro.sessions import sessions_of
 from repro.target import BundledTarget, Checkpoint, Load, ServerTarget, load_checkpoint
 from repro.trace.format import Session
+from repro.truth import verdicts_of
 from repro.verdict import Judgement, judge
 
 ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
@@ -101,11 +99,15 @@ def run_scenario(
         injector = Injector(faults, options.seed, (observed.feed,))
         target = server or _bundled(scenario, options, checkpoint, injector)
         plan = _plan(scenario, options, checkpoint, injector)
-        load = Load(sessions, plan, observed.asked, observed.request, observed.finding, progress, limits)
+        load = Load(
+            sessions, plan, observed.asked, observed.request, observed.finding, progress, limits, oracle_progress
+        )
         result = target.drive(load)
         if isinstance(target, BundledTarget):
             injector.note_reordered(target.device.reordered)
-        verdicts = _verdicts(observed, target, judges, options, oracle_progress)
+        verdicts = verdicts_of(
+            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=oracle_progress
+        )
         judgement = judge(
             verdicts,
             result,
@@ -116,7 +118,8 @@ def run_scenario(
             floors=scenario.exercise,
             cut=limits.reached,
         )
-        return _close(folder, scenario, options, observed, injector, verdicts, judgement, result)
+        limit_tokens = target.context_tokens_max
+        return _close(folder, scenario, options, observed, injector, verdicts, judgement, result, limit_tokens)
 
 
 def _bundled(scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injector: Injector) -> BundledTarget:
@@ -161,67 +164,6 @@ def _counter(checkpoint: Checkpoint) -> TokenCounter:
     return lambda text: len(checkpoint.encoder.encode_text(text))
 
 
-def _verdicts(
-    observed: Observed,
-    target: BundledTarget | ServerTarget,
-    judges: TextJudges,
-    options: RunOptions,
-    oracle_progress: Callable[[int, int], None],
-) -> list[Verdict]:
-    """Mark the requests with what the detectors say, ask the oracle, and return all answers."""
-    for record in observed.records:
-        record.raced = record.request in observed.ordering.raced
-        record.corrupted = record.request in observed.canary.corrupted
-        record.poisoned = record.request in observed.canary.poisoned
-        record.origin = observed.canary.poisoned.get(record.request, "")
-    verdicts = [observed.ordering.verdict(), observed.ownership.verdict(), observed.canary.verdict()]
-    if isinstance(target, ServerTarget):
-        why = "a server at a URL has no clean decode of ours to compare with"
-        return [*verdicts, Verdict("divergence", "not_applicable", (), why), *_text_verdicts(observed, compared=False)]
-    if target.checkpoint.model.weights is None:
-        why = "numerics = stamps moves no tensors: there is no answer to compare"
-        return [*verdicts, *(Verdict(name, "not_applicable", (), why) for name in ("divergence", *TEXT_DETECTORS))]
-    wanted = to_decode(observed.records, options.oracle_sample, options.seed)
-    verdicts.append(_ask_oracle(wanted, target, observed.limits, oracle_progress))
-    for record in wanted:
-        if record.detectors and record.oracle:
-            own = judges.convicting(observed.prompts[record.request], record.clean_text, record.clean_tokens)
-            record.own = any(name in own for name in record.detectors)
-            record.visible = not record.own
-    return verdicts + _text_verdicts(observed, compared=True)
-
-
-def _ask_oracle(
-    wanted: list[RequestRecord], target: BundledTarget, limits: LimitWatch, progress: Callable[[int, int], None]
-) -> Verdict:
-    model = target.checkpoint.model
-    assert model.weights is not None
-    decoder = CleanDecoder(model.weights, target.config.context_tokens, model.eos)
-
-    def text(tokens: Sequence[int]) -> str:
-        return shown(target.checkpoint.encoder.decode([token for token in tokens if token not in model.eos]))
-
-    compared = compare(wanted, target.kept.requests, decoder, text, limits, progress)
-    return divergence(compared, asked=len(wanted))
-
-
-def _text_verdicts(observed: Observed, *, compared: bool) -> list[Verdict]:
-    """Return the text detectors' answers; what the clean decode says too convicts nobody.
-
-    `compared`: there is a clean decode to ask, so a suspect that it was not asked about stays unknown.
-    """
-    own = {record.request for record in observed.records if record.own}
-    asked = {record.request for record in observed.records if record.oracle or not compared}
-    verdicts = []
-    for name in TEXT_DETECTORS:
-        found = [f for f in observed.text_findings if f.detector == name and f.request not in own]
-        sure = tuple(f for f in found if f.request in asked)
-        why = f"{len(found)} suspect answer(s) were not decoded again" if found and not sure else ""
-        answer: Answer = "anomaly" if sure else "unknown" if found else "clean"
-        verdicts.append(Verdict(name, answer, sure, why, len(observed.records)))
-    return verdicts
-
-
 def _close(
     folder: RunFolder,
     scenario: Scenario,
@@ -231,6 +173,7 @@ def _close(
     verdicts: list[Verdict],
     judgement: Judgement,
     result: LoadResult,
+    limit_tokens: int | None,
 ) -> Outcome:
     """Write what is left, take the fingerprint, and make the token."""
     for record in observed.records:
@@ -248,7 +191,11 @@ def _close(
         "control": options.control,
         "requests": len(observed.records),
         "findings": {v.detector: sum(f.count for f in v.findings) for v in verdicts if v.findings},
+        "signatures": _signatures(verdicts),
         "detectors": {v.detector: v.answer for v in verdicts},
+        "oracle": msgspec.to_builtins(compared_counts(observed.records)),
+        "contexts_cut": cut_counts(observed.records) | {"limit_tokens": limit_tokens or 0},
+        "client_lag_ms": _milliseconds(result.lag),
         "funnel": funnel_counts(observed.records),
         "faults": {name: msgspec.to_builtins(count) for name, count in injector.counts.items()},
         "exercised": msgspec.to_builtins(observed.exercise.counts),
@@ -262,6 +209,24 @@ def _close(
     answers = {v.detector: {"answer": v.answer, "checked": v.checked, "why": v.why} for v in verdicts}
     folder.close("interrupted" if limits.by_accident else "finished", verdict=said, detectors=answers)
     return Outcome(judgement, said, fingerprint, folder.path)
+
+
+def _signatures(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Return how often each cause was found."""
+    counts: dict[str, int] = {}
+    for finding in (finding for verdict in verdicts for finding in verdict.findings):
+        counts[finding.signature] = counts.get(finding.signature, 0) + finding.count
+    return counts
+
+
+def _milliseconds(lag: Quantiles) -> dict[str, float]:
+    """Return how late the client's own loop ran; all 0 in virtual time."""
+    return {
+        "count": lag.count,
+        "p50": round(lag.p50_s * 1e3, 3),
+        "p99": round(lag.p99_s * 1e3, 3),
+        "max": round(lag.max_s * 1e3, 3),
+    }
 
 
 def _token(scenario: Scenario, options: RunOptions, fingerprint: str) -> str:

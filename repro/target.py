@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -13,10 +13,12 @@ from repro.base.clock import run_virtual
 from repro.base.errors import HarnessError, ReproError, TargetError, UsageError
 from repro.base.probe import NullProbes, Probes
 from repro.limits import LimitWatch
+from repro.load.again import AskedAgain, KeepingClient, ask_again
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.client import ChatClient, ServerFacts, open_client
 from repro.load.driver import drive
 from repro.load.plan import DetectorsFor, LoadPlan, LoadResult, OnFinding, OnProgress, OnRequest
+from repro.record.requests import RequestRecord
 from repro.schedule.pickers import Pick, timed
 from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
@@ -42,6 +44,7 @@ class Load:
     on_finding: OnFinding
     progress: OnProgress
     limits: LimitWatch
+    again: Callable[[int, int], None] = lambda number, total: None  # progress of what is asked again
 
 
 @dataclass
@@ -101,6 +104,7 @@ class BundledTarget:
         seed: int = 0,
     ) -> None:
         self.config = config
+        self.context_tokens_max: int | None = config.context_tokens
         self.checkpoint = checkpoint
         self.kept = KeptRequests()
         self.stats: EngineStats | None = None
@@ -151,7 +155,9 @@ class ServerTarget:
     """A running OpenAI-compatible server. Raises UsageError for what is no URL."""
 
     def __init__(self, url: str) -> None:
-        self._client = open_client(url)
+        self.said_again = AskedAgain()  # what it says to suspects, alone, after the load
+        self.context_tokens_max: int | None = None
+        self._client = KeepingClient(open_client(url).http)
 
     def drive(self, load: Load) -> LoadResult:
         """Run the whole load to its end, in real time; Ctrl-C returns what there is."""
@@ -161,19 +167,41 @@ class ServerTarget:
         client = self._client
         try:
             facts = await _facts(client)
-            client.model = facts.model
-            driving = asyncio.create_task(_driven(load, client, facts.context_tokens_max), name="load")
-            load.limits.guard(driving)
-            timer = asyncio.get_running_loop().call_later(load.limits.seconds_left + TIMER_SLACK_S, load.limits.look)
-            try:
-                await asyncio.wait((driving,))
-            except asyncio.CancelledError:  # Ctrl-C: the driver delivers what there is
-                load.limits.interrupt()
-            result = await driving
-            timer.cancel()
-            return result
+            client.model, self.context_tokens_max = facts.model, facts.context_tokens_max
+            driving = asyncio.create_task(
+                _driven(replace(load, on_request=self._forgetting(load)), client, facts.context_tokens_max), name="load"
+            )
+            await _bounded(driving, load.limits)
+            if not load.limits.reached:
+                asking = ask_again(client, client.kept.values(), self.said_again, load.again)
+                await _bounded(asyncio.create_task(asking, name="again"), load.limits)
+            return driving.result()
         finally:
             await client.http.aclose()
+
+    def _forgetting(self, load: Load) -> OnRequest:
+        """Return what takes a request that is over, and keeps how it was asked only if it is a suspect."""
+
+        def over(record: RequestRecord) -> None:
+            if not record.detectors:
+                self._client.kept.pop(record.request, None)
+            load.on_request(record)
+
+        return over
+
+
+async def _bounded(work: "asyncio.Task[Any]", limits: LimitWatch) -> None:
+    """Wait for a task; a limit or Ctrl-C cancels it. Raises what the task raises."""
+    limits.guard(work)
+    timer = asyncio.get_running_loop().call_later(limits.seconds_left + TIMER_SLACK_S, limits.look)
+    try:
+        await asyncio.wait((work,))
+    except asyncio.CancelledError:  # Ctrl-C: what there is counts
+        limits.interrupt()
+        await asyncio.wait((work,))
+    timer.cancel()
+    if not work.cancelled():
+        work.result()
 
 
 async def _facts(client: ChatClient) -> ServerFacts:

@@ -52,11 +52,7 @@ def judge(
     if failures:
         return Judgement("failed", failures)
     missing = _unanswered(records) + ((f"{cut}; the figures are of what was done",) if cut else ())
-    convicted = tuple(
-        f"{verdict.detector}: {sum(finding.count for finding in verdict.findings)} finding(s)"
-        for verdict in detectors
-        if verdict.answer == "anomaly"
-    )
+    convicted = tuple(_conviction(verdict) for verdict in detectors if verdict.answer == "anomaly")
     if convicted:
         return Judgement("anomaly", convicted + missing)
     empty = _vacuous_faults(faults, counts or {}) + _missed_floors(exercised or Exercised(), floors or {})
@@ -66,6 +62,13 @@ def judge(
     if unknown or missing:
         return Judgement("inconclusive", missing + unknown)
     return Judgement("clean", ())
+
+
+def _conviction(verdict: Verdict) -> str:
+    """Return how much a detector found: hundreds of findings of one cause are one bug."""
+    count, causes = sum(found.count for found in verdict.findings), len({found.signature for found in verdict.findings})
+    of = f"{causes} cause{'s' * (causes > 1)}"
+    return f"{verdict.detector}: {count} finding{'s' * (count > 1)} of {of}"
 
 
 def _failures(result: LoadResult, records: Sequence[RequestRecord]) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from repro.load.plan import Progress as LoadProgress
 
 
 class Watcher:
-    """Shows the load, then the oracle. Use it as a context."""
+    """Shows the load, then the oracle. Use it as a context. `simulated`: the load runs in virtual time."""
 
-    def __init__(self, console: Console, clock_s: Callable[[], float]) -> None:
+    def __init__(self, console: Console, clock_s: Callable[[], float], *, simulated: bool = True) -> None:
         self._view = LiveView(console, clock_s)
+        self._simulated = simulated
         self._last = Progress()
 
     def __enter__(self) -> "Watcher":
@@ -37,10 +38,11 @@ class Watcher:
             tokens=snapshot.tokens,
             ttft_ms=snapshot.ttft.p50_s * 1e3 if snapshot.ttft.count else None,
             anomalies=snapshot.anomalies,
-            virtual_s=snapshot.at_s,
+            virtual_s=snapshot.at_s if self._simulated else None,
         )
         self._view.update(self._last)
 
     def oracle(self, number: int, total: int) -> None:
-        """Say how many of the suspect answers have been decoded again."""
-        self._view.update(msgspec.structs.replace(self._last, what=f"clean decode {number} of {total}"))
+        """Say how many of the suspect answers have been asked for again."""
+        what = "clean decode" if self._simulated else "asked again"
+        self._view.update(msgspec.structs.replace(self._last, what=f"{what} {number} of {total}"))

@@ -15,15 +15,10 @@ Decode = Callable[[Sequence[int]], str]
 def to_decode(records: Sequence[RequestRecord], sample: int, seed: int) -> list[RequestRecord]:
     """Return every suspect and a seeded sample of the rest, in the order of their sessions."""
     answered = [record for record in records if record.tokens]
-    suspects = [record for record in answered if is_suspect(record)]
-    rest = [record for record in answered if not is_suspect(record)]
+    suspects = [record for record in answered if record.suspect]
+    rest = [record for record in answered if not record.suspect]
     rest.sort(key=lambda record: bits64(seed, "oracle", record.request))
     return sorted(suspects + rest[:sample], key=lambda record: (record.session, record.turn, record.attempt))
-
-
-def is_suspect(record: RequestRecord) -> bool:
-    """Return whether any detector has something against this request."""
-    return record.raced or record.corrupted or record.poisoned or bool(record.detectors)
 
 
 def compare(

@@ -35,7 +35,8 @@ class RequestRecord(msgspec.Struct):
     corrupted: bool = False  # it read bytes that were not the expected ones at first hand
     poisoned: bool = False  # it read bytes that a corrupted request had written
     origin: str = ""  # the request whose wrong read it inherited
-    oracle: str = ""  # "" not decoded | same | diverged | model_own is in `own`
+    # "" not decoded | same | diverged | other: a server asked again said something else, which may be rounding
+    oracle: str = ""
     clean_text: str = ""
     clean_tokens: list[int] = msgspec.field(default_factory=list)
     first_difference: int = -1  # index of the first token that differs from the clean decode

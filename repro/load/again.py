@@ -1,0 +1,73 @@
+"""Asks a server some of its requests again, one at a time after the load: what it says undisturbed.
+
+A foreign server has no clean decode of ours. But an answer that looks wrong under load and wrong alone,
+on a cache that holds nothing of the load, is the model's own; one that looks wrong under load only is not.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import httpx
+import msgspec
+
+from repro.load.answer import Answer
+from repro.load.client import Ask, ChatClient
+from repro.load.exchange import Close, Pause
+from repro.load.wire import Piece
+
+ASKED_AGAIN_MAX = 256  # more suspects than that are no matter of single answers any more
+FLUSH_TRIES_MAX = 20  # requests that were given up end a moment later, and a busy cache can't be dropped
+FLUSH_WAIT_S = 0.25
+
+
+@dataclass
+class AskedAgain:
+    """Answers by the request that was asked again, without those that failed."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    flushed: bool = False  # the server had dropped its cache before
+
+
+class KeepingClient(ChatClient):
+    """A client that keeps what it asked, until told to forget it."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        super().__init__(http)
+        self.kept: dict[str, Ask] = {}
+
+    async def ask(self, ask: Ask, watch: Callable[[Answer, Piece], Close | Pause | None], answer: Answer) -> None:
+        """Keep the request and fill `answer`, as the base class does."""
+        self.kept[ask.request] = ask
+        await super().ask(ask, watch, answer)
+
+
+async def ask_again(
+    client: ChatClient,
+    asks: Iterable[Ask],
+    said: AskedAgain,
+    done: Callable[[int, int], None] = lambda number, total: None,
+) -> None:
+    """Fill `said` with what the server says to each of `asks` alone; may be cancelled at any point."""
+    wanted = sorted(asks, key=lambda ask: ask.request)[:ASKED_AGAIN_MAX]  # a session's follow each other
+    said.flushed = bool(wanted) and await _flush_cache(client)
+    for number, ask in enumerate(wanted, 1):
+        answer = Answer()
+        alone = msgspec.structs.replace(ask, request=f"{ask.request}.again", abort_after_s=None)
+        await client.ask(alone, lambda answer, piece: None, answer)
+        if not answer.error_kind:
+            said.texts[ask.request] = answer.text
+        done(number, len(wanted))
+
+
+async def _flush_cache(client: ChatClient) -> bool:
+    """Return whether the server has dropped all that it had cached, as SGLang and ours do when idle."""
+    for _ in range(FLUSH_TRIES_MAX):
+        try:
+            response = await client.http.post("/flush_cache")
+        except httpx.TransportError:
+            return False
+        if response.status_code != 400:  # 400: requests still run
+            return response.status_code == 200
+        await asyncio.sleep(FLUSH_WAIT_S)
+    return False
