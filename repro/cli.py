@@ -247,13 +247,20 @@ def campaign(
     if json:
         _print_json({"seeds": seeds, "sides": [msgspec.to_builtins(side) for side in sides]})
         raise typer.Exit(exit_code(sides, seeds))
-    table = Table("side", "runs", "anomaly", "clean", "other", "died", "corrupted requests (simulated)")
+    output, missing = _Output(highlight=False), 0
+    table = Table("side", "runs", "anomaly", "clean", "other", "died")
     for side in sides:
         ran, died = len(side.verdicts), len(side.errors)
         other = ran - side.count("anomaly") - side.count("clean")
-        counts = (ran + died, side.count("anomaly"), side.count("clean"), other, died)
-        table.add_row(side.name, *map(str, counts), corrupted_rate(side))
-    _Output().print(table)
+        table.add_row(side.name, *map(str, (ran + died, side.count("anomaly"), side.count("clean"), other, died)))
+        missing += seeds - ran - died
+    output.print(table)
+    for side in sides:
+        output.print(f"corrupted requests, simulated, {side.name}: {corrupted_rate(side)}")
+    if missing:
+        errors.print(
+            f"stopped by Ctrl-C: {missing} of {seeds * len(sides)} runs are missing; run folders are in {runs}"
+        )
     raise typer.Exit(exit_code(sides, seeds))
 
 
