@@ -157,10 +157,10 @@ def _facts(summary: Summary) -> Table:
     if summary.ttft_ms:
         p50, p90, p99 = summary.ttft_ms.p50, summary.ttft_ms.p90, summary.ttft_ms.p99
         ttft = f"p50 {p50:,.1f} ms, p90 {p90:,.1f}, p99 {p99:,.1f}"
-        lag = f"; the client's own lag p99 {summary.lag_ms.p99:,.1f} ms" if summary.lag_ms else ""
+        lag = f"; the client sent p99 {summary.lag_ms.p99:,.1f} ms late" if summary.lag_ms else ""
         table.add_row("first token", ttft + lag)
-        if summary.loop_lag_ms:
-            table.add_row("client lag", loop_lag_text(summary))
+        if lag := loop_lag_text(summary):
+            table.add_row("client lag", lag)
     if summary.cut.requests:
         table.add_row("cut", cut_text(summary.cut))
     for row in _silent(summary.detectors):

@@ -20,7 +20,7 @@ from repro.load.client import ChatClient
 from repro.load.lag import clock_of
 from repro.load.plan import DetectorsFor, LoadPlan, LoadResult, OnFinding, OnProgress, OnRequest, TextFinding
 from repro.load.session import SessionRun, scaled_gap
-from repro.load.shapes import arrival_times
+from repro.load.shapes import Closed, arrival_times
 from repro.load.tally import Tally
 from repro.record.requests import RequestRecord
 from repro.trace.format import Session
@@ -183,6 +183,8 @@ class _Driver:
         """Start due sessions while there are places; conclude when nothing is left."""
         while len(self._active) < self._plan.concurrency and (self._called or self._due) and not self._stopping:
             session, due_s = (self._called or self._due).popleft()
+            if isinstance(self._plan.shape, Closed):
+                due_s = self._clock()  # it comes when another one leaves: nobody was late
             run = SessionRun(session, self._client, self._plan, self, self._text_detectors)
             task = self._loop.create_task(run.run(due_s), name=f"session {session.id}")
             self._tally.sessions_started += 1

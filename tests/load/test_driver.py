@@ -155,6 +155,12 @@ def test_two_runs_are_the_same_run() -> None:
     assert len(first) > 110 and first == once()
 
 
+def test_a_closed_load_is_never_late_for_want_of_a_place() -> None:
+    _, seen = run([session(name, 1) for name in "abc"], LoadPlan(concurrency=1))
+    assert [record.sent_us for record in seen.records] == [record.due_us for record in seen.records]
+    assert seen.records[2].due_us >= seen.records[1].finished_us > 0
+
+
 def test_open_shapes_start_sessions_when_they_say_and_due_tells_when_places_are_short() -> None:
     sessions = [session(f"s{number}", 1, start_s=2.0 * number, tokens=100) for number in range(6)]
     _, seen = run(sessions, LoadPlan(shape=Recorded(), time_scale=0.5))
