@@ -1,7 +1,7 @@
-"""How a run is going, while it goes: one redrawn line on a terminal, plain lines into a file."""
+"""How a run is going, while it goes: a redrawn line or two on a terminal, plain lines into a file."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import msgspec
@@ -12,6 +12,7 @@ from rich.text import Text
 REDRAW_S = 0.1
 PLAIN_S = 5.0
 RATE_WINDOW_S = 5.0
+GAP = "  "
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -68,19 +69,19 @@ class LiveView:
         while len(self._samples) > 2 and now_s - self._samples[0][0] > RATE_WINDOW_S:
             self._samples.popleft()
         self._shown, self._shown_s = self._last, now_s
-        line = progress_line(self._last, self._tokens_per_s())
+        parts = progress_parts(self._last, self._tokens_per_s())
         if self._live is not None:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(Text("\n".join(lines_of(parts, self._console.width))), refresh=True)
         else:
-            self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self._console.print(GAP.join(parts), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _tokens_per_s(self) -> float | None:
         (first_s, first), (last_s, last) = self._samples[0], self._samples[-1]
         return (last - first) / (last_s - first_s) if last_s > first_s else None
 
 
-def progress_line(progress: Progress, tokens_per_s: float | None) -> str:
-    """Return one line for a reader: phase, sessions, requests, speed, time to first token, anomalies."""
+def progress_parts(progress: Progress, tokens_per_s: float | None) -> list[str]:
+    """Return for a reader: phase, sessions, requests, speed, time to first token, anomalies, virtual time."""
     sessions = f"sessions {progress.sessions_done:,}"
     if progress.sessions:
         sessions += f" of {progress.sessions:,}"
@@ -93,7 +94,18 @@ def progress_line(progress: Progress, tokens_per_s: float | None) -> str:
         said.append(f"{tokens_per_s:,.0f} tokens/s")
     if progress.ttft_ms is not None:
         said.append(f"TTFT {progress.ttft_ms:,.0f} ms")
+    said.append(f"anomalies {progress.anomalies:,}")
     if progress.virtual_s is not None:
         said.append(f"virtual {progress.virtual_s:,.2f} s")
-    said.append(f"anomalies {progress.anomalies:,}")
-    return "  ".join(said)
+    return said
+
+
+def lines_of(parts: Sequence[str], width: int) -> list[str]:
+    """Return the parts in as few lines as they need; none is torn."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(GAP) + len(part) < width:
+            lines[-1] += GAP + part
+        else:
+            lines.append(part)
+    return lines

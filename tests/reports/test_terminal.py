@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from reports.live import LiveView, Progress
+from reports.live import LiveView, Progress, lines_of, progress_parts
 from reports.summary import summarise
 from reports.terminal import print_summary
 from repro.record.view import Run, open_run
@@ -122,6 +122,16 @@ def test_into_a_file_progress_is_a_plain_line_every_five_seconds_and_a_last_one(
     assert [line.split("sessions ")[1].split()[0] for line in lines] == ["0", "5", "10", "11"]
     assert "100 tokens/s" in lines[1] and "TTFT 12 ms" in lines[1] and "anomalies 1" in lines[1]
     assert "\x1b" not in file.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_no_part_of_the_progress_is_lost_or_torn_on_a_narrow_terminal(width: int) -> None:
+    parts = progress_parts(
+        Progress(requests_done=1234, requests_open=16, tokens=9, ttft_ms=12_000.0, anomalies=7, virtual_s=1e4), 900.0
+    )
+    lines = lines_of(parts, width)
+    assert "  ".join(lines) == "  ".join(parts) and "anomalies 7" in parts
+    assert all(len(line) < width for line in lines if line not in parts)
 
 
 def test_on_a_terminal_one_line_is_redrawn_at_most_ten_times_a_second() -> None:
