@@ -4,18 +4,26 @@ from pathlib import Path
 
 import msgspec
 
+from repro.base.errors import ScenarioError
 from repro.base.rng import uniform
 from repro.scenario import SYNTH, LoadSpec
 from repro.trace.format import Message, Session
 from repro.trace.load import load_traces
 from repro.trace.synth import synthesise
 
+TRY_TOKENS = "the system prompt alone has about 250 tokens; give 400 or more"
+
 
 def sessions_of(load: LoadSpec, seed: int) -> list[Session]:
-    """Return the sessions that `load` describes; a pure function of it and the seed."""
+    """Return the sessions that `load` describes; a pure function of it and the seed.
+
+    Raises TraceError for a file that is wrong, ScenarioError for what can't be synthesised.
+    """
     if isinstance(load.trace, str) and load.trace.startswith(SYNTH):
         kind = load.trace.removeprefix(SYNTH)
         made = [synthesise(kind, seed, n, prompt_tokens_target=load.prompt_tokens) for n in range(load.sessions)]
+        if not all(session.turns for session in made):
+            raise ScenarioError(f"[load]: prompt_tokens = {load.prompt_tokens} is too short for a turn; {TRY_TOKENS}")
         sessions = [_with_gaps(_open_ended(session, load.answer_tokens_max), seed, *load.gap_s) for session in made]
     else:
         paths = [Path(path) for path in ([load.trace] if isinstance(load.trace, str) else load.trace)]

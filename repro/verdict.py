@@ -17,6 +17,7 @@ Word = Literal["clean", "anomaly", "vacuous", "failed", "inconclusive"]
 EXIT_CODES: dict[Word, int] = {"clean": 0, "anomaly": 1, "vacuous": 3, "failed": 4, "inconclusive": 5}
 
 GONE = ("refused", "died")  # kinds of errors of a server that isn't there any more
+WHOLE = ("stop", "length", "tool_calls")  # finishes of answers that nobody cut off
 CLIENT = "client"  # our own doing: a bound, or Ctrl-C
 ERROR_CHARACTERS_MAX = 300
 
@@ -76,7 +77,7 @@ def _failures(result: LoadResult, records: Sequence[RequestRecord]) -> tuple[str
     if result.target_lost:
         return (f"the target stopped answering: {result.target_lost}",)
     broken = {kind: count for kind, count in result.errors.items() if kind != CLIENT}
-    if broken and not result.answered:
+    if broken and not result.answered and not result.aborted:
         told = ", ".join(f"{count} {kind}" for kind, count in broken.items())
         return (f"no request was answered: {told}{_example(records)}",)
     over = [record for record in records if record.finished_us >= 0 and _error_kind(record) != CLIENT]
@@ -91,8 +92,9 @@ def _unanswered(records: Sequence[RequestRecord]) -> tuple[str, ...]:
     last = {(record.session, record.turn): record for record in records}
     left = [record for record in last.values() if record.finish == "error" and _error_kind(record) != CLIENT]
     if not left:
-        silent = records and not any(record.text or record.tokens for record in records)
-        return (f"all {len(records)} answers are empty: there was nothing to judge",) if silent else ()
+        whole = [record for record in records if record.finish in WHOLE]
+        silent = whole and not any(record.text or record.tokens for record in whole)
+        return (f"all {len(whole)} answers are empty: there was nothing to judge",) if silent else ()
     kinds = Counter(map(_error_kind, left))
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return (f"{len(left)} of {len(last)} turns got no answer: {told}{_example(left)}",)
