@@ -273,10 +273,18 @@ async def _refusal(response: httpx.Response) -> tuple[ErrorKind, str]:
         body += chunk
         if len(body) > ERROR_BODY_BYTES_MAX:
             break
-    text = f"the server answered {response.status_code}: {message_of(_json_or_text(body))}"
+    told = _json_or_text(body)
+    text = f"the server answered {response.status_code}: {message_of(told)}{_code_in(told)}"
     if response.status_code in (429, 503):
         return "busy", text
     return ("server" if response.status_code >= 500 else "rejected"), text
+
+
+def _code_in(error: Any) -> str:
+    """Return OpenAI's code of an error, such as context_length_exceeded: wordings differ, it does not."""
+    inner = error.get("error") if isinstance(error, dict) else None
+    code = inner.get("code") if isinstance(inner, dict) else None
+    return f" ({code})" if isinstance(code, str) and code else ""
 
 
 def _json_or_text(body: bytes) -> Any:

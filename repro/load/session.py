@@ -32,7 +32,7 @@ from repro.trace.format import Session, Turn
 
 REQUEST_ID_MAX = 100  # servers take 128 printable characters
 LENGTH_ATTEMPTS_MAX = 6  # how often a prompt is shortened for a server that says it is too long
-LENGTH_WORDS = re.compile(r"context length|too long|longer than|maximum.{0,20}length|exceeds", re.IGNORECASE)
+LENGTH_WORDS = re.compile(r"context.length|too long|longer than|maximum.{0,20}length|exceeds", re.IGNORECASE)
 LENGTH_NUMBER = re.compile(r"(?:context length|maximum|limit|at most)\D{0,40}?(\d{2,})", re.IGNORECASE)
 DISCONNECTS_MAX = 8  # how often one turn is asked again after a fault cut its connection
 NO_ANSWER = "(no answer)"  # stands in the history for an answer that never came

@@ -151,6 +151,8 @@ def test_completions_take_the_messages_as_plain_text() -> None:
     ("chunks", "head", "kind", "said"),
     [
         ((b'{"error":{"message":"no such model"}}',), {"status": 404}, "rejected", "404: no such model"),
+        ((b'{"error":{"message":"shorten it","code":"context_length_exceeded"}}',), {"status": 400}, "rejected",
+         "400: shorten it (context_length_exceeded)"),
         ((b'{"detail":"slow down"}',), {"status": 429}, "busy", "429: slow down"),
         ((b"upstream is down",), {"status": 502}, "server", "502: upstream is down"),
         ((b"",), {"status": 500}, "server", "(no text)"),

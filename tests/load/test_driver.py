@@ -27,9 +27,11 @@ from repro.load.faults import (
     faults_of,
 )
 from repro.load.plan import LoadPlan, LoadResult, Progress, TextDetector, TextFinding
-from repro.load.session import request_id
+from repro.load.session import LENGTH_NUMBER, LENGTH_WORDS, request_id
 from repro.load.shapes import Burst, Poisson, Recorded
 from repro.record.requests import RequestRecord
+from repro.serve.server.errors import ApiError
+from repro.serve.server.intake import answer_tokens_max
 from repro.trace.format import Message, Session, ToolCall, Turn
 from repro.trace.load import load_traces
 from tests.load.stubs import ChatStub, sending
@@ -326,6 +328,13 @@ def test_every_turn_of_a_session_longer_than_the_limit_is_asked_and_the_cuts_are
     assert all(body["messages"][0]["content"].endswith("result 0") for body in stub.bodies)
     assert seen.records[-1].dropped_turns == result.dropped_turns > 20
     assert result.dropped_characters > 20 * 2000 and result.requests_cut > 20
+
+
+def test_the_bundled_servers_own_refusal_is_understood_with_its_limit() -> None:
+    with pytest.raises(ApiError) as refused:
+        answer_tokens_max(29, 8251, 8192, "messages")
+    found = LENGTH_NUMBER.search(str(refused.value))
+    assert LENGTH_WORDS.search(str(refused.value)) and found is not None and found[1] == "8192"
 
 
 def test_an_unknown_limit_is_learnt_from_the_servers_refusal() -> None:

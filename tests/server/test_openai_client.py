@@ -97,7 +97,7 @@ def test_errors_are_the_client_s_own(engine: FakeEngine, client: openai.OpenAI) 
     with pytest.raises(openai.BadRequestError, match="n: 2 is not supported") as caught:
         client.chat.completions.create(model=MODEL, messages=MESSAGES, n=2)
     assert caught.value.param == "n" and caught.value.code == "unsupported_value"
-    with pytest.raises(openai.BadRequestError, match="context is 2048 tokens"):
+    with pytest.raises(openai.BadRequestError, match="context length is 2048 tokens"):
         client.completions.create(model=MODEL, prompt="x", max_tokens=3000)
     engine.busy = True
     with pytest.raises(openai.InternalServerError, match="queue is full"):

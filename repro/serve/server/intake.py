@@ -131,7 +131,7 @@ def answer_tokens_max(asked: int | None, prompt_tokens: int, context_tokens: int
     wanted = 1 if asked is None else asked
     if prompt_tokens + wanted > context_tokens:
         raise ApiError(
-            f"the model's context is {context_tokens} tokens, and the request asks for "
+            f"the model's maximum context length is {context_tokens} tokens, and the request asks for "
             f"{prompt_tokens + wanted}: {prompt_tokens} in {param} and {wanted} for the answer; shorten one of them",
             param=param,
             code="context_length_exceeded",

@@ -37,7 +37,7 @@ class Vocabulary:
         """Refuse text so long that no split into tokens fits, before time is spent on splitting it."""
         if text_length > context_tokens * self._bytes_max:
             raise ApiError(
-                f"{param} has {text_length} characters; the model's context of {context_tokens} tokens "
+                f"{param} has {text_length} characters; the model's maximum context length of {context_tokens} tokens "
                 f"can't hold more than {context_tokens * self._bytes_max}",
                 param=param,
                 code="context_length_exceeded",
