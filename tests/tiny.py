@@ -1,0 +1,48 @@
+"""The smallest scenario that runs: four requests, stamps instead of tensors, a fifth of a second."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repro.run import Outcome, RunOptions, run_scenario
+from repro.scenario import Scenario, parse
+
+TINY = """
+format = 1
+title = "tiny"
+
+[target]
+config = "tiny-hicache"
+numerics = "stamps"
+device_pages = 64
+host_pages = 128
+context_tokens = 1024
+rows = 4
+
+[load]
+sessions = 2
+concurrency = 2
+turns = 2
+prompt_tokens = 500
+answer_tokens_max = 6
+"""
+SERVER_LOST = "http://127.0.0.1:9"  # the discard port: nobody listens
+UTC_RUN = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+def tiny_text(*, load: str = "", target: str = "", end: str = "") -> str:
+    """Return the scenario's text with lines added to its tables, or behind them."""
+    return TINY.replace("[load]\n", f"{target}\n[load]\n") + f"{load}\n{end}\n"
+
+
+def tiny_scenario(**lines: str) -> Scenario:
+    return parse(tiny_text(**lines), "tiny", "tiny.toml")
+
+
+def run_tiny(root: Path, scenario: Scenario | None = None, *, seed: int = 0, **more: Any) -> Outcome:
+    """Run it on one thread; `more` goes to `run_scenario`."""
+    torch.set_num_threads(1)
+    options = more.pop("options", RunOptions(seed=seed))
+    return run_scenario(scenario or tiny_scenario(), options, root=root, utc=UTC_RUN, **more)
