@@ -63,7 +63,8 @@ class CleanDecoder:
         return self._decode(request, first)
 
     def _decode(self, request: GenerateRequest, answer: list[int]) -> tuple[int, ...]:
-        while len(answer) < request.sampling.max_tokens and answer[-1] not in self._eos:
+        ends = frozenset[int]() if request.sampling.ignore_eos else self._eos
+        while len(answer) < request.sampling.max_tokens and answer[-1] not in ends:
             tokens = (*request.tokens, *answer)
             answer.extend(self._choose(request, self._run(tokens, len(tokens) - 1), len(tokens)))
         return tuple(answer)
