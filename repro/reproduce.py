@@ -195,4 +195,4 @@ def _other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[
 def _other_sessions(earlier: Run | None, later: Run) -> tuple[str, ...]:
     before = {} if earlier is None else earlier.meta.versions
     same = before.get("sessions") in (None, later.meta.versions.get("sessions"))
-    return () if same else ("the trace files have changed since that run",)
+    return () if same else ("the sessions are not those of that run: its trace files have changed",)

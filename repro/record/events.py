@@ -55,7 +55,7 @@ def _decode_not_finite(line: bytes) -> AnyEvent:
     # just that run must stay readable.
     try:
         event: AnyEvent = msgspec.convert(null_to_nan(msgspec.json.decode(line)), AnyEvent)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise RecordError(f"no event: {error}: {line[:80]!r}") from error
     return event
 
