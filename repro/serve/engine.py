@@ -173,6 +173,7 @@ class Engine:
         """Serve until `stop`. Raises what a broken invariant raises: a dead engine is never silent."""
         flying: StepWork | None = None
         while not (self._stopping and flying is None and not self.scheduler.busy):
+            self._wake.clear()  # whoever calls from here on is not overslept
             self.cache.poll()
             self.scheduler.reap()
             self._apply_pressure()
@@ -208,14 +209,24 @@ class Engine:
             self.cache.evict_device(decision.evict_tokens // self.config.page_tokens)
 
     async def _rest(self) -> None:
-        """Nothing runs and nothing could be planned: wait for transfers to free pages, or for work."""
+        """Nothing runs and nothing could be planned: wait for transfers to free pages, or for somebody's call."""
         if self.cache.pending:
-            await self.cache.drain()
-        elif not self.scheduler.busy:
+            await self._woken_or_drained()
+        elif self.scheduler.busy:
+            assert any(request.aborted for request in self.scheduler.running), "requests wait and nothing moves"
+        else:
             if self.config.cache_check:
                 self.scheduler.check_idle()
-            if not self._stopping:  # `stop` may have come since `run` last looked
-                self._wake.clear()
+            if not self._stopping:  # `stop` may have called while the last request was reaped
                 await self._wake.wait()
-        else:
-            assert any(request.aborted for request in self.scheduler.running), "requests wait and nothing moves"
+
+    async def _woken_or_drained(self) -> None:
+        waking = asyncio.create_task(self._wake.wait(), name="engine.wake")
+        draining = asyncio.create_task(self.cache.drain(), name="engine.drain")
+        try:
+            await asyncio.wait((waking, draining), return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                draining.result()
+        finally:
+            waking.cancel()
+            draining.cancel()

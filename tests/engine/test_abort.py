@@ -128,9 +128,13 @@ async def abort_when(stack: Stack, condition: str) -> Answer:
     await asyncio.sleep(0)
     while not reached():
         await asyncio.sleep(1e-4)
+    [request] = [r for r in (*scheduler.waiting, *scheduler.running) if r.id == "a"]
     stack.engine.abort("a")
+    said = len(request.output)
     assert (await mate).tokens == stamps_answer(prompt(2, 9), 6)
-    return await asked
+    answer = await asked
+    assert len(answer.tokens) == said, "tokens came after the abort"
+    return answer
 
 
 @pytest.mark.parametrize("condition", ["received", "waits", "prefills", "decodes", "samples its last token"])
@@ -192,6 +196,19 @@ def test_what_waited_for_a_stop_string_is_given_out_when_the_request_is_aborted(
         assert answer.text.startswith(text)
 
     Stack().run(main)
+
+
+def test_an_engine_told_to_stop_when_its_last_request_is_aborted_does_stop() -> None:
+    async def main(stack: Stack) -> None:
+        await asyncio.sleep(1e-3)  # the engine sleeps
+        asked = asyncio.create_task(stack.ask(make_request("a", prompt(1, 20), 5)))
+        await asyncio.sleep(0)
+        stack.engine.abort("a")
+        stack.engine.stop()
+        assert (await asked).last.finish == "abort"
+
+    with pytest.raises(AssertionError, match="stopped by itself"):  # by the test, that is
+        Stack().run(main)
 
 
 def test_an_abort_of_nobody_and_a_second_abort_change_nothing() -> None:

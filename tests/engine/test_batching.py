@@ -122,6 +122,16 @@ def test_a_request_that_has_ended_may_ride_along_once_and_its_extra_token_is_dro
     stack.assert_clean()
 
 
+def test_a_request_does_not_wait_for_the_copies_of_the_one_before_it() -> None:
+    async def main(stack: Stack) -> None:
+        await stack.ask(make_request("a", prompt(1, 9), 1))
+        assert stack.engine.cache.pending
+        await stack.ask(make_request("b", prompt(2, 9), 1))
+        assert stack.engine.cache.pending and not stack.ops("writeback.copy_layer")
+
+    Stack(faults=(delay("writeback.copy_layer", 1e6),)).run(main).assert_clean()
+
+
 def test_a_request_that_ends_by_its_length_does_not_ride_along() -> None:
     async def main(stack: Stack) -> None:
         await stack.ask(make_request("a", prompt(1, 6), 5))
@@ -235,6 +245,18 @@ def test_requests_of_one_prompt_that_outgrow_each_other_do_not_take_promised_roo
         Stack(make_config(chunk_tokens=chunk, hicache=False, rows=6)).run(main).assert_clean()
 
 
+@pytest.mark.parametrize("hicache", [True, False])
+def test_nobody_is_admitted_on_room_that_a_running_answer_will_need(hicache: bool) -> None:
+    async def main(stack: Stack) -> None:
+        prompts = [prompt(family, 4) for family in range(3)]
+        answers = await stack.ask_all(*(make_request(f"r{n}", tokens, 28) for n, tokens in enumerate(prompts)))
+        for answer, tokens in zip(answers, prompts, strict=True):
+            assert_right(answer, tokens, 28)
+
+    stack = Stack(make_config(hicache=hicache)).run(main)
+    assert max(len(step) for step in stack.steps) == 2, "16 pages are enough for two answers to their end"
+
+
 def test_eviction_that_somebody_asks_for_at_any_time_changes_no_answer() -> None:
     pressure = Fault("memory.evict", Do("evict", tokens=4 * PAGE), When(probability=0.5))
 
@@ -316,3 +338,17 @@ def test_a_flush_that_meets_new_requests_gives_way() -> None:
 
     slow = delay("writeback.copy_layer", 3000)
     Stack(faults=(slow,)).run(main).assert_clean()
+
+
+def test_a_flush_that_sees_a_request_come_and_go_leaves_its_copies_alone() -> None:
+    async def main(stack: Stack) -> None:
+        await stack.ask(make_request("a", prompt(1, 9), 2))
+        flushing = asyncio.create_task(stack.engine.flush_cache())
+        await asyncio.sleep(0)
+        await stack.ask(make_request("b", prompt(2, 9), 2))
+        assert not flushing.done() and not stack.engine.scheduler.busy
+        assert not await flushing
+        await stack.engine.cache.drain()
+        assert await stack.engine.flush_cache()
+
+    Stack(faults=(delay("writeback.copy_layer", 100_000),)).run(main).assert_clean()

@@ -1,5 +1,6 @@
 """HiCache: who owns which page when, in which order the copies run, and who waits for whom (FACTS 2)."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from itertools import pairwise
@@ -291,6 +292,23 @@ def test_the_ring_takes_a_fourth_load_back_only_when_the_first_is_done() -> None
 
     tiers.run(main)
     assert len(tiers.loads) == 4 * 2 * LAYERS
+
+
+def test_a_load_started_without_a_batch_is_awaited_by_the_next_one() -> None:
+    tiers = Tiers(faults=(delay("loadback.copy_layer", 1000),))
+
+    async def main() -> None:
+        await tiers.on_host_only(1, 1)
+        assert tiers.load(1, 1) is not None
+        draining = asyncio.create_task(tiers.cache.drain())
+        await asyncio.sleep(1e-4)
+        events = tiers.cache.start_loading()
+        assert events is not None and not events.layer_done(0).query()
+        assert tiers.cache.start_loading() is None, "one batch is behind it, and the next behind that"
+        await draining
+        assert tiers.load(1, 1) is None and tiers.cache.start_loading() is None
+
+    tiers.run(main)
 
 
 def test_an_ack_unlocks_the_nodes_and_their_host_pages() -> None:

@@ -88,6 +88,7 @@ class HiCache:
         self._load_queue: list[Transfer] = []
         self._write_queue: list[Transfer] = []
         self._loads: list[Flight] = []  # oldest first
+        self._unawaited: LayerEvents | None = None  # of a load that was started without a batch
         self._writes: list[Flight] = []
         self._transfers = 0
         self._last_step = np.full(config.device_pages, -1, np.int64)  # last step enqueued that used the page
@@ -189,9 +190,15 @@ class HiCache:
         return target
 
     def start_loading(self) -> LayerEvents | None:
-        """Merge all queued load-backs into one operation and return its layer events."""
+        """Merge all queued load-backs into one operation and return the layer events that a batch of now has to
+        wait for: those of the latest load that no batch waits for yet, behind which all earlier ones are done."""
+        self._start_loading()
+        events, self._unawaited = self._unawaited, None
+        return events
+
+    def _start_loading(self) -> None:
         if not self._load_queue:
-            return None
+            return
         queue, self._load_queue = self._load_queue, []
         source = np.concatenate([transfer.source for transfer in queue])
         target = np.concatenate([transfer.target for transfer in queue])
@@ -206,7 +213,7 @@ class HiCache:
         done = self._device.event("load.done")  # the ring's events may be taken again before the ack
         done.record(self._load)
         self._loads.append(Flight(queue, done))
-        return events
+        self._unawaited = events
 
     # -- backing up -------------------------------------------------------------------------------
 
@@ -276,11 +283,12 @@ class HiCache:
                 for transfer in flights.pop(0).transfers:
                     self.tree.unpin_host(transfer.leaf)
                     self.tree.unpin(transfer.leaf)
+        if not self._loads:
+            self._unawaited = None
 
     async def drain(self) -> None:
-        """Run every transfer to its end and unlock its nodes. No batch may be planned meanwhile: it would
-        read what is loaded here without waiting for it."""
-        self.start_loading()
+        """Run every transfer to its end and unlock its nodes, what is only queued included."""
+        self._start_loading()
         await self.settle()
 
     async def settle(self) -> None:
