@@ -161,7 +161,7 @@ def _relation(earlier: Operation, later: Operation) -> str:
         return ""
     (begins_us, ends_us), (start_us, end_us) = earlier.span_us, later.span_us
     if end_us <= begins_us:
-        return f": enqueued later, it was over {time_text(begins_us - end_us)} before {earlier.label} began"
+        return f": enqueued later, it had ended {time_text(begins_us - end_us)} before {earlier.label} began"
     if start_us < ends_us:
         return f", {time_text(ends_us - start_us)} before {earlier.label} has finished"
     gap = time_text(start_us - ends_us)

@@ -47,7 +47,8 @@ def _headline(summary: Summary) -> list[RenderableType]:
     code = "" if summary.exit_code is None else f", exit {summary.exit_code}"
     lines = [line, Text(f"{summary.scenario}, seed {summary.seed}{code}", style="dim")]
     meaning = "" if summary.verdict in ("clean", "anomaly") else summary.meaning
-    said = [summary.error, meaning, summary.why, cluster_text(rate) if rate.count else ""]
+    why = f"{summary.why.removesuffix('.')}." if summary.why else ""
+    said = [summary.error, meaning, why, cluster_text(rate) if rate.count else ""]
     if any(said):
         lines.append(Text(" ".join(each for each in said if each)))
     return [*lines]

@@ -222,7 +222,7 @@ def test_a_race_that_ran_the_wrong_way_round_is_told_so() -> None:
     first = dict(told["first"]) | late  # type: ignore[call-overload]
     second = dict(told["second"]) | {"enqueued_us": 2.0}  # type: ignore[call-overload]
     inverted = race_finding(evidence=told | {"first": second, "second": first, "inverted": True})
-    assert story(inverted).endswith(": enqueued later, it was over 110 us before loadback.copy_layer began.")
+    assert story(inverted).endswith(": enqueued later, it had ended 110 us before loadback.copy_layer began.")
     assert [side.name for side in operations(inverted)] == ["loadback.copy_layer", "index.score"]
 
 
