@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
+import msgspec
+
 from repro.base.errors import HarnessError, RecordError, ReproError, StoppedError, TargetError, UsageError
-from repro.record.folder import RunFolder
+from repro.record.folder import RunFolder, write_meta
 
 CRASH_FILE = "crash.txt"
 EXPECTED = (UsageError, TargetError, RecordError)  # their sentence says all
@@ -41,6 +43,8 @@ def _close_after(folder: RunFolder, state: Literal["interrupted", "failed"], err
     error.run_dir = str(folder.path)
     with suppress(RecordError):  # the first error is the one to tell
         folder.close(state, error=str(error))
+        if folder.meta.error != str(error):  # it was being closed with a verdict when the disk refused
+            write_meta(folder.path, msgspec.structs.replace(folder.meta, state=state, error=str(error), verdict=None))
 
 
 def _write_crash(folder: RunFolder, error: BaseException) -> None:
