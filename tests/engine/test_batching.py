@@ -301,6 +301,18 @@ def test_a_prefix_that_went_to_the_host_comes_back_and_is_counted_as_such() -> N
     assert stack.steps[-3:] == [{"b": 5}, {"b": 1}, {"b": 1}]
 
 
+def test_a_prefix_on_both_tiers_is_counted_on_each() -> None:
+    async def main(stack: Stack) -> None:
+        for name, tokens in (("a", 9), ("b", 17)):
+            await stack.ask(make_request(name, prompt(1, tokens)))
+        await stack.engine.cache.drain()
+        stack.engine.cache.evict_device(1)  # the leaf, two pages
+        again = await stack.ask(make_request("c", prompt(1, 18)))
+        assert (again.last.cached_device_tokens, again.last.cached_host_tokens) == (8, 8)
+
+    Stack().run(main).assert_clean()
+
+
 def test_one_request_is_one_hit_and_the_second_backs_its_prefix_up() -> None:
     async def main(stack: Stack) -> None:
         await stack.ask(make_request("a", prompt(1, 13), 4))
