@@ -107,7 +107,7 @@ def turns_of(kind: str, session: Session, checkpoint: Checkpoint) -> Iterator[Tu
 
 def keep_bits(engine: Engine, turns: dict[str, Turn]) -> None:
     """Have the engine keep the digests of a request's rows when it gives them back."""
-    scheduler, pool = engine.scheduler, engine.cache.pool("device")
+    scheduler, pool = engine.scheduler, engine.cache._pools["device"]
     release = scheduler._release
 
     def kept(request: Request) -> None:

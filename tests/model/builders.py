@@ -75,7 +75,7 @@ class Cache:
         order = torch.randperm(self.num_rows * pages + 3, generator=generator)[: self.num_rows * pages]
         self.table = order.view(self.num_rows, pages)
         config, slots = self.model.config, (self.num_rows * pages + 3) * self.page_size
-        layers = config.num_hidden_layers
+        layers = len(self.model.weights.layers)
         self.selected = [[] for _ in range(layers)]
         self._position = torch.zeros(slots, dtype=torch.int64)
         self._position[self.slots_of_table()] = torch.arange(pages * self.page_size).repeat(self.num_rows)
