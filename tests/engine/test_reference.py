@@ -47,7 +47,7 @@ def test_a_load_back_changes_no_bit_and_transformers_agrees(bundled: LoadedModel
     assert clean.gather(1, torch.tensor(again.tokens)[:, None])[:, 0].tolist() == list(again.logprobs)
 
     reference = GlmMoeDsaForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-    with torch.no_grad(), lowest_position_ties([torch.cat(steps) for steps in cache.selected]) as cuts:
+    with torch.no_grad(), lowest_position_ties([torch.cat(steps) for steps in cache.selected if steps]) as cuts:
         theirs = reference(tokens[None]).logits[0, PROMPT - 1 :].log_softmax(-1)
     ours = torch.tensor(again.logprobs)
     difference = (ours - theirs.gather(1, torch.tensor(again.tokens)[:, None])[:, 0]).abs().max()
