@@ -33,7 +33,7 @@ def cut_text(cut: Cut) -> str:
     return (
         f"To fit the model's limit{limit}, {cut.turns:,} old {_plural(cut.turns, 'turn')} and {cut.characters:,} "
         f"characters were dropped from the histories of {cut.sessions:,} {_plural(cut.sessions, 'session')}; "
-        f"{cut.requests:,} {_plural(cut.requests, 'request')} went out shortened, and every turn was still asked."
+        f"{cut.requests:,} {_plural(cut.requests, 'request')} went out shortened; no turn was left out for it."
     )
 
 

@@ -353,6 +353,7 @@ def _run(
             clock_s=time.monotonic,
             progress=watcher.load,
             oracle_progress=watcher.oracle,
+            note=watcher.note,
         )
 
 

@@ -30,12 +30,13 @@ from repro.scenario import Scenario
 from repro.schedule import token as tokens
 from repro.schedule.pickers import RandomPicker, timed
 from repro.schedule.token import Picker, Token
-from repro.sessions import sessions_of
+from repro.sessions import longest_wait_s, sessions_of
 from repro.target import BundledTarget, Checkpoint, Load, ServerTarget, load_checkpoint
 from repro.trace.format import Session
 from repro.truth import verdicts_of
 from repro.verdict import Judgement, judge
 
+NOTED_WAIT_S = 600.0  # in real time, somebody would take it for a hang
 ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
 
 
@@ -70,16 +71,22 @@ def run_scenario(
     clock_s: Callable[[], float] = lambda: 0.0,
     progress: OnProgress = lambda snapshot: None,
     oracle_progress: Callable[[int, int], None] = lambda number, total: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Run a scenario on its target and return the outcome; everything is in its run folder.
 
     `clock_s` is real time for the scenario's wall_s; the default never ends a run. A Ctrl-C ends the load,
     or the oracle, and what is there is judged. Raises ScenarioError, TargetError, RecordError, HarnessError,
-    and StoppedError for a second Ctrl-C; but for a usage error each names the folder.
+    and StoppedError for a second Ctrl-C; but for a usage error each names the folder. `note` is told what a
+    user should know beforehand.
     """
     checkpoint = load_checkpoint(scenario.config)
     sessions = sessions_of(scenario.load, options.seed)
     server = ServerTarget(options.url) if options.url else None
+    if server and (wait_s := longest_wait_s(sessions) * scenario.load.time_scale) > NOTED_WAIT_S:
+        note(
+            f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"
+        )
     faults = () if options.no_faults else scenario.faults
     folder = RunFolder.create(
         root,

@@ -1,5 +1,6 @@
 """The sessions of a load: synthesised or from trace files, cut to the turns that are asked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -58,3 +59,8 @@ def last_turns(session: Session, turns: int) -> Session:
             history.append(turn.reply)
     first = msgspec.structs.replace(asked[0], messages=(*history, *asked[0].messages))
     return msgspec.structs.replace(session, turns=(first, *asked[1:]))
+
+
+def longest_wait_s(sessions: Sequence[Session]) -> float:
+    """Return how long the session that waits longest waits between its turns, as recorded."""
+    return max((sum(turn.gap_s for turn in session.turns) for session in sessions), default=0.0)

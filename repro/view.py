@@ -14,6 +14,7 @@ class Watcher:
     """Shows the load, then the oracle. Use it as a context. `simulated`: the load runs in virtual time."""
 
     def __init__(self, console: Console, clock_s: Callable[[], float], *, simulated: bool = True) -> None:
+        self._console = console
         self._view = LiveView(console, clock_s)
         self._simulated = simulated
         self._last = Progress()
@@ -26,6 +27,10 @@ class Watcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._view.__exit__(kind, error, trace)
+
+    def note(self, text: str) -> None:
+        """Say something above the progress."""
+        self._console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def load(self, snapshot: LoadProgress) -> None:
         """Take a snapshot of the load."""

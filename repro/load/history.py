@@ -24,6 +24,7 @@ CALL_TOKENS = 16  # a call's tags
 MARGIN_TOKENS = 32  # the template's own text around the conversation
 RATIO_MAX = 4.0  # how wrong a token count can be before the server's own is not believed
 CUT_ROUNDS_MAX = 64
+CUT_TOKENS_MIN = 64  # the note of what was cut takes a place, too: a smaller cut would make nothing shorter
 
 
 def characters_per_four(text: str) -> int:
@@ -144,13 +145,15 @@ class History:
         if prompt_tokens > 0:
             self._ratio = min(RATIO_MAX, max(1.0, prompt_tokens / max(1, self._raw_tokens)))
 
-    def too_long(self, limit_tokens: int | None, answer_tokens: int) -> None:
-        """The server has refused the latest prompt as too long; the next one will be shorter."""
+    def too_long(self, limit_tokens: int | None, answer_tokens: int, prompt_tokens: int | None = None) -> None:
+        """The server has refused the latest prompt as too long, which it may have counted; the next is shorter."""
         if limit_tokens is not None:
             self._limit_tokens = limit_tokens
         elif self._limit_tokens is None:
             self._limit_tokens = max(1, (self.tokens + answer_tokens) * 3 // 4)
-        if self.tokens + answer_tokens + MARGIN_TOKENS <= self._limit_tokens:  # then we count too little
+        if prompt_tokens is not None:
+            self.counted(prompt_tokens)
+        elif self.tokens + answer_tokens + MARGIN_TOKENS <= self._limit_tokens:  # then we count too little
             self._ratio = min(RATIO_MAX, self._ratio * 1.3)
 
     @property
@@ -185,6 +188,7 @@ class History:
             key=lambda place: place[0][place[1]].tokens,
         )
         entry = unit[index]
+        over_tokens = max(over_tokens, CUT_TOKENS_MIN)
         keep = max(0.0, 1.0 - over_tokens / max(1.0, entry.tokens * self._ratio))
         shorter = _Entry(_cut(entry.message, keep), self._count)
         if shorter.characters >= entry.characters:

@@ -33,6 +33,7 @@ from repro.trace.format import Session, Turn
 REQUEST_ID_MAX = 100  # servers take 128 printable characters
 LENGTH_ATTEMPTS_MAX = 6  # how often a prompt is shortened for a server that says it is too long
 LENGTH_WORDS = re.compile(r"context.length|too long|longer than|maximum.{0,20}length|exceeds", re.IGNORECASE)
+LENGTH_RATIO_MAX = 64  # a larger number in a refusal is no count of tokens
 LENGTH_NUMBER = re.compile(r"(?:context length|maximum|limit|at most)\D{0,40}?(\d{2,})", re.IGNORECASE)
 DISCONNECTS_MAX = 8  # how often one turn is asked again after a fault cut its connection
 NO_ANSWER = "(no answer)"  # stands in the history for an answer that never came
@@ -130,7 +131,7 @@ class SessionRun:
                 shortened += 1
                 if shortened > LENGTH_ATTEMPTS_MAX:
                     return answer
-                self.history.too_long(_limit_in(answer.error), answer_tokens)
+                self.history.too_long(*_lengths_in(answer.error, answer_tokens))
             elif answer.error_kind in RETRIABLE and failures < self.plan.retries_max:
                 await asyncio.sleep(self.plan.retry_after_s * 2**failures)
                 failures += 1
@@ -286,7 +287,11 @@ def _abort_of(turn: Turn, fault: ClientAction | None) -> Abort | None:
     return fault if isinstance(fault, Abort) else None
 
 
-def _limit_in(text: str) -> int | None:
-    """Return the token limit that a server's refusal names."""
+def _lengths_in(text: str, answer_tokens: int) -> tuple[int | None, int, int | None]:
+    """Return the token limit that a server's refusal names, the answer's length, and its count of the prompt."""
     found = LENGTH_NUMBER.search(text)
-    return int(found[1]) if found else None
+    if found is None:
+        return None, answer_tokens, None
+    limit = int(found[1])
+    beyond = [number for number in map(int, re.findall(r"\d+", text)) if limit < number < LENGTH_RATIO_MAX * limit]
+    return limit, answer_tokens, max(beyond) - answer_tokens if beyond else None  # the sum, in all wordings known

@@ -34,7 +34,7 @@ from repro.serve.server.errors import ApiError
 from repro.serve.server.intake import answer_tokens_max
 from repro.trace.format import Message, Session, ToolCall, Turn
 from repro.trace.load import load_traces
-from tests.load.stubs import ChatStub, sending
+from tests.load.stubs import ChatStub, Receive, Send, reply, sending
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "traces"
 REPLY = Message("assistant", "recorded answer", (ToolCall("run", {"cmd": "ls"}),))
@@ -328,6 +328,22 @@ def test_every_turn_of_a_session_longer_than_the_limit_is_asked_and_the_cuts_are
     assert all(body["messages"][0]["content"].endswith("result 0") for body in stub.bodies)
     assert seen.records[-1].dropped_turns == result.dropped_turns > 20
     assert result.dropped_characters > 20 * 2000 and result.requests_cut > 20
+
+
+def test_a_server_whose_tokens_are_shorter_than_ours_is_understood_after_one_refusal() -> None:
+    class Dense(ChatStub):
+        async def answer(self, body: dict[str, Any], name: str, receive: Receive, send: Send) -> None:
+            prompt = sum(len(message["content"]) for message in body["messages"]) // 2
+            if prompt + body["max_tokens"] > 4096:
+                told = f"maximum context length is 4096 tokens, you asked for {prompt + body['max_tokens']}"
+                await reply(send, 400, {"error": {"message": f"{told}: {prompt} and {body['max_tokens']}"}})
+                return
+            await super().answer(body, name, receive, send)
+
+    result, seen = run([long_session(6)], LoadPlan(context_tokens_max=4096, time_scale=0), Dense())
+    last = {record.turn: record.finish for record in seen.records}
+    assert last == dict.fromkeys(range(6), "stop") and result.errors["rejected"] > 0
+    assert max(record.attempt for record in seen.records) == 1
 
 
 def test_the_bundled_servers_own_refusal_is_understood_with_its_limit() -> None:

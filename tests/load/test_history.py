@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from repro.load.answer import Answer, AnswerCall
-from repro.load.history import History, Prompt
+from repro.load.history import MARGIN_TOKENS, History, Prompt
 from repro.trace.format import Message, ToolCall
 
 
@@ -120,6 +120,21 @@ def test_the_servers_own_count_corrects_the_estimate() -> None:
     made.counted(3 * before)
     made.counted(0)  # a server that doesn't count says nothing
     assert made.tokens == pytest.approx(3 * before, rel=0.01)
+
+
+def test_a_prompt_that_is_too_long_by_a_few_tokens_is_cut() -> None:
+    made = history(1000)
+    made.add_input([Message("user", "word\n" * 953)])
+    assert made.tokens == 1000 - 10 - MARGIN_TOKENS + 3  # fewer than the note of the cut takes
+    assert made.prompt(10).tokens <= 1000 - 10 - MARGIN_TOKENS
+
+
+def test_a_refusal_that_counts_the_prompt_corrects_the_estimate_at_once() -> None:
+    made, _ = grown(None, 5)
+    twice = 2 * made.tokens
+    made.too_long(twice - 100, 50, twice)
+    assert made.tokens == pytest.approx(twice, rel=0.01)
+    assert made.prompt(50).tokens <= twice - 150
 
 
 def test_a_refused_length_shortens_the_next_prompt_with_and_without_a_number() -> None:
