@@ -1,15 +1,25 @@
 """Row-wise arithmetic whose bits do not depend on how many rows are computed together.
 
 A matrix product's bits depend on the number of rows: the BLAS picks another kernel for small counts, and
-splits rows over threads. From a multiple of `ROW_TILE` rows on, each row's bits are the same for every
-count and thread number (tests/model/test_rows.py). So rows are padded to it before a product.
+splits rows over threads. With weights laid out by input, and whole tiles of `ROW_TILE` rows, each row's
+bits are the same for every count and for one or two threads (tests/model/test_rows.py). So weights are laid
+out so when they are loaded, and rows are padded before a product.
 """
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-ROW_TILE = 16
+ROW_TILE = 8
+
+
+def by_input(weight: Tensor) -> Tensor:
+    """Return a product's weight, (..., outputs, inputs), with each input's values adjacent in memory.
+
+    As the checkpoint has them, output by output, products of one tile take twice as long, and only tiles of
+    16 rows have stable bits.
+    """
+    return weight.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def padded_count(rows: int) -> int:

@@ -1,5 +1,7 @@
 """A checkpoint's tensors by their Hugging Face names, fused and absorbed into what the forward needs.
 
+Weights of products have the shape (outputs, inputs) and are laid out by input (`rows.by_input`).
+
 Absorption (DeepSeek-V2, arXiv:2405.04434, section 2.1.2): `kv_b_proj` expands a latent row into each head's
 key and value. Both expansions are linear, so the key's moves into the query projection and the value's into
 the output projection, and attention runs on the latents themselves.
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from repro.base.errors import UsageError
 from repro.serve.model.config import ModelConfig
+from repro.serve.model.rows import by_input
 
 
 class CheckpointError(UsageError):
@@ -127,13 +130,14 @@ def load_weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelWei
     )
     mtp_layers = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
     extra = tuple(mtp_layers) if has_mtp else ()
+    head = embeddings
+    if not config.tie_word_embeddings:
+        head = _Source(tensors, "").take("lm_head.weight", vocabulary, hidden)
     return ModelWeights(
         embeddings=embeddings,
         layers=tuple(_layer(config, source, layer) for layer in (*range(config.num_hidden_layers), *extra)),
         norm=source.take("norm.weight", hidden),
-        head=embeddings
-        if config.tie_word_embeddings
-        else _Source(tensors, "").take("lm_head.weight", vocabulary, hidden),
+        head=by_input(head),
         mtp=tuple(_mtp(config, source.within(f"layers.{layer}.")) for layer in extra),
     )
 
@@ -182,13 +186,13 @@ def _attention(config: ModelConfig, source: _Source) -> AttentionWeights:
     queries, output = _absorb(config, attention)
     return AttentionWeights(
         input_norm=source.take("input_layernorm.weight", hidden),
-        low=torch.cat(low),
+        low=by_input(torch.cat(low)),
         query_norm=attention.take("q_a_layernorm.weight", lora),
         latent_norm=attention.take("kv_a_layernorm.weight", config.kv_lora_rank),
         index_norm=indexer.take("k_norm.weight", config.index_head_dim),
         index_norm_bias=indexer.take("k_norm.bias", config.index_head_dim),
-        queries=torch.cat([queries, index_queries]),
-        output=output,
+        queries=by_input(torch.cat([queries, index_queries])),
+        output=by_input(output),
     )
 
 
@@ -218,7 +222,8 @@ def _feed_forward(config: ModelConfig, source: _Source, layer: int) -> FeedForwa
 def _dense(config: ModelConfig, source: _Source, width: int) -> DenseWeights:
     gate = source.take("gate_proj.weight", width, config.hidden_size)
     up = source.take("up_proj.weight", width, config.hidden_size)
-    return DenseWeights(torch.cat([gate, up]), source.take("down_proj.weight", config.hidden_size, width))
+    down = source.take("down_proj.weight", config.hidden_size, width)
+    return DenseWeights(by_input(torch.cat([gate, up])), by_input(down))
 
 
 def _experts(config: ModelConfig, source: _Source) -> ExpertWeights:
@@ -230,10 +235,10 @@ def _experts(config: ModelConfig, source: _Source) -> ExpertWeights:
         parts = [_dense(config, source.within(f"experts.{expert}."), width) for expert in range(count)]
         gate_up, down = torch.stack([p.gate_up for p in parts]), torch.stack([p.down for p in parts])
     return ExpertWeights(
-        router=source.take("gate.weight", count, hidden),
+        router=by_input(source.take("gate.weight", count, hidden)),
         correction_bias=source.take("gate.e_score_correction_bias", count),
-        gate_up=gate_up,
-        down=down,
+        gate_up=by_input(gate_up.flatten(0, 1)).view(count, 2 * width, hidden),
+        down=by_input(down),
     )
 
 
@@ -242,6 +247,6 @@ def _mtp(config: ModelConfig, source: _Source) -> MtpWeights:
     return MtpWeights(
         token_norm=source.take("enorm.weight", hidden),
         hidden_norm=source.take("hnorm.weight", hidden),
-        combine=source.take("eh_proj.weight", hidden, 2 * hidden),
+        combine=by_input(source.take("eh_proj.weight", hidden, 2 * hidden)),
         output_norm=source.take("shared_head.norm.weight", hidden),
     )
