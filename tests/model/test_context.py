@@ -48,15 +48,13 @@ def test_lone_tokens_are_decode_rows_grouped_by_length():
     context = layout((0, 14, 1), (1, 7, 1), (2, 2, 1))
     [group] = context.decode_groups
     assert group.tokens.tolist() == [1, 0]
+    assert [pages.tolist() for pages in group.pages] == [[2, 5], [3, 1, 7, 0]]
     assert group.future.sum(-1).tolist() == [8, 1]
     assert group.slots[1, :5].tolist() == [12, 13, 14, 15, 4]
 
 
 def test_decode_groups_are_bounded():
-    table = torch.arange(4 * 11).view(11, 4)
-    context = build_context(table, torch.arange(11), torch.full((11,), 9), page_size=PAGE_SIZE, topk=TOPK)
-    assert [len(group.tokens) for group in context.decode_groups] == [
-        DECODE_GROUP,
-        DECODE_GROUP,
-        11 - 2 * DECODE_GROUP,
-    ]
+    count = 2 * DECODE_GROUP + 3
+    table = torch.arange(4 * count).view(count, 4)
+    context = build_context(table, torch.arange(count), torch.full((count,), 9), page_size=PAGE_SIZE, topk=TOPK)
+    assert [len(group.tokens) for group in context.decode_groups] == [DECODE_GROUP, DECODE_GROUP, 3]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Decode rows scored together share the width of their longest context: sorted by length, small groups
-# waste little, and a group's gathered keys stay within the processor's cache (4 measured best of 2 to 16).
-DECODE_GROUP = 4
+# Decode rows scored together share the width of their longest context; sorted by length, they waste little,
+# and a group's scores stay in the processor's cache.
+DECODE_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DecodeGroup:
     """Single tokens of different rows, each with more context than the selection keeps."""
 
     tokens: Tensor  # (members,) int64, places in the batch
-    pages: Tensor  # (members * pages,) int64, padded to the longest context
+    pages: tuple[Tensor, ...]  # of each member (pages,) int64, up to its token's; the last has the most
     slots: Tensor  # (members, pages * page_size) int64, by position
     future: Tensor  # (members, pages * page_size) bool, true behind the token's own position
 
@@ -103,12 +103,12 @@ def _decode_groups(
     by_length = singles[positions[singles].argsort(stable=True)]
     groups = []
     for tokens in torch.split(by_length, DECODE_GROUP) if len(by_length) else ():
-        num_pages = int(positions[tokens[-1]]) // page_size + 1
-        width = num_pages * page_size
+        counts = (positions[tokens] // page_size + 1).tolist()
+        width = counts[-1] * page_size
         groups.append(
             DecodeGroup(
                 tokens=tokens,
-                pages=page_table[rows[tokens], :num_pages].flatten(),
+                pages=tuple(page_table[row, :count] for row, count in zip(rows[tokens].tolist(), counts, strict=True)),
                 slots=slots[rows[tokens], :width],
                 future=torch.arange(width) > positions[tokens, None],
             )

@@ -65,12 +65,24 @@ def _segment_products(queries: Tensor, keys: Tensor) -> Tensor:
 
 def _select_group(projected: Projected, pages: Tensor, group: DecodeGroup, topk: int) -> Tensor:
     """Return the selected slots of single tokens, (members, topk)."""
-    members, width = len(group.tokens), projected.index_key.shape[-1]
-    keys = pages.index_select(0, group.pages).view(members, -1, width)
-    products = torch.bmm(projected.index_query[group.tokens], keys.transpose(1, 2))
+    products = _group_products(projected.index_query[group.tokens], pages, group)
     scores = _weigh(products, projected.index_weights[group.tokens])
     scores.masked_fill_(group.future, -torch.inf)
     return group.slots.gather(1, best_positions(scores, topk))
+
+
+def _group_products(queries: Tensor, pages: Tensor, group: DecodeGroup) -> Tensor:
+    """Return query-key products, (members, heads, keys), of single tokens; behind a member's pages anything.
+
+    One member at a time: its gathered keys are multiplied while they are in the processor's cache.
+    """
+    members, heads, width = queries.shape
+    products = queries.new_empty(members, heads, group.slots.shape[1])
+    gathered = pages.new_empty(len(group.pages[-1]), pages.shape[1])
+    for query, own, product in zip(queries, group.pages, products, strict=True):
+        keys = torch.index_select(pages, 0, own, out=gathered[: len(own)]).view(-1, width)
+        torch.mm(query, keys.t(), out=product[:, : len(keys)])
+    return products
 
 
 def _weigh(products: Tensor, weights: Tensor) -> Tensor:
