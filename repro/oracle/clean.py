@@ -41,7 +41,7 @@ class CleanDecoder:
         widths = {"latent": shape.latent_width, "index": shape.index_head_dim}
         self.pool = KVPool("device", shape.num_hidden_layers, self._pages, PAGE_TOKENS, widths)  # type: ignore[arg-type]
         self._table = torch.arange(self._pages)[None]
-        self._known: list[int] = []  # tokens whose rows are stored
+        self._known: tuple[int, ...] = ()  # tokens whose rows are stored
 
     @torch.inference_mode()
     def check(self, request: GenerateRequest, answer: tuple[int, ...]) -> Clean:
@@ -83,7 +83,7 @@ class CleanDecoder:
             wanted = hidden[max(0, first_logits - start) :]
             if len(wanted):
                 parts.append(self._model.logits(wanted))
-        self._known = list(tokens)
+        self._known = tokens
         return torch.cat(parts)
 
     def _chunk(self, tokens: tuple[int, ...], start: int) -> torch.Tensor:
@@ -103,10 +103,12 @@ class CleanDecoder:
         return hidden
 
 
-def _common(known: list[int], tokens: tuple[int, ...]) -> int:
+def _common(known: tuple[int, ...], tokens: tuple[int, ...]) -> int:
     length = min(len(known), len(tokens))
+    if known[:length] == tokens[:length]:
+        return length
     differing = np.flatnonzero(np.array(known[:length]) != np.array(tokens[:length]))
-    return int(differing[0]) if len(differing) else length
+    return int(differing[0])
 
 
 def _gap(logits: torch.Tensor) -> float:

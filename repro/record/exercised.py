@@ -37,12 +37,12 @@ class ExerciseMeter:
         elif isinstance(event, Op) and event.name == "loadback.copy_layer":
             self._copies.append((event.start_us, event.end_us))
             # A read that ended before this copy did could only be counted now.
-            overlapping = [read for read in self._reads if read[0] < event.end_us and event.start_us < read[1]]
+            overlapping = _overlapping(self._reads, event)
             for read in overlapping:
                 self._reads.remove(read)
             self.counts.reads_overlapping_load += len(overlapping)
         elif isinstance(event, Op) and event.name == "forward.index" and event.accesses:
-            if any(start < event.end_us and event.start_us < end for start, end in self._copies):
+            if _overlapping(self._copies, event):
                 self.counts.reads_overlapping_load += 1
             else:
                 self._reads.append((event.start_us, event.end_us))
@@ -53,3 +53,14 @@ class ExerciseMeter:
             self.counts.host_hit_tokens += event.tokens
         elif event.what == "evict_device":
             self.counts.evictions += 1
+
+
+def _overlapping(spans: deque[tuple[float, float]], op: Op) -> list[tuple[float, float]]:
+    """Return the spans of operations, in the order in which they ended, that overlap `op`'s; the last first."""
+    found = []
+    for start_us, end_us in reversed(spans):
+        if end_us <= op.start_us:
+            break
+        if start_us < op.end_us:
+            found.append((start_us, end_us))
+    return found

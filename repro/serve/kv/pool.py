@@ -8,7 +8,6 @@ Layout of one layer and component, page p of S tokens:
 Freeing a page changes no byte: the next owner finds what the last one left, as on a real device.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,12 +112,12 @@ class KVPool:
             self.taint[component].reshape(self.layers, -1)[layer, slots] = taint
 
 
-def _ranges(pages: Sequence[int] | Pages) -> tuple[int, ...]:
-    """Return sorted pages as flat half-open ranges."""
-    ordered = np.unique(np.asarray(pages))
-    if not len(ordered):
-        return ()
-    breaks = np.flatnonzero(np.diff(ordered) != 1)
-    starts = ordered[np.concatenate(([0], breaks + 1))]
-    stops = ordered[np.concatenate((breaks, [len(ordered) - 1]))] + 1
-    return tuple(int(n) for n in np.stack((starts, stops), 1).ravel())
+def _ranges(pages: Pages) -> tuple[int, ...]:
+    """Return pages as flat half-open ranges, ascending."""
+    ranges: list[int] = []
+    for page in sorted(set(pages.tolist())):
+        if ranges and ranges[-1] == page:
+            ranges[-1] += 1
+        else:
+            ranges += (page, page + 1)
+    return tuple(ranges)

@@ -5,6 +5,8 @@ A first-hand wrong read marks the request's rows of this step as tainted: what i
 stems from wrong bytes, and whoever reads those rows later is told the origin.
 """
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,10 +70,10 @@ class StepReads:
             words = member.request.prompt_words[: pages * size]
             prefix[row, : len(words)] = words
         self._expected = prefix.reshape(members, pages, size)
-        self._context_sets = [self._set(row, range((end - 1) // size + 1)) for row, end in enumerate(self._ends)]
+        stops = ((self._ends - 1) // size + 1).tolist()
+        self._context_sets = [self._set(row, slice(stop)) for row, stop in enumerate(stops)]
         self._store_sets = [
-            self._set(row, range(member.first // size, (member.end - 1) // size + 1))
-            for row, member in enumerate(batch.members)
+            self._set(row, slice(member.first // size, stops[row])) for row, member in enumerate(batch.members)
         ]
 
     def token_taint(self) -> NDArray[np.int32]:
@@ -107,21 +109,30 @@ class StepReads:
 
     def _gathered(self, slots: Ints, counts: Ints) -> Flags:
         members, pages, size = self._expected.shape
+        page, offset = np.divmod(slots, size)
+        member = self._member_of_token[:, None]
+        places = (member * pages + self._place_of_page[member, page]) * size + offset
+        if counts.min() < slots.shape[1]:
+            places = places[np.arange(slots.shape[1]) < counts[:, None]]
+        read = np.zeros((members, pages, size), bool)
+        read.reshape(-1)[places] = True
+        return read
+
+    @cached_property
+    def _place_of_page(self) -> Ints:
+        """Return where in its block table each member has each page of its context, (members, pages)."""
+        members, pages, size = self._expected.shape
         # What a row's former owner left behind the context goes to a column of its own.
         used = np.arange(pages) * size < self._ends[:, None]
         columns = np.where(used, self._table, self._check.pool.pages)
-        place_of_page = np.zeros((members, self._check.pool.pages + 1), np.int64)
-        np.put_along_axis(place_of_page, columns, np.arange(pages)[None, :], axis=1)
-        member = self._member_of_token[:, None]
-        positions = place_of_page[member, slots // size] * size + slots % size
-        read = np.zeros((members, pages * size), bool)
-        real = np.arange(slots.shape[1]) < counts[:, None]
-        read[np.broadcast_to(member, slots.shape)[real], positions[real]] = True
-        return read.reshape(members, pages, size)
+        places = np.zeros((members, self._check.pool.pages + 1), np.int64)
+        np.put_along_axis(places, columns, np.arange(pages)[None, :], axis=1)
+        return places
 
     def _verify(self, recorder: Recorder, component: Component, layer: int, read: Flags) -> None:
         pool = self._check.pool
-        wrong = (pool.stamps[component][layer][self._table] != (self._expected ^ salt(component, layer))) & read
+        found = pool.stamps[component][layer][self._table]
+        wrong = ((found ^ self._expected) != salt(component, layer)) & read
         if wrong.any():
             for row in np.flatnonzero(wrong.any(axis=(1, 2))):
                 self._report(recorder, component, layer, int(row), wrong[row], 0)
@@ -157,5 +168,5 @@ class StepReads:
             )
         )
 
-    def _set(self, row: int, places: range | Ints) -> int:
-        return self._check.page_sets.intern(self._table[row, list(places)].astype(np.int32))
+    def _set(self, row: int, places: slice | Ints) -> int:
+        return self._check.page_sets.intern(self._table[row][places].astype(np.int32))

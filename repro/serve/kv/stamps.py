@@ -6,6 +6,8 @@ floating point. The token hash is a running sum of mixed (token, position) words
 is one cumulative sum.
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,6 +36,7 @@ def prefix_words(tokens: NDArray[np.int64]) -> Words:
     return words
 
 
+@cache
 def salt(component: Component, layer: int) -> np.uint64:
     """Return what tells the components and layers of one token apart."""
     return np.uint64((_COMPONENT_SALT[component] * (2 * layer + 1)) & 0xFFFFFFFFFFFFFFFF)

@@ -1,6 +1,7 @@
 """What one step computes, as plain values captured when the step is enqueued."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,15 +38,15 @@ class Batch:
     staging: Staging
     loads: LayerEvents | None  # the load-back whose pages this step reads
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         return sum(member.count for member in self.members)
 
-    @property
+    @cached_property
     def requests(self) -> tuple[str, ...]:
         return tuple(member.request.id for member in self.members)
 
-    @property
+    @cached_property
     def token_keys(self) -> int:
         """Return how many (token, key) pairs the indexer scores in one layer; a token scores its own key too."""
         return sum(member.count * (member.first + 1 + member.end) // 2 for member in self.members)
