@@ -39,6 +39,7 @@ SAMPLED_ONE_IN = 7  # no divisor of a number of streams that is a power of two
 TICK_S = 0.001
 PLAIN_STREAMS_MAX = 128
 GOAL_P99_MS = 5.0
+PREEMPTED_QUIET_PER_S = 50.0
 MESSAGE = b'{"role":"user","content":"bench"}'
 
 
@@ -52,6 +53,7 @@ class Figures(msgspec.Struct):
     chunk_lag: Quantiles
     loop_lag: Quantiles
     cpu_ms_per_1000: float
+    preempted_per_s: float  # how often another program took the core
 
 
 class Meter:
@@ -62,12 +64,18 @@ class Meter:
         self.chunks = 0
         self.from_ns = sys.maxsize
         self.cpu_from_s = 0.0
+        self.preempted_from = 0
 
     def begin(self) -> None:
         """The warm-up is over."""
         self.chunks = 0
         self.from_ns = time.monotonic_ns()
         self.cpu_from_s = cpu_s()
+        self.preempted_from = preempted()
+
+    def preempted_per_s(self, seconds: float) -> float:
+        """Return how often since the warm-up another program took the core."""
+        return (preempted() - self.preempted_from) / seconds
 
     def look(self, chunk: bytes) -> None:
         """A chunk has just been dealt with; should it hold several tokens, the first is measured."""
@@ -137,6 +145,11 @@ def cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def preempted() -> int:
+    """Return how often the system has taken the core from this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
 async def measure(
     name: str, url: str, transport: httpx.AsyncBaseTransport, meter: Meter, plan: argparse.Namespace
 ) -> Figures:
@@ -155,12 +168,13 @@ async def measure(
         wall_s, cpu = time.monotonic() - start_s, cpu_s() - meter.cpu_from_s
         lag.stop()
         held = sum(answer.first_s >= 0 and not answer.finish for answer in answers)
-        chunks = meter.chunks
+        chunks, taken = meter.chunks, meter.preempted_per_s(plan.seconds)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     per_1000 = cpu * 1e6 / max(1, chunks)
-    return Figures(name, plan.streams, held, chunks / wall_s, meter.lag.summary(), lag.histogram.summary(), per_1000)
+    lags = (meter.lag.summary(), lag.histogram.summary())
+    return Figures(name, plan.streams, held, chunks / wall_s, *lags, per_1000, taken)
 
 
 class BareSink(asyncio.Protocol):
@@ -191,14 +205,14 @@ async def measure_floor(url: str, meter: Meter, plan: argparse.Namespace) -> Fig
     lag.start()
     meter.begin()
     await asyncio.sleep(plan.seconds)
-    cpu, chunks = cpu_s() - meter.cpu_from_s, meter.chunks
+    cpu, chunks, taken = cpu_s() - meter.cpu_from_s, meter.chunks, meter.preempted_per_s(plan.seconds)
     lag.stop()
     for transport, _ in sinks:
         transport.abort()
     chunk_lag, loop_lag = meter.lag.summary(), lag.histogram.summary()
     per_1000 = cpu * 1e6 / max(1, chunks)
     name = "bare protocol, uvloop (floor)"
-    return Figures(name, plan.streams, plan.streams, chunks / plan.seconds, chunk_lag, loop_lag, per_1000)
+    return Figures(name, plan.streams, plan.streams, chunks / plan.seconds, chunk_lag, loop_lag, per_1000, taken)
 
 
 async def _held(client: ChatClient, answer: Answer, number: int, tokens: int) -> None:
@@ -339,6 +353,7 @@ def show(figures: list[Figures], plan: argparse.Namespace) -> None:
         "lag max ms",
         "loop lag p99 ms",
         "CPU ms/1000 chunks",
+        "preempted/s",
     ):
         table.add_column(column, justify="left" if column == "client" else "right")
     for row in figures:
@@ -353,12 +368,15 @@ def show(figures: list[Figures], plan: argparse.Namespace) -> None:
             f"{row.chunks_per_s:,.0f}",
             *lag,
             f"{row.cpu_ms_per_1000:.1f}",
+            f"{row.preempted_per_s:.0f}",
         )
-    console = Console(width=140)
+    console = Console(width=160)
     console.print(table)
-    floor_ms = figures[0].chunk_lag.p99_s * 1000
+    floor_ms, taken = figures[0].chunk_lag.p99_s * 1000, max(row.preempted_per_s for row in figures)
     if floor_ms > GOAL_P99_MS:
         console.print(f"The floor's own p99 is {floor_ms:.1f} ms: too busy a machine to judge a client by its lag.")
+    if taken > PREEMPTED_QUIET_PER_S:
+        console.print(f"Other programs took the core up to {taken:.0f} times a second: repeat on a quiet machine.")
 
 
 def main() -> None:
