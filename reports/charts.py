@@ -19,12 +19,15 @@ _PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", 
 HEALTHY, WRONG = "healthy", "read wrong bytes or diverged"
 
 
-def first_token_chart(records: Sequence[RequestRecord], *, width: int, clock: str = "virtual seconds") -> str:
+def first_token_chart(records: Sequence[RequestRecord], *, width: int, real_time: bool = False) -> str:
     """Return an SVG of time to first token over the time of sending; "" when no answer began.
 
-    Holds numbers and fixed words only, no text of requests.
+    Holds numbers and fixed words only, no text of requests. A real clock began long before the run: its time
+    is shown from the first request on.
     """
-    rows = [_row(record) for record in records if record.sent_us >= 0 and record.first_token_us >= 0]
+    sent_us = [record.sent_us for record in records if record.sent_us >= 0]
+    origin_us = min(sent_us, default=0.0) if real_time else 0.0
+    rows = [_row(record, origin_us) for record in records if record.sent_us >= 0 and record.first_token_us >= 0]
     if not rows:
         return ""
     wrong = [row for row in rows if row["kind"] == WRONG][:POINTS_MAX]
@@ -39,7 +42,7 @@ def first_token_chart(records: Sequence[RequestRecord], *, width: int, clock: st
         alt.Chart(frame, width=width, height=HEIGHT)
         .mark_point(filled=True, size=34, opacity=0.8)
         .encode(
-            x=alt.X("sent_s:Q", title=f"sent, {clock}", axis=across),
+            x=alt.X("sent_s:Q", title="sent, seconds" if real_time else "sent, virtual seconds", axis=across),
             y=alt.Y("ttft_ms:Q", title="time to first token, ms", axis=alt.Axis(tickCount=4)),
             color=alt.Color("kind:N", scale=colours, title=None),
             shape=alt.Shape("kind:N", scale=shapes, title=None),
@@ -48,10 +51,10 @@ def first_token_chart(records: Sequence[RequestRecord], *, width: int, clock: st
     return _svg(chart)
 
 
-def _row(record: RequestRecord) -> dict[str, object]:
+def _row(record: RequestRecord, origin_us: float) -> dict[str, object]:
     wrong = record.corrupted or record.poisoned or record.oracle == "diverged"
     return {
-        "sent_s": round(record.sent_us / 1e6, 4),
+        "sent_s": round((record.sent_us - origin_us) / 1e6, 4),
         "ttft_ms": round((record.first_token_us - record.sent_us) / 1e3, 3),
         "kind": WRONG if wrong else HEALTHY,
     }

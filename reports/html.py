@@ -123,7 +123,7 @@ def render_report(run: Run, bounds: Bounds | None = None) -> str:
 def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
     script = _resource("report.js")
     answers = _answers(run.requests)
-    clock = "seconds" if summary.url else "virtual seconds"
+    real_time = bool(summary.url)
     return _environment().get_template("report.html.jinja").render(
         s=summary,
         bounds=bounds,
@@ -143,8 +143,8 @@ def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
         answers_left_out=max(0, len(answers) - bounds.answers),
         rows=_rows(run.requests)[: bounds.requests],
         rows_left_out=max(0, len(run.requests) - bounds.requests),
-        chart_wide=Markup(charts.first_token_chart(run.requests, width=charts.WIDE, clock=clock)),
-        chart_narrow=Markup(charts.first_token_chart(run.requests, width=charts.NARROW, clock=clock)),
+        chart_wide=Markup(charts.first_token_chart(run.requests, width=charts.WIDE, real_time=real_time)),
+        chart_narrow=Markup(charts.first_token_chart(run.requests, width=charts.NARROW, real_time=real_time)),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reports.answers import visible_text
+from reports.charts import first_token_chart
 from reports.html import REPORT_BYTES_MAX, Bounds, render_report, write_report
 from repro.base.errors import RecordError
 from repro.base.probe import Access, AnyEvent, PageSet
@@ -172,6 +173,12 @@ def test_a_run_against_a_server_speaks_of_seconds_and_claims_no_simulation(tmp_p
     text = Page(render_report(run)).text
     assert "simulated" not in text and "virtual seconds" not in text and "http://127.0.0.1:1" in text
     assert "The client's event loop ran late by p50 0.1 ms, p99 2.5, at most 7.0" in text
+
+
+def test_the_chart_of_a_real_clock_begins_with_the_first_request() -> None:
+    records = [make_request(f"s{number}", sent_us=7e9 + number, first_token_us=7e9 + 1e6) for number in range(5)]
+    assert "7,000" in first_token_chart(records, width=300)
+    assert "7,000" not in first_token_chart(records, width=300, real_time=True)
 
 
 def test_a_race_shows_both_operations_with_stream_layer_site_and_times(tmp_path: Path) -> None:
