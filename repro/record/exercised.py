@@ -1,6 +1,7 @@
 """What a run exercised: a run that never did what its scenario is about proves nothing."""
 
 from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 
@@ -37,12 +38,12 @@ class ExerciseMeter:
         elif isinstance(event, Op) and event.name == "loadback.copy_layer":
             self._copies.append((event.start_us, event.end_us))
             # A read that ended before this copy did could only be counted now.
-            overlapping = _overlapping(self._reads, event)
+            overlapping = list(_overlapping(self._reads, event))
             for read in overlapping:
                 self._reads.remove(read)
             self.counts.reads_overlapping_load += len(overlapping)
         elif isinstance(event, Op) and event.name == "forward.index" and event.accesses:
-            if _overlapping(self._copies, event):
+            if next(_overlapping(self._copies, event), None) is not None:
                 self.counts.reads_overlapping_load += 1
             else:
                 self._reads.append((event.start_us, event.end_us))
@@ -55,12 +56,10 @@ class ExerciseMeter:
             self.counts.evictions += 1
 
 
-def _overlapping(spans: deque[tuple[float, float]], op: Op) -> list[tuple[float, float]]:
-    """Return the spans of operations, in the order in which they ended, that overlap `op`'s; the last first."""
-    found = []
+def _overlapping(spans: deque[tuple[float, float]], op: Op) -> Iterator[tuple[float, float]]:
+    """Yield the spans of operations, in the order in which they ended, that overlap `op`'s; the last first."""
     for start_us, end_us in reversed(spans):
         if end_us <= op.start_us:
-            break
+            return
         if start_us < op.end_us:
-            found.append((start_us, end_us))
-    return found
+            yield start_us, end_us
