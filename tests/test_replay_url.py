@@ -71,7 +71,7 @@ def test_a_server_that_loops_under_load_only_is_convicted(tmp_path: Path) -> Non
     run = open_run(outcome.path)
     assert [record.clean_text for record in run.requests] == [FINE, FINE]
     summary = summarise(run)
-    assert summary.rate.count == 2 and summary.url and summary.loop_lag_ms["count"] > 0
+    assert summary.rate.count == 2 and summary.url.startswith("http:") and "p99" in summary.loop_lag_ms
 
 
 @pytest.mark.parametrize("alone", [True, False])
