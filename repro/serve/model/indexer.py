@@ -100,8 +100,8 @@ def best_positions(scores: Tensor, topk: int) -> Tensor:
     rows, width = values.shape
     cuts = np.partition(values, width - topk, axis=1)[:, width - topk, None]
     keep = ~(values < cuts)
-    tied = np.count_nonzero(keep, axis=1) != topk
-    if tied.any():
+    if np.count_nonzero(keep) > rows * topk:
+        tied = np.count_nonzero(keep, axis=1) > topk
         keep[tied] = _keep_lowest(values[tied], cuts[tied], topk)
     flat = np.flatnonzero(keep).reshape(rows, topk)
     flat -= np.arange(0, rows * width, width)[:, None]
