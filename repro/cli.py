@@ -39,7 +39,6 @@ Threads = Annotated[
 ]
 RUNS = Path("runs")
 BUNDLED = "bundled"
-THREADS_MAX = 2
 MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
 EXIT_CODES = "Exit codes: 0 clean, 1 anomaly, 2 usage error, 3 vacuous, 4 failed, 5 inconclusive."
 WORDS = {2: "usage_error", 4: "failed", 5: "inconclusive"}  # what --json says when there is no verdict
@@ -408,10 +407,13 @@ def _discard_output() -> None:
 
 
 def _set_threads(threads: int | None) -> None:
-    """Set the model's threads. Up to two give the same bits; more might not."""
+    """Set the model's threads. Up to two give the same bits; more might not.
+
+    One is the default: the products of a decode step are so small that a second thread costs more than it does.
+    """
     import torch
 
-    torch.set_num_threads(threads or min(THREADS_MAX, os.cpu_count() or 1))
+    torch.set_num_threads(threads or 1)
 
 
 def main() -> None:
