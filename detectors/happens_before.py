@@ -1,8 +1,8 @@
 """Vector clocks over streams and the host, rebuilt from recorded events.
 
-Actors are the streams and the host. Edges: order on a stream, event record to wait, enqueue (host to
-stream), and what the host learnt by query or synchronise. Not edges: time, sleep, bookkeeping, a shared
-copy engine, and one owner's free before the next one's alloc.
+Actors are the streams and the hosts. Edges: order on a stream, event record to wait, enqueue (host to
+stream), what a host learnt by query or synchronise, and a message from one host to another. Not edges:
+time, sleep, bookkeeping, a shared copy engine, and one owner's free before the next one's alloc.
 """
 
 from bisect import bisect_right
@@ -10,12 +10,11 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
-from repro.base.probe import Event, HostSync, Op, OpRef
+from repro.base.probe import Event, HostMessage, HostSync, Op, OpRef
 
 Clock = NDArray[np.int64]  # by actor: the last index known to have happened before; -1 for none
 
-HOST = 0
-ACTORS_MAX = 32
+ACTORS_MAX = 64
 CLOCKS_KEPT = 16_384  # per stream: a load-back of 78 layers and 100,000 tokens takes 15,000 copies
 
 
@@ -43,11 +42,11 @@ class HappensBefore:
     """
 
     def __init__(self, kept: int = CLOCKS_KEPT) -> None:
-        self.actors: dict[str, int] = {"host": HOST}
+        self.actors: dict[str, int] = {}
         self._kept = kept
         self._streams: dict[str, _Kept] = {}
-        self._host = _Kept(kept)
-        self._host.append(-1, np.full(ACTORS_MAX, -1, np.int64))
+        self._hosts: dict[str, _Kept] = {}
+        self._host("")
 
     def actor(self, stream: str) -> int:
         """Return the column of a stream."""
@@ -61,37 +60,58 @@ class HappensBefore:
             return self._operation(event)
         if isinstance(event, HostSync):
             self._host_learns(event)
+        elif isinstance(event, HostMessage):
+            self._receives(event)
         return None
 
+    def _host(self, name: str) -> _Kept:
+        """Return what a host knew when; its column is named after it."""
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = _Kept(self._kept)
+            host.append(-1, np.full(ACTORS_MAX, -1, np.int64))
+            self.actor(_host_column(name))
+        return host
+
     def _host_learns(self, sync: HostSync) -> None:
-        known = self._host.clocks[-1]
+        host = self._host(sync.by)
+        known = host.clocks[-1]
         if known[self.actor(sync.source[0])] < sync.source[1]:
             clock = known.copy()
             self._join(clock, sync.source)
-            self._host.append(sync.host, clock)
+            host.append(sync.host, clock)
+
+    def _receives(self, message: HostMessage) -> None:
+        target = self._host(message.target)
+        clock = np.maximum(target.clocks[-1], self._known(message.source, message.sent))
+        sender = self.actor(_host_column(message.source))
+        clock[sender] = max(clock[sender], message.sent)
+        target.append(message.received, clock)
 
     def _operation(self, op: Op) -> Clock:
         stream = self._streams.setdefault(op.stream, _Kept(self._kept))
-        clock = self._host_at(op).copy()
+        clock = self._known(op.by, op.host).copy()
         if stream.clocks:
             last = stream.indices[-1]
             assert op.index == last + 1, f"{op.stream}: operation {op.index} came after {last}; some are missing"
             np.maximum(clock, stream.clocks[-1], out=clock)
         for edge in op.after:
             self._join(clock, edge.source)
-        clock[HOST] = max(clock[HOST], op.host)
+        host = self.actor(_host_column(op.by))
+        clock[host] = max(clock[host], op.host)
         clock[self.actor(op.stream)] = op.index
         stream.append(op.index, clock)
         return clock
 
-    def _host_at(self, op: Op) -> Clock:
-        """Return what the host knew when it enqueued an operation."""
-        place = bisect_right(self._host.indices, op.host) - 1
+    def _known(self, name: str, at: int) -> Clock:
+        """Return what a host knew when its clock was `at`."""
+        host = self._host(name)
+        place = bisect_right(host.indices, at) - 1
         assert place >= 0, (
-            f"operation {op.index} of stream {op.stream} was enqueued more than {self._kept} host "
-            "synchronisations before it ended; raise CLOCKS_KEPT"
+            f"what {_host_column(name)} knew at its clock {at} is more than {self._kept} host synchronisations old; "
+            "raise CLOCKS_KEPT"
         )
-        return self._host.clocks[place]
+        return host.clocks[place]
 
     def _join(self, clock: Clock, source: OpRef) -> None:
         """Let `clock` cover an operation and everything that happened before it."""
@@ -108,3 +128,7 @@ class HappensBefore:
             f"back; only {self._kept} are kept for sure: raise CLOCKS_KEPT"
         )
         np.maximum(clock, stream.clocks[place], out=clock)
+
+
+def _host_column(name: str) -> str:
+    return f"host {name}" if name else "host"

@@ -1,8 +1,9 @@
 """Accesses by somebody who does not own the page: after the free, or under a stale generation.
 
-An operation belongs to the owner that the page had when the host enqueued it. It may still run after
-the page went to somebody else, as long as the new owner has not touched the page yet (a step that
-rode along for a request that had just ended does). Running after the new owner is a violation.
+An operation belongs to the owner that the page had when the host enqueued it; a remote write, to the one
+that the page had when its own host offered it. It may still run after the page went to somebody else, as
+long as the new owner has not touched the page yet (a step that rode along for a request that had just
+ended does). Running after the new owner is a violation.
 """
 
 from collections import defaultdict
@@ -42,10 +43,8 @@ class OwnershipDetector:
     def feed(self, event: Event) -> None:
         """Take the next event."""
         if isinstance(event, Op):
-            for tier in ("device", "host"):
-                accesses = [access for access in event.accesses if access.tier == tier]
-                if accesses:
-                    self._check(event, tier, accesses)
+            for tier in sorted({access.tier for access in event.accesses}):
+                self._check(event, tier, [access for access in event.accesses if access.tier == tier])
             return
         self._sets.feed(event)
         self._history.feed(event)
@@ -72,12 +71,13 @@ class OwnershipDetector:
         allocated = owners.allocated.row(0, stop).take(pages)
         freed = owners.freed.row(0, stop).take(pages)
         touched = owners.touched.row(0, stop)
-        current = op.host >= allocated
+        clock = accesses[0].granted or op.host
+        current = clock >= allocated
         if np.count_nonzero(current) == len(pages) and not np.count_nonzero(freed > allocated):
             touched[pages] = allocated
             return
         # Enqueued after the last free, and not by whoever was given the page afterwards.
-        after_free = (freed != NEVER) & (op.host >= freed) & ((freed > allocated) | ~current)
+        after_free = (freed != NEVER) & (clock >= freed) & ((freed > allocated) | ~current)
         stale = ~current & ~after_free & (touched.take(pages) == allocated)
         touched[pages[current]] = allocated[current]
         for wrong, what in ((after_free, "after it was freed"), (stale, "of a newer owner")):

@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-Tier = Literal["device", "host"]
-Component = Literal["latent", "index"]
+Tier = str  # "device" or "host"; with the worker's name before it where there are several: "D0.device"
+Component = Literal["latent", "index", "slot"]  # a slot holds a transfer's metadata
 OpRef = tuple[str, int]  # (stream, index on it)
 PAGE_SETS_VALID = 32_768  # a PageSet's id may be used until so many newer ones have been named
 
@@ -35,7 +35,7 @@ class Access(msgspec.Struct, frozen=True, array_like=True):
     layer: int
     pages: int  # PageSet id
     request: str  # whom it was for; "" when for no single request
-    generation: int = 0  # reserved: PageEvent carries the owners
+    granted: int = 0  # of a remote write: the clock of the pages' own host when it offered them
 
 
 class Edge(msgspec.Struct, frozen=True, array_like=True):
@@ -61,6 +61,7 @@ class Op(Event, frozen=True, tag="op"):
     after: tuple[Edge, ...] = ()  # event waits since the previous operation of this stream
     accesses: tuple[Access, ...] = ()
     requests: tuple[str, ...] = ()
+    by: str = ""  # the host that enqueued it, where there are several
 
 
 class HostSync(Event, frozen=True, tag="sync"):
@@ -69,6 +70,18 @@ class HostSync(Event, frozen=True, tag="sync"):
     host: int
     source: OpRef
     why: str
+    at_us: float
+    by: str = ""
+
+
+class HostMessage(Event, frozen=True, tag="message"):
+    """A host has received what another had sent: what the sender knew then, the receiver knows now."""
+
+    what: str
+    source: str
+    sent: int  # the sender's clock
+    target: str
+    received: int  # the receiver's clock
     at_us: float
 
 
@@ -79,7 +92,7 @@ class PageEvent(Event, frozen=True, tag="page"):
     tier: Tier
     pages: int  # PageSet id
     owner: str
-    host: int
+    host: int  # clock of the host that owns the tier
     at_us: float
 
 
@@ -150,7 +163,19 @@ class LimitEvent(Event, frozen=True, tag="limit"):
     detail: dict[str, int | float | str] = {}
 
 
-AnyEvent = PageSet | Op | HostSync | PageEvent | BadRead | RequestEvent | Tokens | CacheEvent | FaultEvent | LimitEvent
+AnyEvent = (
+    PageSet
+    | Op
+    | HostSync
+    | HostMessage
+    | PageEvent
+    | BadRead
+    | RequestEvent
+    | Tokens
+    | CacheEvent
+    | FaultEvent
+    | LimitEvent
+)
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     free_list: FreeList = "lifo"
     index_store_waits: bool = False
     copy_group_pages: int = 16  # pages that one copy operation moves
+    prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree
     cache_check: bool = True  # verify the pools' invariants whenever the engine is idle
 
     def __post_init__(self) -> None:

@@ -11,21 +11,23 @@ import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from repro.base.probe import Component, NullProbes, Probes, Tier
+from repro.base.probe import Component, NullProbes, Probes
 from repro.serve.config import EngineConfig
-from repro.serve.device.base import Device
+from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
 from repro.serve.forward import Forward, Memory, StepWork
 from repro.serve.guards import Guards, store_after_load
-from repro.serve.kv.pool import KVPool
+from repro.serve.kv.pool import KVPool, Names, PageSets, Place
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.kv.tiers import HiCache
 from repro.serve.model.config import ModelConfig, read_config
 from repro.serve.model.glm5 import Glm5, load_model
-from repro.serve.sched.request import Decode
+from repro.serve.sched.batch import Batch
+from repro.serve.sched.request import Decode, FirstToken, Request
 from repro.serve.sched.rows import DeviceRows, StagingRing
 from repro.serve.sched.scheduler import Scheduler
 from repro.serve.types import EngineStats, GenerateRequest, Update
@@ -58,6 +60,46 @@ def load(config: EngineConfig, decode: Decode) -> LoadedModel:
     return LoadedModel(name, shape, weights, decode, frozenset(shape.end_tokens))
 
 
+class Duties(Protocol):
+    """What an engine has to do besides serving by itself: its part of a disaggregated stack."""
+
+    @property
+    def busy(self) -> bool:
+        """Return whether something is under way that the scheduler does not know of."""
+
+    @property
+    def outside_pages(self) -> int:
+        """Return how many device pages are neither free nor the scheduler's nor the tree's."""
+
+    def turn(self) -> None:
+        """Do what a round of the engine allows: pages may have come free."""
+
+    def launched(self, batch: Batch, done: Event) -> None:
+        """Take note of a step that was enqueued; `done` is behind it."""
+
+    def prefilled(self, request: Request, first: FirstToken) -> bool:
+        """Take over a request whose prompt is computed; False: it decodes here."""
+
+
+class _Colocated:
+    """Prefill and decode in one engine: no duties."""
+
+    busy = False
+    outside_pages = 0
+
+    def turn(self) -> None:
+        pass
+
+    def launched(self, batch: Batch, done: Event) -> None:
+        pass
+
+    def prefilled(self, request: Request, first: FirstToken) -> bool:
+        return False
+
+
+COLOCATED = _Colocated()
+
+
 class Engine:
     """One serving engine (`types.ServingEngine`). Start `run` as a task on the device's event loop."""
 
@@ -68,11 +110,16 @@ class Engine:
         device: Device,
         guards: Guards | None = None,
         probes: Probes | None = None,
+        *,
+        names: Names | None = None,
+        duties: Duties = COLOCATED,
     ) -> None:
         self.config = config
         self._model = model
         self._device = device
         self._probes = probes or NullProbes()
+        self._duties = duties
+        names = names or Names(PageSets(self._probes))
         guards = guards or Guards()
         if config.index_store_waits:
             guards = dataclasses.replace(guards, before_index_store=store_after_load)
@@ -81,18 +128,21 @@ class Engine:
         if model.weights is not None:
             widths = {"latent": shape.latent_width, "index": shape.index_head_dim}
         layers = shape.num_hidden_layers
-        pools: dict[Tier, KVPool] = {
-            "device": KVPool("device", layers, config.device_pages, config.page_tokens, widths),
-            "host": KVPool("host", layers, config.host_pages, config.page_tokens, widths),
+        pools: dict[Place, KVPool] = {
+            "device": KVPool(device.named("device"), layers, config.device_pages, config.page_tokens, widths),
+            "host": KVPool(device.named("host"), layers, config.host_pages, config.page_tokens, widths),
         }
+        self.pool = pools["device"]
         self._cost = cost
         compute = device.stream("compute")
-        self.cache = HiCache(config, device, compute, pools, guards, cost, self._probes)
+        self.cache = HiCache(config, device, compute, pools, names, guards, cost, self._probes)
         rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens)
         memory = Memory(pools["device"], rows, model.weights, shape.vocab_size)
-        check = ReadCheck(device, pools["device"], self.cache.page_sets, self._probes, shape.index_topk)
+        check = ReadCheck(device, pools["device"], names, self._probes, shape.index_topk)
         self._forward = Forward(device, compute, memory, check, guards, cost)
-        self.scheduler = Scheduler(config, device, self.cache, self._probes, shape.vocab_size, model.decode, model.eos)
+        self.scheduler = Scheduler(
+            config, device, self.cache, self._probes, shape.vocab_size, model.decode, model.eos, duties.prefilled
+        )
         self._staging = StagingRing(device, guards)
         self._wake = asyncio.Event()
         self._stopping = False
@@ -172,10 +222,11 @@ class Engine:
     async def run(self) -> None:
         """Serve until `stop`. Raises what a broken invariant raises: a dead engine is never silent."""
         flying: StepWork | None = None
-        while not (self._stopping and flying is None and not self.scheduler.busy):
+        while not (self._stopping and flying is None and not self.scheduler.busy and not self._duties.busy):
             self._wake.clear()  # whoever calls from here on is not overslept
             self.cache.poll()
             self.scheduler.reap()
+            self._duties.turn()
             self._apply_pressure()
             launched = await self._launch()
             if flying is not None:
@@ -185,6 +236,10 @@ class Engine:
                 await self._rest()
             flying = launched
             await self._device.settle()
+
+    def wake(self) -> None:
+        """Let `run` look again: something has come that it may be resting for."""
+        self._wake.set()
 
     def stop(self) -> None:
         """Let `run` return once the running requests have ended."""
@@ -200,6 +255,7 @@ class Engine:
             return None
         work = self._forward.launch(batch)
         self.cache.step_enqueued(batch.number, work.done)
+        self._duties.launched(batch, work.done)
         return work
 
     def _apply_pressure(self) -> None:
@@ -212,11 +268,13 @@ class Engine:
         """Nothing runs and nothing could be planned: wait for transfers to free pages, or for somebody's call."""
         if self.cache.pending:
             await self._woken_or_drained()
+        elif self.scheduler.held or self._duties.busy:
+            await self._wake.wait()
         elif self.scheduler.busy:
             assert any(request.aborted for request in self.scheduler.running), "requests wait and nothing moves"
         else:
             if self.config.cache_check:
-                self.scheduler.check_idle()
+                self.scheduler.check_idle(self._duties.outside_pages)
             if not self._stopping:  # `stop` may have called while the last request was reaped
                 await self._wake.wait()
 

@@ -12,14 +12,14 @@ import torch
 
 import repro.serve.kv.tiers
 from repro.base.clock import run_virtual
-from repro.base.probe import CacheEvent, Component, Event, LimitEvent, Op, PageEvent, Tier
+from repro.base.probe import CacheEvent, Component, Event, LimitEvent, Op, PageEvent
 from repro.fault.injector import Injector
 from repro.fault.plan import Fault
 from repro.serve.device.cost import PRESETS
 from repro.serve.device.sim import SimDevice
 from repro.serve.guards import Guards
 from repro.serve.kv.loadback import RING_SLOTS, LayerEvents
-from repro.serve.kv.pool import COMPONENTS, KVPool, Pages, Rows
+from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, PageSets, Place, Rows
 from repro.serve.kv.radix import Node
 from repro.serve.kv.tiers import COPY_GROUPS_MAX, HiCache
 from tests.engine.builders import PAGE, delay, make_config, never, prompt
@@ -37,10 +37,17 @@ class Tiers:
         self.device = SimDevice(probes)
         self.compute = self.device.stream("compute")
         self.config = make_config(**({"device_pages": 8, "host_pages": 8, "context_tokens": 16} | config))
-        sizes: dict[Tier, int] = {"device": self.config.device_pages, "host": self.config.host_pages}
+        sizes: dict[Place, int] = {"device": self.config.device_pages, "host": self.config.host_pages}
         self.pools = {tier: KVPool(tier, LAYERS, pages, PAGE, WIDTHS) for tier, pages in sizes.items()}
         self.cache = HiCache(
-            self.config, self.device, self.compute, self.pools, guards or Guards(), PRESETS["h100-glm5"], probes
+            self.config,
+            self.device,
+            self.compute,
+            self.pools,
+            Names(PageSets(probes)),
+            guards or Guards(),
+            PRESETS["h100-glm5"],
+            probes,
         )
         self.step = 0
 
@@ -67,7 +74,7 @@ class Tiers:
         self.cache.step_enqueued(self.step, done)
         self.cache.touch(pages, self.step)
 
-    def write(self, tier: Tier, pages: Pages, mark: int) -> None:
+    def write(self, tier: Place, pages: Pages, mark: int) -> None:
         for layer in range(LAYERS):
             for component in COMPONENTS:
                 values = torch.full((len(pages), PAGE, WIDTHS[component]), self.value(mark, component, layer))
@@ -80,12 +87,12 @@ class Tiers:
     def value(mark: int, component: Component, layer: int) -> float:
         return 100.0 * mark + 10 * layer + COMPONENTS.index(component)
 
-    def holds(self, tier: Tier, pages: Pages | None, mark: int) -> bool:
+    def holds(self, tier: Place, pages: Pages | None, mark: int) -> bool:
         """Return whether all rows of pages are those of `mark`, bytes and stamps, on every layer."""
         assert pages is not None
         return all(self.holds_layer(tier, pages, mark, c, layer) for c in COMPONENTS for layer in range(LAYERS))
 
-    def holds_layer(self, tier: Tier, pages: Pages, mark: int, component: Component, layer: int) -> bool:
+    def holds_layer(self, tier: Place, pages: Pages, mark: int, component: Component, layer: int) -> bool:
         rows = self.pools[tier].read(component, layer, pages)
         assert rows.values is not None
         return bool((rows.values == self.value(mark, component, layer)).all() and (rows.stamps == mark).all())

@@ -92,7 +92,7 @@ class Graph(Protocol):
 
 
 class Device(Protocol):
-    """Owner of streams and events."""
+    """Owner of streams and events, as one host process sees it."""
 
     def stream(self, name: str, engine: str | None = None) -> Stream:
         """Make a stream. Streams of one copy `engine` run one operation at a time, first ready first."""
@@ -115,6 +115,16 @@ class Device(Protocol):
 
     def charge(self, us: float) -> None:
         """Say that the host's own work took so long; later enqueues happen that much later."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of this host process; "" where there is only one."""
+
+    def named(self, name: str) -> str:
+        """Return the name of something of this host."""
+
+    def held_up(self, fault: str, due_us: float) -> None:
+        """Count a fault that kept something from happening at `due_us`, if anything started meanwhile."""
 
     async def settle(self) -> None:
         """Let the clock reach the host's own time, so that others may act before it goes on."""

@@ -17,7 +17,7 @@ from repro.serve.device.base import Body, Capture, Event, Stream
 from repro.serve.device.streams import Launch, SimEvent, SimStream, calling_line
 
 if TYPE_CHECKING:
-    from repro.serve.device.sim import SimDevice
+    from repro.serve.device.sim import SimHost
 
 GRAPH_LAUNCH_US = 10.0  # host time of one graph launch, whatever is in it
 
@@ -124,7 +124,7 @@ class CapturingStream:
 class Capturing:
     """The device that a captured function sees (`base.Device`)."""
 
-    def __init__(self, device: "SimDevice", name: str) -> None:
+    def __init__(self, device: "SimHost", name: str) -> None:
         self._device = device
         self._name = name
         self._actions: list[_Action] = []
@@ -145,6 +145,19 @@ class Capturing:
     def capture(self, name: str, function: Capture) -> "SimGraph":
         """Refuse: a capture holds no capture."""
         raise AssertionError(f"capture of {name} within the capture of {self._name}")
+
+    @property
+    def name(self) -> str:
+        """Return the name of the host that captures."""
+        return self._device.name
+
+    def named(self, name: str) -> str:
+        """Return the name of something of this host."""
+        return self._device.named(name)
+
+    def held_up(self, fault: str, due_us: float) -> None:
+        """Refuse: nothing may happen in the middle of a capture."""
+        raise AssertionError(f"held_up within the capture of {self._name}")
 
     @property
     def now_us(self) -> float:
@@ -184,7 +197,7 @@ class Capturing:
 class SimGraph:
     """See `base.Graph`. Its branches run on streams of its own."""
 
-    device: "SimDevice"
+    device: "SimHost"
     name: str
     actions: list[_Action]
     branches: list[SimStream]

@@ -44,40 +44,34 @@ def pick_timed(choices: Sequence[Choice]) -> int:
     return 0
 
 
-class SimDevice:
-    """Streams in virtual time; the `World` that drives the virtual event loop."""
+class SimHost:
+    """One host process: its own time, its own clock of events, and the streams that it enqueues on.
 
-    def __init__(
-        self,
-        probes: Probes | None = None,
-        pick: Pick = pick_timed,
-        *,
-        queue_operations_max: int = QUEUE_OPERATIONS_MAX,
-    ) -> None:
-        self.probes: Probes = probes or NullProbes()
-        self.pick = pick
-        self.now_us = 0.0
+    Hosts share the virtual time and nothing else; what one of them learns another knows only by message.
+    """
+
+    def __init__(self, world: "SimDevice", name: str) -> None:
+        self._world = world
+        self.name = name  # "" where there is only one
         self.host_us = 0.0  # the host's own time: it may run ahead of now within a burst of enqueues
         self.host_clock = 0
-        self.streams: list[SimStream] = []
-        self.reordered: dict[str, int] = {}  # fault name -> operations whose order it changed
-        self._queue_operations_max = queue_operations_max
-        self._engines: dict[str, CopyEngine] = {}
-        self._waiters: list[tuple[Marker, Future[None]]] = []
-        self._starts: deque[tuple[float, int]] = deque(maxlen=STARTS_KEPT)  # (start, stream)
+
+    @property
+    def now_us(self) -> float:
+        """Return the virtual time."""
+        return self._world.time_us
 
     def stream(self, name: str, engine: str | None = None) -> SimStream:
         """Make a stream; those of one `engine` run one operation at a time, first ready first."""
-        shared = None if engine is None else self._engines.setdefault(engine, CopyEngine(engine))
-        stream = SimStream(self, name, len(self.streams), shared, self._queue_operations_max)
-        self.streams.append(stream)
-        if shared is not None:
-            shared.streams.append(stream)
-        return stream
+        return self._world.add_stream(self, self.named(name), engine)
+
+    def named(self, name: str) -> str:
+        """Return the name of something of this host."""
+        return f"{self.name}.{name}" if self.name else name
 
     def event(self, name: str) -> SimEvent:
         """Make an event that was never recorded."""
-        return SimEvent(self, name)
+        return SimEvent(self, self.named(name))
 
     def capture(self, name: str, function: Capture) -> SimGraph:
         """Run host code once and return what it enqueued, to be replayed without it."""
@@ -99,22 +93,72 @@ class SimDevice:
         self.host_clock += 1
         return self.host_clock
 
-    # -- the host meets the device ------------------------------------------------------------
+    def held_up(self, fault: str, due_us: float) -> None:
+        """Count a fault that kept something from happening at `due_us`, if anything started meanwhile."""
+        self._world.held_up(fault, due_us)
 
     def host_learns(self, marker: Marker, why: str) -> None:
         """Note that the host has seen `marker` reached: an edge from the device to the host."""
         if marker.last >= 0:
-            self.probes.emit(HostSync(self.tick(), marker.ref, why, self.now_us))
+            self._world.probes.emit(HostSync(self.tick(), marker.ref, why, self.now_us, self.name))
 
     async def host_waits(self, marker: Marker, why: str) -> None:
         """Return when `marker` is reached."""
         if not marker.reached:
-            future: Future[None] = get_running_loop().create_future()
-            self._waiters.append((marker, future))
-            await future
+            await self._world.reaching(marker)
         self.host_learns(marker, why)
 
     def enqueued(self, stream: SimStream, operation: Operation) -> None:
+        """Ask the probes what a fault wants of a new operation, and let it join its queue."""
+        self._world.join_queue(stream, operation)
+
+
+class SimDevice(SimHost):
+    """Streams in virtual time; the `World` that drives the virtual event loop, and its only host, or first."""
+
+    def __init__(
+        self,
+        probes: Probes | None = None,
+        pick: Pick = pick_timed,
+        *,
+        queue_operations_max: int = QUEUE_OPERATIONS_MAX,
+    ) -> None:
+        super().__init__(self, "")
+        self.probes: Probes = probes or NullProbes()
+        self.pick = pick
+        self.time_us = 0.0
+        self.streams: list[SimStream] = []
+        self.reordered: dict[str, int] = {}  # fault name -> operations whose order it changed
+        self._queue_operations_max = queue_operations_max
+        self._engines: dict[str, CopyEngine] = {}
+        self._waiters: list[tuple[Marker, Future[None]]] = []
+        self._starts: deque[tuple[float, int]] = deque(maxlen=STARTS_KEPT)  # (start, stream)
+
+    def host(self, name: str) -> SimHost:
+        """Make another host."""
+        return SimHost(self, name)
+
+    def add_stream(self, host: SimHost, name: str, engine: str | None) -> SimStream:
+        """Make a stream that `host` enqueues on."""
+        shared = None if engine is None else self._engines.setdefault(engine, CopyEngine(engine))
+        stream = SimStream(host, name, len(self.streams), shared, self._queue_operations_max)
+        self.streams.append(stream)
+        if shared is not None:
+            shared.streams.append(stream)
+        return stream
+
+    async def reaching(self, marker: Marker) -> None:
+        """Return when a marker that was not reached yet is."""
+        future: Future[None] = get_running_loop().create_future()
+        self._waiters.append((marker, future))
+        await future
+
+    def held_up(self, fault: str, due_us: float) -> None:
+        """Count a fault that kept something from happening at `due_us`, if anything started meanwhile."""
+        if self._starts and self._starts[-1][0] >= due_us:
+            self._reordered(fault)
+
+    def join_queue(self, stream: SimStream, operation: Operation) -> None:
         """Ask the probes what a fault wants of a new operation, and let it join its queue."""
         decision = self.probes.hit(operation.launch.name, stream.name, operation.launch.layer)
         if decision is not None:
@@ -134,17 +178,17 @@ class SimDevice:
         if deadline_us is not None:
             choices.append(Choice(deadline_us, 2, -1, "timer", "host"))
         if not choices:
-            return self.now_us
+            return self.time_us
         choices.sort()
         chosen = choices[self.pick(choices) if len(choices) > 1 else 0]
         # A picker that ignores durations may take something late now; the next timer still holds.
         reached_us = chosen.time_us if deadline_us is None else min(chosen.time_us, deadline_us)
-        self.now_us = max(self.now_us, reached_us)
+        self.time_us = max(self.time_us, reached_us)
         if chosen.kind == "start":
             self._start(self.streams[chosen.stream])
         elif chosen.kind == "end":
             self._end(self.streams[chosen.stream])
-        return self.now_us
+        return self.time_us
 
     @property
     def idle(self) -> bool:
@@ -190,19 +234,19 @@ class SimDevice:
         if head.blockers:
             head.blockers = tuple(marker for marker in head.blockers if not marker.reached)
         if not head.blockers:
-            head.ready_us = max(head.enqueued_us, self.now_us)
+            head.ready_us = max(head.enqueued_us, self.time_us)
             head.delay_us = max(head.delay_us, head.stall_until_us - head.ready_us)
 
     def _start(self, stream: SimStream) -> None:
         operation = stream.queue.popleft()
         launch = operation.launch
         stream.running = operation
-        operation.start_us = self.now_us
-        operation.end_us = self.now_us + launch.duration_us
+        operation.start_us = self.time_us
+        operation.end_us = self.time_us + launch.duration_us
         operation.commit = launch.body(operation)
-        self._starts.append((self.now_us, stream.number))
+        self._starts.append((self.time_us, stream.number))
         if operation.fault:
-            event = FaultEvent(operation.fault, launch.name, self.now_us, operation.delay_us, operation.ref)
+            event = FaultEvent(operation.fault, launch.name, self.time_us, operation.delay_us, operation.ref)
             self.probes.emit(event)
 
     def _end(self, stream: SimStream) -> None:
@@ -211,7 +255,7 @@ class SimDevice:
         if operation.commit is not None:
             operation.commit()
             operation.commit = None
-        operation.end_us = self.now_us
+        operation.end_us = self.time_us
         stream.running = None
         stream.finished = operation.ref[1]
         self._count_reordered(stream, operation)
@@ -242,7 +286,10 @@ class SimDevice:
         since = takewhile(lambda start: start[0] >= natural_end_us, reversed(self._starts))  # starts ascend
         late = operation.delay_us > 0 and any(number != stream.number for _, number in since)
         if late or operation.overtaken:
-            self.reordered[operation.fault] = self.reordered.get(operation.fault, 0) + 1
+            self._reordered(operation.fault)
+
+    def _reordered(self, fault: str) -> None:
+        self.reordered[fault] = self.reordered.get(fault, 0) + 1
 
 
 def _finished(operation: Operation) -> Op:
@@ -262,4 +309,5 @@ def _finished(operation: Operation) -> Op:
         after=operation.after,
         accesses=tuple(operation.accesses),
         requests=launch.requests,
+        by=operation.by,
     )

@@ -37,6 +37,7 @@ class Marker(NamedTuple):
 class Host(Protocol):
     """What streams and events need of the device that made them."""
 
+    name: str
     host_clock: int
     host_us: float
 
@@ -116,6 +117,7 @@ class Operation:
     enqueued_us: float
     after: tuple[Edge, ...]
     blockers: tuple[Marker, ...]
+    by: str
     ready_us: float = 0.0
     delay_us: float = 0.0
     stall_until_us: float = 0.0
@@ -196,6 +198,7 @@ class SimStream:
             enqueued_us=self._host.host_us,
             after=tuple(Edge(marker.ref, why) for marker, why in self._waits),
             blockers=tuple(marker for marker, _ in self._waits),
+            by=self._host.name,
         )
         self._waits = []
         self._host.enqueued(self, operation)

@@ -8,7 +8,8 @@ Layout of one layer and component, page p of S tokens:
 Freeing a page changes no byte: the next owner finds what the last one left, as on a real device.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from repro.base.probe import PAGE_SETS_VALID, Component, PageSet, Probes, Tier
 from repro.serve.kv.stamps import Words, salt
 
 Pages = NDArray[np.int32]
+Place = Literal["device", "host"]
 COMPONENTS: tuple[Component, ...] = ("latent", "index")
 
 
@@ -49,6 +51,19 @@ class PageSets:
         number = self._ids[key] = self._named
         self._probes.emit(PageSet(number, _ranges(pages)))
         return number
+
+
+@dataclass
+class Names:
+    """What all engines of one device number together, so that events and taint mean one thing."""
+
+    page_sets: PageSets
+    bad_reads: int = 0  # the last one's id
+
+    def bad_read(self) -> int:
+        """Return the id of a new bad read."""
+        self.bad_reads += 1
+        return self.bad_reads
 
 
 class KVPool:

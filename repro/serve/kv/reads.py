@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from repro.base.probe import Access, BadRead, Component, Probes
 from repro.serve.device.base import Device, Recorder
-from repro.serve.kv.pool import KVPool, PageSets
+from repro.serve.kv.pool import KVPool, Names
 from repro.serve.kv.stamps import Words, salt
 from repro.serve.sched.batch import Batch, Ints
 
@@ -20,15 +20,14 @@ Flags = NDArray[np.bool_]
 
 
 class ReadCheck:
-    """Makes the checks of each step; owns the numbering of bad reads."""
+    """Makes the checks of each step."""
 
-    def __init__(self, device: Device, pool: KVPool, page_sets: PageSets, probes: Probes, index_topk: int) -> None:
+    def __init__(self, device: Device, pool: KVPool, names: Names, probes: Probes, index_topk: int) -> None:
         self.device = device
         self.pool = pool
-        self.page_sets = page_sets
+        self.names = names
         self.probes = probes
         self.index_topk = index_topk
-        self.bad_reads = 0
         self.told: dict[tuple[str, int], None] = {}  # (request, origin) pairs already reported
 
     def planned(self, batch: Batch) -> tuple[int, int]:
@@ -40,7 +39,7 @@ class ReadCheck:
             context.append(member.request.pages[:end])
             stored.append(member.request.pages[member.first // size : end])
         both = (np.unique(np.concatenate(pages)).astype(np.int32) for pages in (stored, context))
-        written, read = (self.page_sets.intern(pages) for pages in both)
+        written, read = (self.names.page_sets.intern(pages) for pages in both)
         return written, read
 
     def step(self, batch: Batch, table: Ints, prefix: Words) -> "StepReads":
@@ -84,13 +83,13 @@ class StepReads:
         """Note the pages that this layer's store wrote."""
         for row, member in enumerate(self._batch.members):
             pages = self._store_sets[row]
-            recorder.access(Access(True, "device", component, layer, pages, member.request.id))
+            recorder.access(Access(True, self._check.pool.tier, component, layer, pages, member.request.id))
 
     def index(self, recorder: Recorder, layer: int) -> None:
         """Check the index keys that the indexer scores: the whole context of each scored member."""
         for row in np.flatnonzero(self._scored):
             request = self._batch.members[row].request.id
-            recorder.access(Access(False, "device", "index", layer, self._context_sets[row], request))
+            recorder.access(Access(False, self._check.pool.tier, "index", layer, self._context_sets[row], request))
         self._verify(recorder, "index", layer, self._in_context & self._scored[:, None, None])
 
     def latents(self, recorder: Recorder, layer: int, slots: Ints | None, counts: Ints | None) -> None:
@@ -104,7 +103,7 @@ class StepReads:
             places = np.flatnonzero(touched[row])
             if len(places):
                 pages = self._set(row, places)
-                recorder.access(Access(False, "device", "latent", layer, pages, member.request.id))
+                recorder.access(Access(False, self._check.pool.tier, "latent", layer, pages, member.request.id))
         self._verify(recorder, "latent", layer, read)
 
     def _gathered(self, slots: Ints, counts: Ints) -> Flags:
@@ -148,13 +147,13 @@ class StepReads:
             self._taint[row] = self._taint[row] or origin
             if (request, origin) in check.told:
                 return
-        check.bad_reads += 1
-        self._taint[row] = origin or self._taint[row] or check.bad_reads
-        check.told[request, origin or check.bad_reads] = None
+        bad_read = check.names.bad_read()
+        self._taint[row] = origin or self._taint[row] or bad_read
+        check.told[request, origin or bad_read] = None
         stream, index = recorder.ref
         check.probes.emit(
             BadRead(
-                id=check.bad_reads,
+                id=bad_read,
                 stream=stream,
                 index=index,
                 component=component,
@@ -169,4 +168,4 @@ class StepReads:
         )
 
     def _set(self, row: int, places: slice | Ints) -> int:
-        return self._check.page_sets.intern(self._table[row][places].astype(np.int32))
+        return self._check.names.page_sets.intern(self._table[row][places].astype(np.int32))

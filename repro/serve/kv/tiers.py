@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repro.base.probe import Access, CacheEvent, Component, LimitEvent, PageEvent, Probes, Tier
+from repro.base.probe import Access, CacheEvent, Component, LimitEvent, PageEvent, Probes
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
 from repro.serve.guards import Guards
 from repro.serve.kv.loadback import LayerDoneCounter, LayerEvents
 from repro.serve.kv.page import PageAllocator, PageChange
-from repro.serve.kv.pool import COMPONENTS, KVPool, Pages, PageSets
+from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, Place
 from repro.serve.kv.radix import Match, Node, RadixTree
 
 LOAD_BACK_MIN_PAGES = 1
@@ -32,8 +32,8 @@ class Direction:
     """A way between the tiers; `name` is what its copies are called."""
 
     name: str
-    source: Tier
-    target: Tier
+    source: Place
+    target: Place
 
 
 LOAD_BACK = Direction("loadback.copy_layer", "host", "device")
@@ -66,7 +66,8 @@ class HiCache:
         config: EngineConfig,
         device: Device,
         compute: Stream,
-        pools: dict[Tier, KVPool],
+        pools: dict[Place, KVPool],
+        names: Names,
         guards: Guards,
         cost: CostModel,
         probes: Probes,
@@ -77,7 +78,7 @@ class HiCache:
         self._cost = cost
         self._probes = probes
         self._compute = compute
-        self.page_sets = PageSets(probes)
+        self.page_sets = names.page_sets
         self.tree = RadixTree(config.page_tokens)
         self.device_pages = self._allocator("device", config.device_pages)
         self.host_pages = self._allocator("host", config.host_pages)
@@ -96,11 +97,11 @@ class HiCache:
         self.load_back_tokens = 0
         self.evicted_tokens = 0
 
-    def _allocator(self, tier: Tier, pages: int) -> PageAllocator:
+    def _allocator(self, place: Place, pages: int) -> PageAllocator:
         def changed(what: PageChange, changed_pages: Pages, owner: str) -> None:
             tick, now_us = self._device.tick(), self._device.now_us
             number = self.page_sets.intern(changed_pages)
-            self._probes.emit(PageEvent(what, tier, number, owner, tick, now_us))
+            self._probes.emit(PageEvent(what, self._pools[place].tier, number, owner, tick, now_us))
 
         return PageAllocator(pages, self._config.free_list, changed)
 
@@ -330,8 +331,8 @@ class HiCache:
     def _copy_body(self, way: Direction, component: Component, layer: int, source: Pages, target: Pages) -> "_CopyBody":
         sets = self.page_sets
         touched = (
-            Access(False, way.source, component, layer, sets.intern(source), ""),
-            Access(True, way.target, component, layer, sets.intern(target), ""),
+            Access(False, self._pools[way.source].tier, component, layer, sets.intern(source), ""),
+            Access(True, self._pools[way.target].tier, component, layer, sets.intern(target), ""),
         )
         return _CopyBody(self._pools[way.source], self._pools[way.target], source, target, touched)
 

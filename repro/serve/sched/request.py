@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,18 @@ from repro.serve.kv.stamps import Words, prefix_words
 from repro.serve.types import GenerateRequest, SamplingParams, Update
 
 Decode = Callable[[list[int]], str]
-State = Literal["waiting", "running", "finished"]
+State = Literal["waiting", "running", "held", "finished"]  # held: computed here, decoded elsewhere
 
 CHARACTER_TOKENS_MAX = 4  # a character of UTF-8 has at most four bytes, a token at least one
 WINDOW_TOKENS_MAX = 8
+
+
+class FirstToken(NamedTuple):
+    """What prefill chose: all that decode needs besides the cache rows."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(eq=False)

@@ -47,6 +47,7 @@ class Staging:
     uploaded: Event
     pages: list[tuple[int, int, Pages]] = field(default_factory=list)  # row, first place, pages
     prompts: list[tuple[int, NDArray[np.int64]]] = field(default_factory=list)  # row, prompt
+    first_tokens: list[tuple[int, int]] = field(default_factory=list)  # row, token chosen elsewhere
 
     def write_to(self, rows: DeviceRows) -> None:
         """Copy this buffer's contents of now into the rows."""
@@ -54,6 +55,8 @@ class Staging:
             rows.table[row, first : first + len(pages)] = pages
         for row, tokens in self.prompts:
             rows.put_prompt(row, tokens)
+        for row, token in self.first_tokens:
+            rows.next_token[row] = token
 
 
 class StagingRing:
@@ -71,4 +74,5 @@ class StagingRing:
         await self._guards.before_staging_reuse(staging.uploaded)
         staging.pages.clear()
         staging.prompts.clear()
+        staging.first_tokens.clear()
         return staging

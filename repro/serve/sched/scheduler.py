@@ -6,6 +6,7 @@ step N may ride along in step N+1; its token there is dropped by `commit`.
 """
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,10 +17,16 @@ from repro.serve.kv.pool import Pages
 from repro.serve.kv.radix import Node
 from repro.serve.kv.tiers import HiCache
 from repro.serve.sched.batch import Batch, Member
-from repro.serve.sched.request import Decode, Request, TextStream
+from repro.serve.sched.request import Decode, FirstToken, Request, TextStream
 from repro.serve.sched.rows import Staging
 from repro.serve.sched.sampling import Sampled
 from repro.serve.types import FinishReason, GenerateRequest, RejectedError, Update
+
+Prefilled = Callable[[Request, FirstToken], bool]
+
+
+def _decoded_here(request: Request, first: FirstToken) -> bool:
+    return False
 
 
 class Scheduler:
@@ -34,6 +41,7 @@ class Scheduler:
         vocabulary: int,
         decode: Decode,
         eos: frozenset[int],
+        prefilled: Prefilled = _decoded_here,
     ) -> None:
         self._config = config
         self._device = device
@@ -42,8 +50,11 @@ class Scheduler:
         self._vocabulary = vocabulary
         self._decode = decode
         self._eos = eos if config.numerics == "tensors" else frozenset()
+        self._prefilled = prefilled
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
+        self.held: list[Request] = []  # prefilled here, their pages still being sent to where they decode
+        self._arrived: deque[tuple[Request, FirstToken]] = deque()  # prefilled elsewhere, not seated yet
         self._free_rows = list(range(config.rows - 1, -1, -1))
         self._requests: dict[str, Request] = {}
         self.steps = 0
@@ -56,6 +67,12 @@ class Scheduler:
 
     def submit(self, wire: GenerateRequest) -> Request:
         """Queue a request. Raises RejectedError when it can never run or the queue is full."""
+        request = self.register(wire, len(self.waiting))
+        self.waiting.append(request)
+        return request
+
+    def register(self, wire: GenerateRequest, waiting: int) -> Request:
+        """Take a request in, behind `waiting` others, without queueing it. Raises RejectedError."""
         config = self._config
         if not wire.tokens:
             raise RejectedError("the prompt has no tokens; send at least one", 400)
@@ -69,14 +86,13 @@ class Scheduler:
             )
         if wire.id in self._requests:
             raise RejectedError(f"request id {wire.id} is already running", 400)
-        if len(self.waiting) >= config.waiting_max:
+        if waiting >= config.waiting_max:
             self._probes.emit(LimitEvent("waiting_queue", self._device.now_us, {"max": config.waiting_max}))
             raise RejectedError(f"{config.waiting_max} requests are waiting already; retry later", 503)
         room = config.context_tokens - len(wire.tokens)
         text = TextStream(self._decode, wire.sampling.stop)
         request = Request(wire, np.asarray(wire.tokens, np.int64), min(wire.sampling.max_tokens, room), text)
         self._requests[wire.id] = request
-        self.waiting.append(request)
         self._tell("received", request, {"prompt_tokens": len(wire.tokens)})
         return request
 
@@ -89,21 +105,61 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Return whether any request waits or runs."""
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self._arrived)
 
     def reap(self) -> None:
         """Release what was aborted since the last step."""
         for request in [request for request in self.waiting if request.aborted]:
             self.waiting.remove(request)
-            self._finish(request, "abort")
+            self.finish(request, "abort")
         for request in [request for request in self.running if request.aborted]:
             self._release(request)
-            self._finish(request, "abort")
+            self.finish(request, "abort")
+        for arrived in [arrived for arrived in self._arrived if arrived[0].aborted]:
+            self._arrived.remove(arrived)
+            self._cache.release(np.asarray(arrived[0].pages, np.int32))
+            self.finish(arrived[0], "abort")
+
+    # -- disaggregation -----------------------------------------------------------------------------
+
+    @property
+    def promised_pages(self) -> int:
+        """Return how many more pages the running and arrived requests may ask for."""
+        return sum(map(self._still_needed, (*self.running, *(request for request, _ in self._arrived))))
+
+    def adopt(self, request: Request, pages: Pages, first: FirstToken) -> None:
+        """Decode a registered request whose prompt was computed elsewhere; `pages` hold its rows."""
+        request.pages = pages.tolist()
+        self._arrived.append((request, first))
+
+    def let_go(self, request: Request) -> None:
+        """Take back the pages of a held request: they were sent, and nobody reads them any more."""
+        self.held.remove(request)
+        self._give_back(request)
+        request.state = "finished"
+        del self._requests[request.id]
+
+    def _hold(self, request: Request) -> None:
+        self._leave(request)
+        request.state = "held"
+        self.held.append(request)
+
+    def _seat_arrived(self, staging: Staging) -> None:
+        while self._arrived and self._free_rows:
+            request, first = self._arrived.popleft()
+            root = self._cache.match(()).device_node
+            self._cache.tree.pin(root)
+            self._seat(request, root, staging)
+            request.computed = len(request.prompt)
+            request.planned = 1
+            staging.first_tokens.append((request.row, first.token))
+            self._take(request, *first)
 
     # -- planning a step ----------------------------------------------------------------------------
 
     def next_batch(self, staging: Staging) -> Batch | None:
         """Return the next step, or None when nothing can run now. Prefill goes before decode."""
+        self._seat_arrived(staging)
         prefill = self._plan_prefill(staging)
         members = prefill or self._plan_decode(staging)
         if not members:
@@ -188,18 +244,12 @@ class Scheduler:
         self, request: Request, node: Node, device_hit: int, shared: Pages, own: Pages, staging: Staging
     ) -> None:
         size = self._config.page_tokens
-        request.state = "running"
-        request.row = self._free_rows.pop()
-        request.node = node
         request.pages = np.concatenate((shared, own)).tolist()
+        self._seat(request, node, staging)
         request.shared_pages = len(shared)
         request.computed = len(shared) * size
         request.cached_device_tokens = device_hit * size
         request.cached_host_tokens = (len(shared) - device_hit) * size
-        staging.pages.append((request.row, 0, np.asarray(request.pages, np.int32)))
-        staging.prompts.append((request.row, request.prompt))
-        self.running.append(request)
-        self.prompt_tokens += len(request.prompt)
         self.cached_device_tokens += request.cached_device_tokens
         detail: dict[str, int | float | str] = {
             "row": request.row,
@@ -209,6 +259,16 @@ class Scheduler:
         self._tell("admitted", request, detail)
         if len(shared):
             self._probes.emit(CacheEvent("prefix_hit", request.computed, self._device.now_us, request.id, detail))
+
+    def _seat(self, request: Request, node: Node, staging: Staging) -> None:
+        """Give a request with its pages a row, and tell the device of both."""
+        request.state = "running"
+        request.row = self._free_rows.pop()
+        request.node = node
+        staging.pages.append((request.row, 0, np.asarray(request.pages, np.int32)))
+        staging.prompts.append((request.row, request.prompt))
+        self.running.append(request)
+        self.prompt_tokens += len(request.prompt)
 
     def _still_needed(self, request: Request) -> int:
         total = -(-(len(request.prompt) + request.max_tokens) // self._config.page_tokens)
@@ -225,7 +285,11 @@ class Scheduler:
                 continue
             assert sampled is not None
             if request.state == "running" and not request.aborted:
-                self._take(request, int(sampled.tokens[place]), float(sampled.logprobs[place]), sampled.top[place])
+                first = FirstToken(int(sampled.tokens[place]), float(sampled.logprobs[place]), sampled.top[place])
+                if batch.prefill and self._prefilled(request, first):
+                    self._hold(request)
+                else:
+                    self._take(request, *first)
             place += 1
         for member in batch.members:
             if member.samples and batch.prefill and member.request.state == "running":
@@ -260,7 +324,7 @@ class Scheduler:
         matched: str | int | None,
     ) -> None:
         self._release(request)
-        self._finish(request, reason, Update((token,), (logprob,), shown, (top,), matched_stop=matched))
+        self.finish(request, reason, Update((token,), (logprob,), shown, (top,), matched_stop=matched))
 
     def _share_prompt(self, request: Request) -> None:
         """Put a finished prompt into the tree, so that others can hit it while this one decodes.
@@ -281,20 +345,31 @@ class Scheduler:
         request.shared_pages = request.counted_pages = full
 
     def _release(self, request: Request) -> None:
-        """Give back the row and all pages: whole stored pages to the tree, the rest to the free list."""
+        """Give back the row and all pages."""
+        self._give_back(request)
+        self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        self.running.remove(request)
+        self._free_rows.append(request.row)
+
+    def _give_back(self, request: Request) -> None:
+        """Give back all pages: whole stored pages to the tree, the rest to the free list."""
         size = self._config.page_tokens
-        full = min(request.computed, len(request.prompt) + len(request.output)) // size
+        stored = min(request.computed, len(request.prompt) + len(request.output))
+        full = stored // size if self._config.prefix_cache else 0
         pages = np.asarray(request.pages, np.int32)
-        _, duplicates = self._cache.insert(request.tokens[: full * size], pages[:full], request.counted_pages)
+        duplicates = pages[:0]
+        if full:
+            _, duplicates = self._cache.insert(request.tokens[: full * size], pages[:full], request.counted_pages)
         self._cache.touch(pages, self.steps)
         self._cache.release(np.concatenate((duplicates, pages[full:])))
         assert request.node is not None
         self._cache.tree.unpin(request.node)
         request.node = None
-        self.running.remove(request)
-        self._free_rows.append(request.row)
 
-    def _finish(self, request: Request, reason: FinishReason, last: Update | None = None) -> None:
+    def finish(self, request: Request, reason: FinishReason, last: Update | None = None) -> None:
+        """Tell the client that its request is over; the pages are the caller's care."""
         request.state = "finished"
         del self._requests[request.id]
         last = last or Update((), (), request.text.flush())
@@ -320,15 +395,15 @@ class Scheduler:
 
     # -- invariants -------------------------------------------------------------------------------------
 
-    def check_idle(self) -> None:
-        """Assert that nothing was lost: free + cached = total on each tier, and nobody holds anything."""
-        assert not self.running and not self.waiting and not self._cache.pending
+    def check_idle(self, outside_pages: int = 0) -> None:
+        """Assert that nothing was lost: free + cached + outside = total, and nobody holds anything else."""
+        assert not self.busy and not self.held and not self._cache.pending
         tree, cache = self._cache.tree, self._cache
         tree.check()
         cache.device_pages.check()
         cache.host_pages.check()
         assert tree.protected_pages == 0, f"{tree.protected_pages} pages are pinned by nobody"
-        device = cache.device_pages.free_pages + tree.device_pages_total
+        device = cache.device_pages.free_pages + tree.device_pages_total + outside_pages
         assert device == cache.device_pages.capacity_pages, f"{device} device pages accounted for"
         host = cache.host_pages.free_pages + tree.host_pages_total
         assert host == cache.host_pages.capacity_pages, f"{host} host pages accounted for"
