@@ -8,6 +8,41 @@ Numerics = Literal["tensors", "stamps"]
 WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
 
+PD_WORKERS_MAX = 8  # a worker has up to six streams, and the detectors tell 63 actors apart
+
+
+class PdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Prefill/decode disaggregation: how many workers, and the clocks of their protocol.
+
+    `transfer_timeout_s` is how long a decode worker waits for a prompt's rows, from the request's arrival;
+    `destination_timeout_s` how long a prefill worker waits to be told where to write. An abort that is not
+    answered within `ack_timeout_s` is said again, `ack_tries` times in all; then the pages are quarantined.
+    """
+
+    prefill: int = 1
+    decode: int = 1
+    decode_pages: int = 0  # device pages of a decode worker; 0: as many as device_pages
+    lanes: int = 2  # queue pairs of a prefill worker: a request's chunks take turns and may land out of order
+    slots: int = 64  # metadata slots of a decode worker
+    message_us: float = 50.0  # one way between two hosts
+    transfer_timeout_s: float = 60.0
+    destination_timeout_s: float = 60.0
+    ack_timeout_s: float = 1.0
+    ack_tries: int = 5
+
+    def __post_init__(self) -> None:
+        for key in ("prefill", "decode", "lanes", "slots", "ack_tries"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"pd.{key} = {getattr(self, key)}; must be at least 1")
+        if self.prefill + self.decode > PD_WORKERS_MAX:
+            raise ValueError(
+                f"pd.prefill + pd.decode = {self.prefill + self.decode}; one simulation tells "
+                f"{PD_WORKERS_MAX} workers apart"
+            )
+        for key in ("message_us", "transfer_timeout_s", "destination_timeout_s", "ack_timeout_s"):
+            if not 0 < getattr(self, key) <= 1e6:
+                raise ValueError(f"pd.{key} = {getattr(self, key)}; must be above 0 and at most 1,000,000")
+
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One bundled stack. Pages hold `page_tokens` tokens; all counts are for the whole engine."""
@@ -28,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     free_list: FreeList = "lifo"
     index_store_waits: bool = False
     copy_group_pages: int = 16  # pages that one copy operation moves
+    pd: PdConfig | None = None  # None: prefill and decode in one engine
     prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree
     cache_check: bool = True  # verify the pools' invariants whenever the engine is idle
 
@@ -36,6 +72,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"context_tokens = {self.context_tokens}: two such requests don't fit device_pages = "
                 f"{self.device_pages} of {self.page_tokens} tokens; raise device_pages"
+            )
+        if self.pd is not None and 0 < self.pd.decode_pages * self.page_tokens < 2 * self.context_tokens:
+            raise ValueError(
+                f"pd.decode_pages = {self.pd.decode_pages}: two requests of context_tokens = "
+                f"{self.context_tokens} don't fit; raise it, or leave it 0 for device_pages"
             )
         if self.context_tokens % self.page_tokens or self.chunk_tokens < 1:
             raise ValueError("context_tokens must be whole pages and chunk_tokens at least 1")

@@ -4,10 +4,11 @@ The stack calls each guard where its hazard is, and nothing else orders those op
 defaults are the correct behaviour; a frozen `Guards` with one of them replaced is a defective stack.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from repro.base.probe import Component
 from repro.serve.device.base import Event, Stream
 
 
@@ -21,6 +22,12 @@ class LayerLoads(Protocol):
 LayerGuard = Callable[[Stream, LayerLoads | None, int], None]
 EventGuard = Callable[[Stream, Event], None]
 HostGuard = Callable[[Event], Awaitable[None]]
+ChunkGuard = Callable[[Stream, Event, bool], None]
+ArrivalGuard = Callable[[frozenset[Component]], bool]
+DrainGuard = Callable[[Awaitable[None]], Awaitable[None]]
+AskForSafety = Callable[[], Coroutine[Any, Any, bool]]
+ReclaimGuard = Callable[[AskForSafety], Coroutine[Any, Any, bool]]
+SlotGuard = Callable[[Awaitable[bool]], Awaitable[bool]]
 
 
 def wait_for_latent_load(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
@@ -66,6 +73,41 @@ async def wait_for_upload(uploaded: Event) -> None:
     await uploaded.synchronize("the staging buffer's last upload has run")
 
 
+def wait_for_chunk(transfer: Stream, stored: Event, last: bool) -> None:
+    """The forward of a prompt's chunk may still run when its transfer is posted. Without this wait the
+    network reads rows that are not stored yet. `last`: it is the prompt's last chunk."""
+    transfer.wait(stored, "the step that stores this chunk has finished")
+
+
+async def wait_for_riders(last_use: Event) -> None:
+    """A step in flight may still touch pages that a request has given back: it rode along. Without this
+    wait a remote write, which no stream of this device orders, meets that step."""
+    await last_use.synchronize("the last step that used these pages has finished")
+
+
+def all_arrived(failed: frozenset[Component]) -> bool:
+    """A transfer has succeeded when every component of it has. Otherwise rows are read that never came."""
+    return not failed
+
+
+async def wait_for_writes(drained: Awaitable[None]) -> None:
+    """A posted write can't be taken back: it reads its source and lands in its target whenever it runs.
+    Without this wait the pages at either end already belong to somebody else."""
+    await drained
+
+
+async def ask_until_safe(ask: AskForSafety) -> bool:
+    """After an abort the prefill worker may still write into the pages, or not even have begun. Only it
+    knows: `ask` tells it of the abort and returns whether it has said that the pages are safe."""
+    return await ask()
+
+
+async def wait_for_reclaim(safe: Awaitable[bool]) -> bool:
+    """A metadata slot is written like a page. Without this wait the next request reads the first token
+    of an aborted one."""
+    return await safe
+
+
 @dataclass(frozen=True)
 class Guards:
     """The guards of one stack."""
@@ -76,3 +118,10 @@ class Guards:
     before_page_reuse: EventGuard = wait_for_last_use
     before_write_back: EventGuard = wait_for_store
     before_staging_reuse: HostGuard = wait_for_upload
+    before_transfer_read: ChunkGuard = wait_for_chunk
+    before_pages_offered: HostGuard = wait_for_riders
+    transfer_arrived: ArrivalGuard = all_arrived
+    before_source_release: DrainGuard = wait_for_writes
+    before_safe_to_reclaim: DrainGuard = wait_for_writes
+    before_reclaim: ReclaimGuard = ask_until_safe
+    before_slot_reuse: SlotGuard = wait_for_reclaim

@@ -94,6 +94,9 @@ class Graph(Protocol):
 class Device(Protocol):
     """Owner of streams and events, as one host process sees it."""
 
+    def host(self, name: str) -> "Device":
+        """Make another host process on the same machines: it shares the virtual time and nothing else."""
+
     def stream(self, name: str, engine: str | None = None) -> Stream:
         """Make a stream. Streams of one copy `engine` run one operation at a time, first ready first."""
 

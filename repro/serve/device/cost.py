@@ -9,6 +9,8 @@ they are never measurements of a GPU.
 
 from dataclasses import dataclass
 
+from repro.base.probe import Component
+
 
 @dataclass(frozen=True)
 class ModelPrice:
@@ -47,6 +49,9 @@ class CostModel:
     memory_bytes_per_us: float = 0.7 * 3.35e6  # per GPU
     link_bytes_per_us: float = 50e3  # host to device, and the other way
     copy_fixed_us: float = 8.0
+    # One 400 Gb/s port (ConnectX-7) at nine tenths of its rate; posting and completing a write takes some 5 us.
+    network_bytes_per_us: float = 45e3
+    write_fixed_us: float = 5.0
     kernel_fixed_us: float = 10.0
     # The host. A prefill runs eagerly: each operation here stands for some 25 kernels at 6 us of Python
     # and launch, as eager transformers in PyTorch show; a decode step is one graph replay.
@@ -107,6 +112,14 @@ class CostModel:
     def copy_us(self, tokens: int, row_bytes: int) -> float:
         """Copy of `tokens` rows of one layer and component over the host link."""
         return self.copy_fixed_us + tokens * self.scale * row_bytes / self.link_bytes_per_us
+
+    def write_us(self, tokens: int, row_bytes: int) -> float:
+        """One-sided write of `tokens` rows of one layer and component to another machine."""
+        return self.write_fixed_us + tokens * self.scale * row_bytes / self.network_bytes_per_us
+
+    def row_bytes(self, component: Component) -> int:
+        """Return the size of one real token's row of a component in one layer."""
+        return self.model.latent_row_bytes if component == "latent" else self.model.index_row_bytes
 
     def _tokens(self, tokens: int, prefill: bool) -> float:
         """A prompt token stands for `scale` real ones; a decode step has one token a row either way."""

@@ -146,6 +146,10 @@ class Capturing:
         """Refuse: a capture holds no capture."""
         raise AssertionError(f"capture of {name} within the capture of {self._name}")
 
+    def host(self, name: str) -> NoReturn:
+        """Refuse: a host is no part of a capture."""
+        raise AssertionError(f"host {name} within the capture of {self._name}")
+
     @property
     def name(self) -> str:
         """Return the name of the host that captures."""

@@ -61,6 +61,10 @@ class SimHost:
         """Return the virtual time."""
         return self._world.time_us
 
+    def host(self, name: str) -> "SimHost":
+        """Make another host process; it shares the virtual time and nothing else."""
+        return SimHost(self._world, name)
+
     def stream(self, name: str, engine: str | None = None) -> SimStream:
         """Make a stream; those of one `engine` run one operation at a time, first ready first."""
         return self._world.add_stream(self, self.named(name), engine)
@@ -133,10 +137,6 @@ class SimDevice(SimHost):
         self._engines: dict[str, CopyEngine] = {}
         self._waiters: list[tuple[Marker, Future[None]]] = []
         self._starts: deque[tuple[float, int]] = deque(maxlen=STARTS_KEPT)  # (start, stream)
-
-    def host(self, name: str) -> SimHost:
-        """Make another host."""
-        return SimHost(self, name)
 
     def add_stream(self, host: SimHost, name: str, engine: str | None) -> SimStream:
         """Make a stream that `host` enqueues on."""

@@ -14,9 +14,10 @@ import numpy as np
 
 from repro.base.probe import Access, CacheEvent, Component, LimitEvent, PageEvent, Probes
 from repro.serve.config import EngineConfig
-from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
+from repro.serve.device.base import Device, Event, Stream
 from repro.serve.device.cost import CostModel
 from repro.serve.guards import Guards
+from repro.serve.kv.copy import PageCopy
 from repro.serve.kv.loadback import LayerDoneCounter, LayerEvents
 from repro.serve.kv.page import PageAllocator, PageChange
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, Place
@@ -151,6 +152,10 @@ class HiCache:
             self.host_pages.free(evicted.freed_host_pages)
         self._start_writing()
 
+    def last_use(self, pages: Pages) -> Event | None:
+        """Return the event behind the last enqueued step that may use these pages; None when it is long done."""
+        return self._step_done.get(int(self._last_step[pages].max()))
+
     def step_enqueued(self, step: int, done: Event) -> None:
         """Note the event behind a step, so that page reuse can wait for exactly that step."""
         self._step_done[step] = done
@@ -203,7 +208,7 @@ class HiCache:
         queue, self._load_queue = self._load_queue, []
         source = np.concatenate([transfer.source for transfer in queue])
         target = np.concatenate([transfer.target for transfer in queue])
-        last_use = self._step_done.get(int(self._last_step[target].max()))
+        last_use = self.last_use(target)
         if last_use is not None:
             self._guards.before_page_reuse(self._load, last_use)
         events = self._loaded.produce()
@@ -316,11 +321,11 @@ class HiCache:
 
     def _copy_layer(self, stream: Stream, way: Direction, layer: int, source: Pages, target: Pages) -> int:
         """Enqueue the copies of one layer: latents, then index keys, by groups of pages. Return how many."""
-        model, size = self._cost.model, self._config.page_tokens
+        size = self._config.page_tokens
         group_pages = max(self._config.copy_group_pages, -(-len(source) // COPY_GROUPS_MAX))
         groups = [slice(start, start + group_pages) for start in range(0, len(source), group_pages)]
         for component in COMPONENTS:
-            row_bytes = model.latent_row_bytes if component == "latent" else model.index_row_bytes
+            row_bytes = self._cost.row_bytes(component)
             for group in groups:
                 body = self._copy_body(way, component, layer, source[group], target[group])
                 duration_us = self._cost.copy_us(len(body.source) * size, row_bytes)
@@ -328,33 +333,15 @@ class HiCache:
                 stream.enqueue(way.name, body, duration_us=duration_us, layer=layer, step=step, declared=touched)
         return len(COMPONENTS) * len(groups)
 
-    def _copy_body(self, way: Direction, component: Component, layer: int, source: Pages, target: Pages) -> "_CopyBody":
+    def _copy_body(self, way: Direction, component: Component, layer: int, source: Pages, target: Pages) -> PageCopy:
         sets = self.page_sets
         touched = (
             Access(False, self._pools[way.source].tier, component, layer, sets.intern(source), ""),
             Access(True, self._pools[way.target].tier, component, layer, sets.intern(target), ""),
         )
-        return _CopyBody(self._pools[way.source], self._pools[way.target], source, target, touched)
+        return PageCopy(self._pools[way.source], self._pools[way.target], source, target, touched)
 
 
 def _parts(pages: Pages, nodes: list[Node]) -> list[Pages]:
     """Return each node's share of `pages`, in order."""
     return np.split(pages, np.cumsum([node.num_pages for node in nodes])[:-1])
-
-
-@dataclass(frozen=True)
-class _CopyBody:
-    """Reads the source pages when the copy starts, writes the target pages when it ends."""
-
-    from_pool: KVPool
-    to_pool: KVPool
-    source: Pages
-    target: Pages
-    touched: tuple[Access, Access]  # the read, the write
-
-    def __call__(self, recorder: Recorder) -> Commit:
-        component, layer = self.touched[0].component, self.touched[0].layer
-        rows = self.from_pool.read(component, layer, self.source)
-        for access in self.touched:
-            recorder.access(access)
-        return lambda: self.to_pool.write(component, layer, self.target, rows)

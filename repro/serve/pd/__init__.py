@@ -1,0 +1,1 @@
+"""Prefill/decode disaggregation: a router, prefill workers, decode workers, one-sided transfers between."""

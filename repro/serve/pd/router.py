@@ -1,0 +1,148 @@
+"""The router: one engine to the server, many workers behind it.
+
+client ── router ── submit ──> prefill worker ═══ rows ═══> decode worker ── tokens ──> router ── client
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import count, cycle
+
+import msgspec
+
+from repro.base.probe import NullProbes, Probes
+from repro.serve.config import EngineConfig
+from repro.serve.device.base import Device
+from repro.serve.engine import LoadedModel
+from repro.serve.guards import Guards
+from repro.serve.kv.pool import Names, PageSets
+from repro.serve.pd.decode import DecodeWorker
+from repro.serve.pd.messages import Submit
+from repro.serve.pd.network import Network
+from repro.serve.pd.prefill import PrefillWorker
+from repro.serve.types import EngineStats, GenerateRequest, RejectedError, Update
+
+IMBALANCE_MAX = 4  # prompts more than the idlest worker has; beyond it a cached prefix counts for nothing
+
+
+class Router:
+    """A disaggregated stack (`types.ServingEngine`). Start `run` as a task on the device's event loop."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: LoadedModel,
+        device: Device,
+        guards: Guards | None = None,
+        probes: Probes | None = None,
+    ) -> None:
+        assert config.pd is not None
+        self.config = config
+        self._device = device
+        self._model = model
+        probes, guards = probes or NullProbes(), guards or Guards()
+        names = Names(PageSets(probes))
+        network = self._network = Network(probes, config.pd.message_us)
+        self.decode = [
+            DecodeWorker(config, model, device.host(f"D{number}"), guards, probes, names, network)
+            for number in range(config.pd.decode)
+        ]
+        remote = {worker.device.name: worker.memory for worker in self.decode}
+        self.prefill = [
+            PrefillWorker(config, model, device.host(f"P{number}"), guards, probes, names, network, remote)
+            for number in range(config.pd.prefill)
+        ]
+        self._workers: list[PrefillWorker | DecodeWorker] = [*self.decode, *self.prefill]
+        for worker in self._workers:
+            network.join(worker)
+        self._rooms = count(1)
+        self._next_decode = cycle(self.decode)
+
+    # -- what the server calls (types.ServingEngine) ----------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        """Return the served model's name."""
+        return self._model.name
+
+    @property
+    def context_length(self) -> int:
+        """Return the most tokens that prompt and answer may have together."""
+        return self.config.context_tokens
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Return the configuration for /server_info."""
+        described: dict[str, object] = msgspec.to_builtins(self.config)
+        total = sum(worker.engine.stats().device_total for worker in self.decode)
+        return described | {"model_name": self.model_name, "max_total_num_tokens": total}
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
+        """Submit and stream. Raises RejectedError before the first update; closing aborts."""
+        decode = next(self._next_decode)
+        prefill = self._choose_prefill(request)
+        room = next(self._rooms)
+        submitted = decode.submit(room, request, prefill.device.name)
+        self._network.send(self._device, prefill.device.name, Submit(room, request, decode.device.name))
+        try:
+            while True:
+                update = await submitted.updates.get()
+                yield update
+                if update.finish is not None:
+                    return
+        finally:
+            if submitted.state != "finished":
+                self.abort(request.id)
+
+    def abort(self, request_id: str) -> None:
+        """Abort at any stage; unknown ids are ignored."""
+        for worker in self.decode:
+            worker.engine.abort(request_id)
+
+    async def flush_cache(self) -> bool:
+        """Drop all cached prefixes on all tiers; False (and no change) while requests run."""
+        if any(worker.engine.scheduler.busy or worker.busy for worker in self._workers):
+            return False
+        return all([await worker.engine.flush_cache() for worker in self.prefill])
+
+    def stats(self) -> EngineStats:
+        """Return the counters of all workers together; a prompt counts once, where it was computed."""
+        decode = [worker.engine.stats() for worker in self.decode]
+        prefill = [worker.engine.stats() for worker in self.prefill]
+        total = {
+            name: sum(getattr(stats, name) for stats in (*decode, *prefill)) for name in EngineStats.__struct_fields__
+        }
+        total["prompt_tokens_total"] = sum(stats.prompt_tokens_total for stats in prefill)
+        total["generation_tokens_total"] = sum(stats.generation_tokens_total for stats in decode)
+        total["aborted_requests_total"] = sum(stats.aborted_requests_total for stats in decode)
+        total["waiting_requests"] = sum(worker.waiting_requests for worker in self.decode)
+        return EngineStats(**total)
+
+    # -- the workers ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run all workers until `stop`. Raises what any of them raises."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for worker in self._workers:
+                    group.create_task(worker.run(), name=worker.device.name)
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+
+    def stop(self) -> None:
+        """Let `run` return once the running requests have ended."""
+        for worker in self._workers:
+            worker.engine.stop()
+
+    @property
+    def quarantined_pages(self) -> int:
+        """Return how many pages are kept from everybody, because nobody said that they are safe."""
+        return sum(worker.quarantined_pages for worker in self.decode)
+
+    def _choose_prefill(self, request: GenerateRequest) -> PrefillWorker:
+        """Return the worker that has most of the prompt cached, unless it has much more to do than another."""
+        alive = [worker for worker in self.prefill if worker.alive]
+        if not alive:
+            raise RejectedError("no prefill worker is left", 503)
+        idlest = min(worker.load for worker in alive)
+        near = [worker for worker in alive if worker.load <= idlest + IMBALANCE_MAX]
+        return max(near, key=lambda worker: (worker.cached_pages(request.tokens), -worker.load))

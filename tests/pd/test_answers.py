@@ -1,0 +1,23 @@
+"""A disaggregated stack answers as one engine does."""
+
+import asyncio
+
+import pytest
+
+from tests.engine.builders import make_request, prompt, stamps_answer
+from tests.pd.builders import PdStack, pd_config
+
+
+@pytest.mark.parametrize("workers", [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_answers_are_those_of_one_engine(workers: tuple[int, int]) -> None:
+    prefill, decode = workers
+    stack = PdStack(pd_config(prefill=prefill, decode=decode))
+
+    async def main(stack: PdStack) -> None:
+        requests = [make_request(f"r{n}", prompt(n % 3, 9 + n), answer=6) for n in range(8)]
+        answers = await asyncio.gather(*(stack.ask(request) for request in requests))
+        for request, answer in zip(requests, answers, strict=True):
+            assert answer.tokens == stamps_answer(request.tokens, 6)
+            assert answer.last.finish == "length"
+
+    stack.run(main).assert_clean()
