@@ -12,9 +12,9 @@ from repro.base.probe import NullProbes
 from repro.fault.defects import with_defects
 from repro.serve.config import CONFIGS
 from repro.serve.device.sim import SimDevice
-from repro.serve.engine import Engine
 from repro.serve.launch import serve
 from repro.serve.server.bridge import HostedEngine
+from repro.serve.stack import build
 from repro.target import load_checkpoint
 
 
@@ -30,7 +30,7 @@ def serve_bundled(
 
     def hosted() -> HostedEngine:
         device = SimDevice(NullProbes())
-        engine = Engine(config, checkpoint.model, device, guards)
+        engine = build(config, checkpoint.model, device, guards)
         return HostedEngine(VirtualLoop(device, external=True), engine, lambda: _without_gradients(engine.run))
 
     serve(hosted, checkpoint.tokenizer, host=host, port=port, clock=time.time, seed=seed, on_ready=on_ready)

@@ -22,10 +22,11 @@ from repro.record.requests import RequestRecord
 from repro.schedule.pickers import Pick, timed
 from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
-from repro.serve.engine import Engine, LoadedModel, checkpoint_folder, load
+from repro.serve.engine import LoadedModel, checkpoint_folder, load
 from repro.serve.guards import Guards
 from repro.serve.server.app import create_app
 from repro.serve.server.chat import ChatEncoder
+from repro.serve.stack import build
 from repro.serve.types import EngineStats, GenerateRequest, Update
 from repro.trace.format import Session
 
@@ -47,24 +48,23 @@ class Load:
     again: Callable[[int, int], None] = lambda number, total: None  # progress of what is asked again
 
 
+Generate = Callable[[GenerateRequest], AsyncIterator[Update]]
+
+
 @dataclass
 class KeptRequests:
     """What the engine was asked, by request id: the oracle asks it again."""
 
     requests: dict[str, GenerateRequest] = field(default_factory=dict)
 
+    def keeping(self, generate: Generate) -> Generate:
+        """Return a `generate` that remembers what it was asked."""
 
-class _KeepingEngine(Engine):
-    """An engine that remembers what it was asked."""
+        def generate_and_keep(request: GenerateRequest) -> AsyncIterator[Update]:
+            self.requests[request.id] = request
+            return generate(request)
 
-    def __init__(self, kept: KeptRequests, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
-        self._kept = kept
-
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
-        """Keep the request and stream its answer."""
-        self._kept.requests[request.id] = request
-        return super().generate(request)
+        return generate_and_keep
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class BundledTarget:
 
     async def _serve(self, load: Load) -> LoadResult:
         loop = asyncio.get_running_loop()
-        engine = _KeepingEngine(self.kept, self.config, self.checkpoint.model, self.device, self._guards, self._probes)
+        engine = build(self.config, self.checkpoint.model, self.device, self._guards, self._probes)
+        engine.generate = self.kept.keeping(engine.generate)  # type: ignore[method-assign, assignment]
         app = create_app(engine, self.checkpoint.tokenizer, clock=loop.time, seed=self._seed)
         client = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=None)
         running = asyncio.create_task(engine.run(), name="engine")

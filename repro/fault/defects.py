@@ -3,11 +3,14 @@
 Nothing else in the stack orders what a guard orders, so leaving it out leaves the race to time.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from repro.base.errors import ScenarioError, nearest
-from repro.serve.guards import Guards
+from repro.base.probe import Component
+from repro.serve.device.base import Event, Stream
+from repro.serve.guards import AskForSafety, Guards, wait_for_chunk
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,37 @@ class Defect:
     apply: Callable[[Guards], Guards]
 
 
+PRODUCER_TIMEOUT_S = 5.0  # after which VA #11140's producer frees what it has offered
+
+
 def _no_wait(*_: object) -> None:
     """Order nothing."""
+
+
+def _wait_for_the_last_chunk_only(transfer: Stream, stored: Event, last: bool) -> None:
+    if last:
+        wait_for_chunk(transfer, stored, last)
+
+
+async def _wait_until_the_timeout(drained: Awaitable[None]) -> None:
+    await asyncio.wait((asyncio.ensure_future(drained),), timeout=PRODUCER_TIMEOUT_S)
+
+
+async def _acknowledge_at_once(drained: Awaitable[None]) -> None:
+    """Say "safe" where only "received" is true."""
+
+
+async def _reclaim_at_once(ask: AskForSafety) -> bool:
+    """Tell nobody, and take the pages."""
+    return True
+
+
+async def _reuse_at_once(safe: Awaitable[bool]) -> bool:
+    return True
+
+
+def _look_at_the_latents_only(failed: frozenset[Component]) -> bool:
+    return "latent" not in failed
 
 
 DEFECTS: dict[str, Defect] = {
@@ -32,6 +64,42 @@ DEFECTS: dict[str, Defect] = {
             "the indexer reads a layer's index keys before their load-back has finished",
             "https://github.com/sgl-project/sglang/pull/22811",
             lambda guards: replace(guards, before_index_read=_no_wait),
+        ),
+        Defect(
+            "pd_reuse_before_drain",
+            "decode gives an aborted request's pages to another while prefill still writes into them",
+            "https://github.com/sgl-project/sglang/issues/24527",
+            lambda guards: replace(guards, before_reclaim=_reclaim_at_once),
+        ),
+        Defect(
+            "pd_ack_means_received",
+            "prefill acknowledges an abort when it has received it, not when its writes have drained",
+            "https://github.com/sgl-project/sglang/issues/31357",
+            lambda guards: replace(guards, before_safe_to_reclaim=_acknowledge_at_once),
+        ),
+        Defect(
+            "pd_producer_timeout",
+            "prefill frees a prompt's pages on a timeout of its own, before the network has read them",
+            "https://github.com/vllm-project/vllm-ascend/issues/11140",
+            lambda guards: replace(guards, before_source_release=_wait_until_the_timeout),
+        ),
+        Defect(
+            "pd_chunk_read_early",
+            "all chunks of a prompt but the last are read by the network while their forward still runs",
+            "https://github.com/sgl-project/sglang/issues/33970",
+            lambda guards: replace(guards, before_transfer_read=_wait_for_the_last_chunk_only),
+        ),
+        Defect(
+            "pd_metadata_slot_reuse",
+            "an aborted request's metadata slot is reused while its first token is still to be written",
+            "https://github.com/sgl-project/sglang/issues/17430",
+            lambda guards: replace(guards, before_slot_reuse=_reuse_at_once),
+        ),
+        Defect(
+            "pd_state_failed_aux_ok",
+            "the transfer of the index keys failed, and success is reported because the latents arrived",
+            "https://github.com/sgl-project/sglang/issues/30890",
+            lambda guards: replace(guards, transfer_arrived=_look_at_the_latents_only),
         ),
     )
 }

@@ -9,6 +9,7 @@ import msgspec
 from repro.base.errors import ScenarioError, nearest
 
 TIMING = ("delay", "stall", "reorder")
+MESSAGE = ("delay", "drop", "duplicate")
 POINTS: dict[str, tuple[str, ...]] = {
     "loadback.copy_layer": TIMING,
     "writeback.copy_layer": TIMING,
@@ -20,6 +21,16 @@ POINTS: dict[str, tuple[str, ...]] = {
     "forward.feed_forward": TIMING,
     "forward.sample": TIMING,
     "forward.download": TIMING,
+    "transfer.write": TIMING,
+    "transfer.write_slot": TIMING,
+    "transfer.read_slot": TIMING,
+    "transfer.latent": ("fail",),
+    "transfer.index": ("fail",),
+    "pd.destination": MESSAGE,
+    "pd.done": MESSAGE,
+    "pd.abort": MESSAGE,
+    "pd.safe": MESSAGE,
+    "pd.prefill_worker": ("kill",),
     "memory.evict": ("evict",),
     "client.abort": ("abort",),
     "client.disconnect": ("disconnect",),
@@ -30,7 +41,7 @@ POINTS: dict[str, tuple[str, ...]] = {
 DELAY_US_MAX = 60e6
 STALL_UNTIL_US_MAX = 3600e6
 NEED_US = ("delay", "stall", "slow", "burst")
-WITHOUT_US = ("reorder", "evict")
+WITHOUT_US = ("reorder", "evict", "drop", "duplicate", "fail", "kill")
 
 
 class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -17,6 +17,9 @@ class Exercised(msgspec.Struct):
     host_hit_tokens: int = 0
     evictions: int = 0
     reads_overlapping_load: int = 0
+    transfers: int = 0  # chunks of prompts written from prefill to decode
+    transfer_aborts: int = 0  # requests given up while their rows were awaited
+    quarantined_tokens: int = 0
 
 
 class ExerciseMeter:
@@ -54,6 +57,12 @@ class ExerciseMeter:
             self.counts.host_hit_tokens += event.tokens
         elif event.what == "evict_device":
             self.counts.evictions += 1
+        elif event.what == "transfer":
+            self.counts.transfers += 1
+        elif event.what == "transfer_abort":
+            self.counts.transfer_aborts += 1
+        elif event.what == "quarantine":
+            self.counts.quarantined_tokens += event.tokens
 
 
 def _overlapping(spans: deque[tuple[float, float]], op: Op) -> Iterator[tuple[float, float]]:

@@ -196,6 +196,7 @@ class DecodeWorker:
     def _give_up(self, held: _Reservation) -> None:
         """End a request that waits for its rows, and get its pages back."""
         self.engine.scheduler.finish(held.request, "abort")
+        self._tell("transfer_abort", held)
         if held.ownership.stage is Stage.PREFILL_QUEUED:
             held.ownership.move(Stage.ABORT_REQUESTED)
             self._work.start(self._reclaim(held))
@@ -209,8 +210,7 @@ class DecodeWorker:
         else:
             held.ownership.move(Stage.QUARANTINED)
             self.quarantined_pages += len(held.pages)
-            tokens = len(held.pages) * self.engine.config.page_tokens
-            self._probes.emit(CacheEvent("quarantine", tokens, self.device.now_us, held.request.id))
+            self._tell("quarantine", held)
 
     async def _ask_for_safety(self, held: _Reservation) -> bool:
         """Tell the prefill worker of the abort until it says that the pages are safe; False: it never does."""
@@ -278,6 +278,10 @@ class DecodeWorker:
         """Return how many pages the longest answer takes beyond the prompt's."""
         whole = len(request.prompt) + request.max_tokens
         return -(-whole // self.engine.config.page_tokens) - self._prompt_pages(request)
+
+    def _tell(self, what: str, held: _Reservation) -> None:
+        tokens = len(held.pages) * self.engine.config.page_tokens
+        self._probes.emit(CacheEvent(what, tokens, self.device.now_us, held.request.id))
 
     def _slot_changed(self, what: PageChange, slots: Pages, owner: str) -> None:
         number = self._names.page_sets.intern(slots)

@@ -1,0 +1,22 @@
+"""The stack that a configuration asks for: one engine, or a router with its workers."""
+
+from repro.base.probe import Probes
+from repro.serve.config import EngineConfig
+from repro.serve.device.base import Device
+from repro.serve.engine import Engine, LoadedModel
+from repro.serve.guards import Guards
+from repro.serve.pd.router import Router
+
+Stack = Engine | Router
+
+
+def build(
+    config: EngineConfig,
+    model: LoadedModel,
+    device: Device,
+    guards: Guards | None = None,
+    probes: Probes | None = None,
+) -> Stack:
+    """Return the stack; start its `run` as a task on the device's event loop."""
+    kind = Engine if config.pd is None else Router
+    return kind(config, model, device, guards, probes)
