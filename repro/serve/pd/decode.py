@@ -78,6 +78,7 @@ class DecodeWorker:
             config,
             pd=None,
             hicache=False,
+            host_pages=1,
             prefix_cache=False,
             device_pages=self._pd.decode_pages or config.device_pages,
         )
