@@ -24,8 +24,8 @@ class Case:
 
 
 CASES = {
-    "pd_reuse_before_drain": Case(LEGAL["late writes"], ("ordering", "ownership")),
-    "pd_ack_means_received": Case(LEGAL["late writes"], ("ordering", "ownership")),
+    "pd_reuse_before_drain": Case(LEGAL["late writes"], ("ordering",)),
+    "pd_ack_means_received": Case(LEGAL["late writes"], ("ordering",)),
     "pd_producer_timeout": Case(
         (fault("transfer.write", "delay", 0.02, 6e6),),
         ("ordering", "ownership"),

@@ -1,7 +1,8 @@
 """One-sided writes from a prefill worker into a decode worker's memory.
 
     P0.transfer0   [ chunk 0: layer 0 latent, index, layer 1 ... ] [ chunk 2 ... ]
-    P0.transfer1   [ chunk 1 ... ]                                 [ slot ]
+    P0.transfer1   [ chunk 1 ... ]
+    P0.metadata                                                      [ slot ]
 
 A write keeps the addresses that it was posted with, can't be cancelled, and lands in whatever the pages
 are by then. Its completion is known on this side only; the other side learns of it by message.
@@ -76,7 +77,9 @@ class Lanes:
         self._guards = guards
         self._probes = probes
         self._group_pages = group_pages
-        self._lanes = [device.stream(f"transfer{number}", engine=device.named("nic")) for number in range(lanes)]
+        port = device.named("nic")
+        self._lanes = [device.stream(f"transfer{number}", engine=port) for number in range(lanes)]
+        self._metadata = device.stream("metadata", engine=port)
 
     def write_chunk(
         self,
@@ -107,7 +110,7 @@ class Lanes:
 
     def write_slot(self, to: RemoteMemory, destination: Destination, request: str, first: FirstToken) -> Flight:
         """Post the write of the first token into the request's metadata slot."""
-        lane, slots, slot = self._lanes[0], to.slots, destination.slot
+        lane, slots, slot = self._metadata, to.slots, destination.slot
         pages = self._names.page_sets.intern(np.array([slot], np.int32))
         touched = Access(True, slots.name, "slot", 0, pages, request, destination.granted)
 
