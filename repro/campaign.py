@@ -10,11 +10,15 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from statistics import median
+from typing import get_args
 
 import msgspec
 
+from detectors.base import Layer
 from reports.rates import rate_of
 
+LAYERS: tuple[str, ...] = get_args(Layer)
 RUN_TIMEOUT_S = 900
 STOP_S = 20  # for a run to judge what it has, after a Ctrl-C
 SIDES: dict[str, tuple[str, ...]] = {
@@ -35,6 +39,13 @@ class Funnel(msgspec.Struct):
     visible: int
 
 
+class First(msgspec.Struct):
+    """When a layer of the truth found something first."""
+
+    requests: int
+    virtual_s: float
+
+
 class Verdict(msgspec.Struct):
     """What a run printed with --json; further keys are ignored."""
 
@@ -45,6 +56,7 @@ class Verdict(msgspec.Struct):
     fingerprint: str
     token: str
     run_dir: str
+    first: dict[str, First] = {}  # by layer of the truth
 
 
 class _Failure(msgspec.Struct):
@@ -107,6 +119,16 @@ def exit_code(sides: Sequence[Side], seeds: int) -> int:
     if any(len(side.verdicts) < seeds for side in sides):
         return 5
     return 0 if defect.count("anomaly") == seeds == control.count("clean") else 1
+
+
+def first_findings(side: Side) -> dict[str, tuple[int, str]]:
+    """Return by layer of the truth how many runs found something there, and after how many requests, in words."""
+    told: dict[str, tuple[int, str]] = {}
+    for layer in LAYERS:
+        requests = sorted(verdict.first[layer].requests for verdict in side.verdicts if layer in verdict.first)
+        if requests:
+            told[layer] = len(requests), f"{median(requests):g} ({requests[0]} to {requests[-1]})"
+    return told
 
 
 def corrupted_rate(side: Side) -> str:

@@ -234,7 +234,7 @@ def campaign(
     """
     if not scenarios.find(scenario).defects:
         raise UsageError(f"{scenario} has no defect: there is nothing to find; use `repro run`")
-    from repro.campaign import SIDES, corrupted_rate, exit_code, run_campaign
+    from repro.campaign import SIDES, corrupted_rate, exit_code, first_findings, run_campaign
 
     names = list(SIDES) if no_faults else list(SIDES)[:2]
 
@@ -256,6 +256,8 @@ def campaign(
     output.print(table)
     for side in sides:
         output.print(f"corrupted requests, simulated, {side.name}: {corrupted_rate(side)}")
+    for layer, (runs_found, requests) in first_findings(sides[0]).items():
+        output.print(f"{layer}: in {runs_found} runs of the defect, first after {requests} requests")
     if missing:
         errors.print(
             f"stopped by Ctrl-C: {missing} of {seeds * len(sides)} runs are missing; run folders are in {runs}"

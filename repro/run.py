@@ -26,6 +26,7 @@ from repro.load.lag import Quantiles
 from repro.load.plan import LoadPlan, LoadResult, OnProgress
 from repro.observed import Observed
 from repro.record.folder import RunFolder
+from repro.record.requests import RequestRecord
 from repro.scenario import Scenario
 from repro.schedule import token as tokens
 from repro.schedule.pickers import RandomPicker, timed
@@ -199,6 +200,7 @@ def _close(
         "requests": len(observed.records),
         "findings": {v.detector: sum(f.count for f in v.findings) for v in verdicts if v.findings},
         "signatures": _signatures(verdicts),
+        "first": _first(verdicts, observed.records),
         "detectors": {v.detector: v.answer for v in verdicts},
         "oracle": msgspec.to_builtins(compared_counts(observed.records)),
         "contexts_cut": cut_counts(observed.records) | {"limit_tokens": limit_tokens or 0},
@@ -224,6 +226,22 @@ def _signatures(verdicts: Sequence[Verdict]) -> dict[str, int]:
     for finding in (finding for verdict in verdicts for finding in verdict.findings):
         counts[finding.signature] = counts.get(finding.signature, 0) + finding.count
     return counts
+
+
+def _first(verdicts: Sequence[Verdict], records: Sequence[RequestRecord]) -> dict[str, dict[str, float]]:
+    """Return when each layer of the truth found something first, and how many requests had been sent by then."""
+    finished_us = {record.request: record.finished_us for record in records}
+    earliest: dict[str, float] = {}
+    for finding in (finding for verdict in verdicts for finding in verdict.findings):
+        at_us = finding.at_us or finished_us.get(finding.request, 0.0)
+        earliest[finding.layer] = min(at_us, earliest.get(finding.layer, at_us))
+    return {
+        layer: {
+            "requests": sum(0 <= record.sent_us <= at_us for record in records),
+            "virtual_s": round(at_us / 1e6, 6),
+        }
+        for layer, at_us in earliest.items()
+    }
 
 
 def _milliseconds(lag: Quantiles) -> dict[str, float]:

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from repro import campaign
-from repro.campaign import SIDES, Side, Verdict, corrupted_rate, exit_code, run_campaign
+from repro.campaign import SIDES, First, Side, Verdict, corrupted_rate, exit_code, first_findings, run_campaign
 from repro.cli import app
 from tests.builders import make_verdict
+from tests.small import run_small, small_scenario
 from tests.tiny import run_tiny
 
 # What stands for `repro run`: prints a verdict, dies, or hangs, as the seed says.
@@ -89,3 +90,20 @@ def test_the_command_prints_a_table_that_fits_a_terminal(monkeypatch: pytest.Mon
     told = msgspec.json.decode(quiet.stdout)
     assert quiet.stderr == "" and [side["name"] for side in told["sides"]] == ["defect", "control"]
     assert told["sides"][0]["verdicts"][0]["verdict"] == "anomaly"
+
+
+def test_each_layer_says_after_how_many_requests_it_found_something_first() -> None:
+    verdict = msgspec.convert(make_verdict(), Verdict)
+    runs = [
+        msgspec.structs.replace(verdict, first={"ordering": First(requests, 1.0)} if requests else {})
+        for requests in (7, 0, 4, 30)
+    ]
+    assert first_findings(Side("defect", tuple(runs), ())) == {"ordering": (3, "7 (4 to 30)")}
+
+
+def test_a_run_says_what_its_layers_found_first(tmp_path: Path) -> None:
+    verdict = run_small(tmp_path, small_scenario()).verdict
+    first = msgspec.convert(verdict["first"], dict[str, First])
+    assert set(first) == {"ordering", "canary"}
+    assert 1 <= first["ordering"].requests <= first["canary"].requests <= 15
+    assert 0 < first["ordering"].virtual_s <= first["canary"].virtual_s
