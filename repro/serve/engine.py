@@ -14,15 +14,17 @@ from pathlib import Path
 
 import msgspec
 
+from repro.base.errors import UsageError
 from repro.base.probe import Component, NullProbes, Probes, Tier
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device
 from repro.serve.device.cost import PRESETS
-from repro.serve.forward import Forward, Memory, StepWork
+from repro.serve.forward import Forward, StepWork
 from repro.serve.guards import Guards, store_after_load
 from repro.serve.kv.pool import KVPool
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.kv.tiers import HiCache
+from repro.serve.memory import Memory
 from repro.serve.model.config import ModelConfig, read_config
 from repro.serve.model.glm5 import Glm5, load_model
 from repro.serve.sched.request import Decode
@@ -58,8 +60,25 @@ def load(config: EngineConfig, decode: Decode) -> LoadedModel:
     return LoadedModel(name, shape, weights, decode, frozenset(shape.end_tokens))
 
 
+def _check_drafts(config: EngineConfig, model: LoadedModel) -> None:
+    """Raise UsageError when speculation lacks its layer."""
+    missing = None
+    if not model.shape.num_nextn_predict_layers:
+        missing = "config.json has num_nextn_predict_layers = 0"
+    elif model.weights is not None and not model.weights.weights.mtp:
+        missing = f"the checkpoint has no tensors model.layers.{model.shape.num_hidden_layers}.*"
+    if config.speculative_drafts and missing:
+        raise UsageError(
+            f"speculative_drafts = {config.speculative_drafts}: model {model.name} has no MTP layer to draft with "
+            f"({missing}); set speculative_drafts = 0"
+        )
+
+
 class Engine:
-    """One serving engine (`types.ServingEngine`). Start `run` as a task on the device's event loop."""
+    """One serving engine (`types.ServingEngine`). Start `run` as a task on the device's event loop.
+
+    Raises UsageError when drafts are asked for and the model has no layer that makes them.
+    """
 
     def __init__(
         self,
@@ -76,11 +95,13 @@ class Engine:
         guards = guards or Guards()
         if config.index_store_waits:
             guards = dataclasses.replace(guards, before_index_store=store_after_load)
+        _check_drafts(config, model)
         shape, cost = model.shape, PRESETS[config.cost]
         widths: dict[Component, int] | None = None
         if model.weights is not None:
             widths = {"latent": shape.latent_width, "index": shape.index_head_dim}
-        layers = shape.num_hidden_layers
+        speculative = config.speculative_drafts > 0
+        layers = shape.num_hidden_layers + speculative
         pools: dict[Tier, KVPool] = {
             "device": KVPool("device", layers, config.device_pages, config.page_tokens, widths),
             "host": KVPool("host", layers, config.host_pages, config.page_tokens, widths),
@@ -88,10 +109,11 @@ class Engine:
         self._cost = cost
         compute = device.stream("compute")
         self.cache = HiCache(config, device, compute, pools, guards, cost, self._probes)
-        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens)
+        draft_width = shape.hidden_size if speculative and model.weights is not None else 0
+        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens, draft_width)
         memory = Memory(pools["device"], rows, model.weights, shape.vocab_size)
         check = ReadCheck(device, pools["device"], self.cache.page_sets, self._probes, shape.index_topk)
-        self._forward = Forward(device, compute, memory, check, guards, cost)
+        self._forward = Forward(device, compute, memory, check, guards, cost, speculative)
         self.scheduler = Scheduler(config, device, self.cache, self._probes, shape.vocab_size, model.decode, model.eos)
         self._staging = StagingRing(device, guards)
         self._wake = asyncio.Event()
@@ -161,6 +183,9 @@ class Engine:
             evicted_tokens_total=cache.evicted_tokens,
             aborted_requests_total=scheduler.aborted_requests,
             steps_total=scheduler.steps,
+            verify_steps_total=scheduler.verify_steps,
+            drafts_total=scheduler.verify_steps * self.config.speculative_drafts,
+            accepted_drafts_total=scheduler.accepted_drafts,
         )
 
     def _total_tokens(self, tier: str) -> int:
