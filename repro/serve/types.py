@@ -47,6 +47,16 @@ class Speculation(msgspec.Struct, frozen=True):
     def drafts(self) -> int:
         return self.verify_steps * (len(self.histogram) - 1)
 
+    @property
+    def accept_length(self) -> float | None:
+        """Return tokens per verify step; None before the first."""
+        return self.completion_tokens / self.verify_steps if self.verify_steps else None
+
+    @property
+    def accept_rate(self) -> float | None:
+        """Return the share of drafts that was accepted; None before the first."""
+        return self.accepted_drafts / self.drafts if self.drafts else None
+
 
 class Update(msgspec.Struct, frozen=True):
     """New tokens of a request. The last update carries `finish` and the counts.
