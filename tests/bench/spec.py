@@ -1,9 +1,10 @@
 """Measures speculation: `python -m tests.bench.spec [--sessions 8] [--turns 5] [--drafts 0 1 2 3 5]`.
 
-The same clean agent turns are served with each number of drafts k: chunked prefill, mixed batches, prefix hits,
-load-backs. Printed for each k: tokens per second of a stream between its first and its last token (median over
-the turns; virtual time is what `h100x8-glm5` prices, wall time is this machine's), accept length (tokens per
-verify step), accept rate (share of drafts accepted), and how many answers are the same as without speculation.
+The same clean agent turns are served with each number of drafts k, a turn of every session at once: chunked
+prefill, mixed batches, prefix hits. Printed for each k: tokens per second of a stream from when the last prompt of
+its round is prefilled (median over the turns; virtual time is what `h100x8-glm5` prices, wall time is this
+machine's), accept length (tokens per verify step), accept rate (share of drafts accepted), and how many answers
+are the same as in the first run.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from repro.serve.types import GenerateRequest, Speculation
 from repro.target import Checkpoint, load_checkpoint
 from tests.bench.clean_answers import CONFIG, sessions_of, turns_of
 
-GAP_S = 1.0  # between two turns of a session
+Stamp = tuple[int, float, float]  # tokens so far, virtual and wall seconds
 ACCEPT_LENGTH_MIN = {3: 2.0}  # what the project asks of the bundled model, by k
 
 
@@ -50,37 +51,40 @@ class Served:
     def accept_length(self) -> float:
         return sum(c.completion_tokens for c in self.speculation) / sum(c.verify_steps for c in self.speculation)
 
+    def add_round(self, streams: list[list[Stamp]]) -> None:
+        """Note the speed of the streams of one round, from when all of them are decoding."""
+        starts = [max(stamps[0][clock] for stamps in streams) for clock in (1, 2)]
+        for stamps in streams:
+            before = sum(stamp[1] <= starts[0] for stamp in stamps)
+            tokens = stamps[-1][0] - stamps[before - 1][0]
+            if tokens:
+                self.virtual_rates.append(tokens / (stamps[-1][1] - starts[0]))
+                self.wall_rates.append(tokens / (stamps[-1][2] - starts[1]))
 
-async def ask(engine: Engine, device: SimDevice, request: GenerateRequest, served: Served) -> None:
-    """Stream one answer and note its speed and counts."""
+
+async def ask(engine: Engine, device: SimDevice, request: GenerateRequest, served: Served) -> list[Stamp]:
+    """Stream one answer; return when its tokens came and note its counts."""
     tokens: list[int] = []
-    stamps: list[tuple[int, float, float]] = []  # tokens so far, virtual and wall seconds
+    stamps: list[Stamp] = []
     async for update in engine.generate(request):
         tokens += update.tokens
         stamps.append((len(tokens), device.now_us / 1e6, time.perf_counter()))
     served.answers[request.id] = tuple(tokens)
     if update.speculation is not None:
         served.speculation.append(update.speculation)
-    (first, virtual_s, wall_s), (last, virtual_end_s, wall_end_s) = stamps[0], stamps[-1]
-    if last > first:
-        served.virtual_rates.append((last - first) / (virtual_end_s - virtual_s))
-        served.wall_rates.append((last - first) / (wall_end_s - wall_s))
+    return stamps
 
 
 def serve(checkpoint: Checkpoint, sessions: list[list[GenerateRequest]], drafts: int) -> Served:
-    """Serve all sessions at once, each turn behind the one before."""
+    """Serve all sessions in rounds of one turn each."""
     device = SimDevice()
     engine = Engine(msgspec.structs.replace(CONFIG, speculative_drafts=drafts), checkpoint.model, device)
     served = Served(drafts)
 
-    async def session(requests: list[GenerateRequest]) -> None:
-        for request in requests:
-            await ask(engine, device, request, served)
-            await asyncio.sleep(GAP_S)
-
     async def main() -> None:
         running = asyncio.create_task(engine.run())
-        await asyncio.gather(*(session(requests) for requests in sessions))
+        for turn in zip(*sessions, strict=True):
+            served.add_round(await asyncio.gather(*(ask(engine, device, request, served) for request in turn)))
         engine.stop()
         await running
 
