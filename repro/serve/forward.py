@@ -183,7 +183,7 @@ class StepWork:
     def sample(self, recorder: Recorder) -> Commit:
         """Choose the next tokens: behind every token of a window, else where a prompt is complete."""
         batch, layout, memory = self.batch, self._layout, self._memory
-        members = batch.sampling
+        members = batch.sampling_members
         if not members:
             return lambda: None
         places = np.arange(len(layout.positions)) if batch.drafts else layout.last_tokens[self._samples]

@@ -102,7 +102,7 @@ def test_a_batch_lays_its_tokens_out_member_by_member() -> None:
     assert layout.member_of_token.tolist() == [0, 0, 0, 1, 1, 2]
     assert layout.positions.tolist() == [4, 5, 6, 0, 1, 9]
     assert layout.last_tokens.tolist() == [2, 4, 5]
-    assert [member.row for member in batch.sampling] == [0, 0] and batch.rows.tolist() == [0, 0, 0]
+    assert [member.row for member in batch.sampling_members] == [0, 0] and batch.rows.tolist() == [0, 0, 0]
     assert batch.num_tokens == 6
 
 

@@ -71,6 +71,31 @@ def test_answers_are_the_same_with_any_number_of_drafts(sampling: dict[str, Any]
         assert sum(counts_of(answer).accepted_drafts for answer in drafted) > 0
 
 
+def kept_rows(model: LoadedModel, tokens: tuple[int, ...], count: int) -> tuple[tuple[int, ...], list[torch.Tensor]]:
+    """Return what `tokens` and their answer read, and the cached rows of all layers and components."""
+    got: list[tuple[tuple[int, ...], list[torch.Tensor]]] = []
+
+    async def main(stack: Stack) -> None:
+        answer = await stack.ask(request("a", tokens, count))
+        whole = (*tokens, *answer.tokens)
+        cache = stack.engine.cache
+        pages = cache.match(pair_keys(whole, 4096)).device_pages
+        assert len(pages) == (len(whole) - 1) // stack.engine.config.page_tokens
+        pool = cache._pools["device"]
+        rows = [pool.read(component, layer, pages).values for layer in range(pool.layers) for component in COMPONENTS]
+        got.append((whole, [values for values in rows if values is not None]))
+
+    Stack(tensor_config(), model).run(main)
+    return got[0]
+
+
+def test_rows_kept_of_drafted_answers_have_the_bits_of_a_prefill_in_the_draft_layer_too(bundled: LoadedModel) -> None:
+    whole, drafted = kept_rows(bundled, PROMPT, 90)
+    _, prefilled = kept_rows(bundled, whole[:-1], 1)
+    assert len(drafted) == 2 * (bundled.shape.num_hidden_layers + 1)
+    assert all(torch.equal(one, other) for one, other in zip(drafted, prefilled, strict=True))
+
+
 def test_log_probabilities_and_alternatives_of_a_window_stay_with_their_tokens(bundled: LoadedModel) -> None:
     [plain], [drafted] = (answers(bundled, drafts, request("a", top_logprobs=3)) for drafts in (0, 3))
     tops = [[top for update in answer.updates for top in update.top_logprobs] for answer in (plain, drafted)]

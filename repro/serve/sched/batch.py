@@ -103,7 +103,7 @@ class Batch:
         return np.array([member.row for member in self.members], np.int64)
 
     @cached_property
-    def sampling(self) -> tuple[Member, ...]:
+    def sampling_members(self) -> tuple[Member, ...]:
         """Return the members that get a token."""
         return tuple(member for member in self.members if member.samples)
 

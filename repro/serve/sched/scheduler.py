@@ -244,7 +244,7 @@ class Scheduler:
         """Take a step's tokens: out to the clients, into the cache, and off the device where a request ends."""
         if chosen is None:
             return
-        for member, run in zip(batch.sampling, chosen.runs(), strict=True):
+        for member, run in zip(batch.sampling_members, chosen.runs(), strict=True):
             request = member.request
             if request.state != "running":
                 continue
@@ -253,7 +253,7 @@ class Scheduler:
             request.planned += len(run.tokens) - 1
             if not request.aborted:
                 self._take(request, run, bool(batch.drafts))
-        for member in batch.sampling:
+        for member in batch.sampling_members:
             if batch.prefill and member.request.state == "running":
                 self._share_prompt(member.request)
 
