@@ -8,9 +8,9 @@ from tests.small import run_small, small_scenario
 
 
 def test_the_control_is_clean_and_the_oracle_agrees_with_drafted_answers(tmp_path: Path) -> None:
-    outcome = run_small(tmp_path, small_scenario("tensors", drafts=3), control=True, oracle_sample=15)
+    outcome = run_small(tmp_path, small_scenario("tensors", drafts=3), control=True, oracle_sample=6)
     assert outcome.judgement.word == "clean", outcome.judgement
-    assert outcome.verdict["oracle"] == {"compared": 15, "suspects": 0, "sample": 15, "differing": 0}
+    assert outcome.verdict["oracle"] == {"compared": 6, "suspects": 0, "sample": 6, "differing": 0}
 
 
 @pytest.mark.parametrize("picker", ["timed", "random"])
