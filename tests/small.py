@@ -45,9 +45,11 @@ reads_overlapping_load = 1
 """
 
 
-def small_scenario(numerics: str = "stamps", index_store_waits: bool = False) -> Scenario:
+def small_scenario(numerics: str = "stamps", index_store_waits: bool = False, drafts: int = 0) -> Scenario:
     """Return a scenario of 15 requests: seconds with tensors, a fraction of that with stamps."""
     text = SMALL.format(numerics=numerics, index_store_waits=str(index_store_waits).lower())
+    if drafts:
+        text = text.replace("[load]", f"speculative_drafts = {drafts}\n\n[load]")
     return parse(text, "small", "small.toml")
 
 

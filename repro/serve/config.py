@@ -7,7 +7,7 @@ import msgspec
 Numerics = Literal["tensors", "stamps"]
 WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
-
+DRAFTS_MAX = 8  # a longer chain is hardly ever right to its end
 PD_WORKERS_MAX = 8  # a worker has up to six streams, and the detectors tell 63 actors apart
 
 
@@ -65,6 +65,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     copy_group_pages: int = 16  # pages that one copy operation moves
     pd: PdConfig | None = None  # None: prefill and decode in one engine
     prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree
+    speculative_drafts: int = 0  # tokens that the MTP layer drafts for each decode step; 0: no speculation
     cache_check: bool = True  # verify the pools' invariants whenever the engine is idle
 
     def __post_init__(self) -> None:
@@ -80,6 +81,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.context_tokens % self.page_tokens or self.chunk_tokens < 1:
             raise ValueError("context_tokens must be whole pages and chunk_tokens at least 1")
+        if not 0 <= self.speculative_drafts <= DRAFTS_MAX:
+            raise ValueError(
+                f"speculative_drafts = {self.speculative_drafts}: must be between 0 (no speculation) and {DRAFTS_MAX}"
+            )
 
 
 CONFIGS = {

@@ -15,20 +15,23 @@ from typing import Protocol
 
 import msgspec
 
+from repro.base.errors import UsageError
 from repro.base.probe import Component, NullProbes, Probes
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
-from repro.serve.forward import Forward, Memory, StepWork
+from repro.serve.forward import Forward, StepWork
 from repro.serve.guards import Guards, store_after_load
 from repro.serve.kv.pool import KVPool, Names, PageSets, Place
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.kv.tiers import HiCache
+from repro.serve.memory import Memory
 from repro.serve.model.config import ModelConfig, read_config
 from repro.serve.model.glm5 import Glm5, load_model
 from repro.serve.sched.batch import Batch
-from repro.serve.sched.request import Decode, FirstToken, Request
+from repro.serve.sched.request import Decode, Request
 from repro.serve.sched.rows import DeviceRows, StagingRing
+from repro.serve.sched.sampling import Sampled
 from repro.serve.sched.scheduler import Scheduler
 from repro.serve.types import EngineStats, GenerateRequest, Update
 
@@ -60,6 +63,20 @@ def load(config: EngineConfig, decode: Decode) -> LoadedModel:
     return LoadedModel(name, shape, weights, decode, frozenset(shape.end_tokens))
 
 
+def _check_drafts(config: EngineConfig, model: LoadedModel) -> None:
+    """Raise UsageError when speculation lacks its layer."""
+    missing = None
+    if not model.shape.num_nextn_predict_layers:
+        missing = "config.json has num_nextn_predict_layers = 0"
+    elif model.weights is not None and not model.weights.weights.mtp:
+        missing = f"the checkpoint has no tensors model.layers.{model.shape.num_hidden_layers}.*"
+    if config.speculative_drafts and missing:
+        raise UsageError(
+            f"speculative_drafts = {config.speculative_drafts}: model {model.name} has no MTP layer to draft with "
+            f"({missing}); set speculative_drafts = 0"
+        )
+
+
 class Duties(Protocol):
     """What an engine has to do besides serving by itself: its part of a disaggregated stack."""
 
@@ -77,7 +94,7 @@ class Duties(Protocol):
     def launched(self, batch: Batch, done: Event) -> None:
         """Take note of a step that was enqueued; `done` is behind it."""
 
-    def prefilled(self, request: Request, first: FirstToken) -> bool:
+    def prefilled(self, request: Request, first: Sampled) -> bool:
         """Take over a request whose prompt is computed; False: it decodes here."""
 
 
@@ -93,7 +110,7 @@ class _Colocated:
     def launched(self, batch: Batch, done: Event) -> None:
         pass
 
-    def prefilled(self, request: Request, first: FirstToken) -> bool:
+    def prefilled(self, request: Request, first: Sampled) -> bool:
         return False
 
 
@@ -101,7 +118,10 @@ COLOCATED = _Colocated()
 
 
 class Engine:
-    """One serving engine (`types.ServingEngine`). Start `run` as a task on the device's event loop."""
+    """One serving engine (`types.ServingEngine`). Start `run` as a task on the device's event loop.
+
+    Raises UsageError when drafts are asked for and the model has no layer that makes them.
+    """
 
     def __init__(
         self,
@@ -123,11 +143,13 @@ class Engine:
         guards = guards or Guards()
         if config.index_store_waits:
             guards = dataclasses.replace(guards, before_index_store=store_after_load)
+        _check_drafts(config, model)
         shape, cost = model.shape, PRESETS[config.cost]
         widths: dict[Component, int] | None = None
         if model.weights is not None:
             widths = {"latent": shape.latent_width, "index": shape.index_head_dim}
-        layers = shape.num_hidden_layers
+        speculative = config.speculative_drafts > 0
+        layers = shape.num_hidden_layers + speculative
         pools: dict[Place, KVPool] = {
             "device": KVPool(device.named("device"), layers, config.device_pages, config.page_tokens, widths),
             "host": KVPool(device.named("host"), layers, config.host_pages, config.page_tokens, widths),
@@ -136,10 +158,11 @@ class Engine:
         self._cost = cost
         compute = device.stream("compute")
         self.cache = HiCache(config, device, compute, pools, names, guards, cost, self._probes)
-        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens)
+        draft_width = shape.hidden_size if speculative and model.weights is not None else 0
+        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens, draft_width)
         memory = Memory(pools["device"], rows, model.weights, shape.vocab_size)
         check = ReadCheck(device, pools["device"], names, self._probes, shape.index_topk)
-        self._forward = Forward(device, compute, memory, check, guards, cost)
+        self._forward = Forward(device, compute, memory, check, guards, cost, speculative)
         self.scheduler = Scheduler(
             config, device, self.cache, self._probes, shape.vocab_size, model.decode, model.eos, duties.prefilled
         )
@@ -211,6 +234,9 @@ class Engine:
             evicted_tokens_total=cache.evicted_tokens,
             aborted_requests_total=scheduler.aborted_requests,
             steps_total=scheduler.steps,
+            verify_steps_total=scheduler.verify_steps,
+            drafts_total=scheduler.verify_steps * self.config.speculative_drafts,
+            accepted_drafts_total=scheduler.accepted_drafts,
         )
 
     def _total_tokens(self, tier: str) -> int:

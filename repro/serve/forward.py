@@ -2,6 +2,10 @@
 
     upload, embed, [ store, index, attend, feed forward ] per layer, sample, download
 
+With speculation, where a pass of the draft layer is [ store, index, attend, propose ]:
+
+    upload, further drafts, embed, [ ... ] per layer, sample, pass over what stands, download
+
 `Forward.launch` is host code: it calls the guards and enqueues. Everything in `StepWork` runs later,
 when the compute stream comes to it, and reads the pools as they are then.
 """
@@ -10,74 +14,97 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from repro.base.probe import Access, Component
 from repro.serve.device.base import Body, Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
 from repro.serve.guards import Guards
-from repro.serve.kv.pool import COMPONENTS, KVPool
+from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck
+from repro.serve.memory import Memory
 from repro.serve.model.context import Context
-from repro.serve.model.glm5 import Glm5
 from repro.serve.model.indexer import Selected
 from repro.serve.model.projection import Projected
-from repro.serve.sched.batch import Batch
-from repro.serve.sched.rows import DeviceRows
-from repro.serve.sched.sampling import Sampled, sample, sample_stamps
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The device memory that steps share."""
-
-    pool: KVPool
-    rows: DeviceRows
-    model: Glm5 | None  # None under numerics = "stamps"
-    vocabulary: int
+from repro.serve.sched.batch import Batch, Ints, Layout
+from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps
+from repro.serve.spec.draft import DraftPass, DraftRows, Source, chained
+from repro.serve.spec.verify import standing_tokens, windows
 
 
 class Forward:
     """Enqueues steps on the compute stream."""
 
     def __init__(
-        self, device: Device, compute: Stream, memory: Memory, check: ReadCheck, guards: Guards, cost: CostModel
+        self,
+        device: Device,
+        compute: Stream,
+        memory: Memory,
+        check: ReadCheck,
+        guards: Guards,
+        cost: CostModel,
+        speculative: bool,
     ) -> None:
         self._device = device
         self._memory = memory
         self._check = check
         self._guards = guards
         self._cost = cost
+        self._speculative = speculative
+        self._layers = memory.pool.layers - speculative
         self.compute = compute
 
     def launch(self, batch: Batch) -> "StepWork":
         """Enqueue a whole step and return it; its `done` event is behind the download."""
-        work = StepWork(batch, self._memory, self._check, self._device.event(f"step{batch.number}"))
+        done = self._device.event(f"step{batch.number}")
+        work = StepWork(batch, self._memory, self._check, done, self._speculative)
         self._device.charge(self._cost.prepare_us)
         tokens, prefill, cost = batch.num_tokens, batch.prefill, self._cost
         self._put("forward.upload", work.upload, batch, cost.embed_us(tokens))
         batch.staging.uploaded.record(self.compute)
-        self._put("forward.embed", work.embed, batch, cost.embed_us(tokens))
         stored, context = self._check.planned(batch)
-        tier = self._memory.pool.tier
-        for layer in range(self._memory.pool.layers):
+        for number in range(1, batch.drafts):
+            source = chained(batch, self._memory, number)
+            self._draft(batch, source, stored, context, len(batch.members), batch.token_keys // (1 + batch.drafts))
+        self._put("forward.embed", work.embed, batch, cost.embed_us(tokens))
+        for layer in range(self._layers):
             self._guards.before_index_store(self.compute, batch.loads, layer)
-            stores = tuple(Access(True, tier, component, layer, stored, "") for component in COMPONENTS)
+            stores = self._stores(layer, stored)
             self._put("forward.store", work.at(layer).store, batch, cost.store_us(tokens, prefill), layer, stores)
             self._guards.before_index_read(self.compute, batch.loads, layer)
-            scores = (Access(False, tier, "index", layer, context, ""),)
+            scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
             duration_us = cost.index_us(batch.token_keys, prefill)
             self._put("forward.index", work.at(layer).index, batch, duration_us, layer, scores)
             self._guards.before_latent_read(self.compute, batch.loads, layer)
-            gathers = (Access(False, tier, "latent", layer, context, ""),)
+            gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)
             self._put("forward.attend", work.at(layer).attend, batch, cost.attend_us(tokens, prefill), layer, gathers)
             duration_us = cost.feed_forward_us(tokens, prefill)
             self._put("forward.feed_forward", work.at(layer).feed_forward, batch, duration_us, layer)
-        layers = self._memory.pool.layers
-        tail_us = cost.tail_us(len(batch.members), tokens, batch.token_keys, prefill, layers)
+        sampled = tokens if batch.drafts else len(batch.members)
+        tail_us = cost.tail_us(sampled, tokens, batch.token_keys, prefill, self._layers)
         self._put("forward.sample", work.sample, batch, tail_us)
+        if self._speculative:
+            self._draft(batch, work.standing, stored, context, tokens, batch.token_keys)
         self._put("forward.download", work.download, batch, cost.embed_us(tokens))
         work.done.record(self.compute)
         return work
+
+    def _draft(self, batch: Batch, source: Source, stored: int, context: int, tokens: int, token_keys: int) -> None:
+        """Enqueue a pass of the draft layer over at most so many tokens."""
+        work = DraftPass(self._memory, self._check, source)
+        layer, prefill, cost = work.layer, batch.prefill, self._cost
+        self._guards.before_index_store(self.compute, batch.loads, layer)
+        stores = self._stores(layer, stored)
+        self._put("spec.store", work.store, batch, cost.store_us(tokens, prefill), layer, stores)
+        self._guards.before_draft_read(self.compute, batch.loads, layer)
+        scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
+        self._put("spec.index", work.index, batch, cost.index_us(token_keys, prefill), layer, scores)
+        gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)
+        self._put("spec.attend", work.attend, batch, cost.attend_us(tokens, prefill), layer, gathers)
+        self._put("spec.propose", work.propose, batch, cost.propose_us(len(batch.members)), layer)
+
+    def _stores(self, layer: int, pages: int) -> tuple[Access, ...]:
+        return tuple(Access(True, self._memory.pool.tier, component, layer, pages, "") for component in COMPONENTS)
 
     def _put(
         self,
@@ -103,20 +130,18 @@ class Forward:
 class StepWork:
     """The bodies of one step's operations and the temporaries that flow between them."""
 
-    def __init__(self, batch: Batch, memory: Memory, check: ReadCheck, done: Event) -> None:
+    def __init__(self, batch: Batch, memory: Memory, check: ReadCheck, done: Event, speculative: bool) -> None:
         self.batch = batch
         self.done = done
-        self.result: Sampled | None = None  # host memory, written by the download
+        self.result: Chosen | None = None  # host memory, written by the download
         self._memory = memory
         self._check = check
-        self._member_of_token, self._positions, self._last_tokens = batch.layout()
-        self._rows = np.array([member.row for member in batch.members], np.int64)
-        self._ends = np.array([member.end for member in batch.members], np.int64)
+        self._speculative = speculative
         self._hidden: torch.Tensor | None = None
         self._context: Context | None = None
         self._projected: Projected | None = None
         self._selected: Selected | None = None
-        self._sampled: Sampled | None = None
+        self._chosen: Chosen | None = None
 
     def at(self, layer: int) -> "LayerWork":
         """Return the bodies of one layer's operations."""
@@ -127,56 +152,93 @@ class StepWork:
         return lambda: self.batch.staging.write_to(self._memory.rows)
 
     def embed(self, recorder: Recorder) -> Commit:
-        """Take the input tokens, prompt or future-token slots, and lay out the batch."""
-        rows, memory = self._rows[self._member_of_token], self._memory
-        rows_tokens = memory.rows.tokens[rows, self._positions]
-        tokens = rows_tokens if self.batch.prefill else memory.rows.next_token[rows]
-        pages = int(self._ends.max() - 1) // memory.pool.page_tokens + 1
-        table = memory.rows.table[self._rows, :pages]
+        """Take the input tokens, prompt, future-token slots or windows, and lay out the batch."""
+        batch, memory = self.batch, self._memory
+        layout = windows(memory.rows, batch.rows, batch.drafts) if batch.drafts else batch.layout()
+        self._layout = layout
+        self.positions = torch.from_numpy(layout.positions)
+        rows = batch.rows[layout.member_of_token]
+        takes_future = not (batch.prefill or self._speculative)
+        self._inputs = memory.rows.next_token[rows] if takes_future else memory.rows.tokens[rows, layout.positions]
+        pages = int(layout.ends.max() - 1) // memory.pool.page_tokens + 1
+        table = memory.rows.table[batch.rows, :pages]
         if memory.model is not None:
-            self._hidden = memory.model.embed(torch.from_numpy(tokens))
+            self._hidden = memory.model.embed(torch.from_numpy(self._inputs))
             self._context = memory.model.context(
                 torch.from_numpy(table),
-                torch.from_numpy(self._member_of_token),
-                torch.from_numpy(self._positions),
+                torch.from_numpy(layout.member_of_token),
+                self.positions,
                 page_size=memory.pool.page_tokens,
             )
 
         def commit() -> None:
-            if not self.batch.prefill:
-                memory.rows.append(rows, self._positions)
-            prefix = memory.rows.prefix[self._rows, : pages * memory.pool.page_tokens]
-            self.reads = self._check.step(self.batch, table, prefix)
+            if takes_future:
+                memory.rows.append(rows, layout.positions)
+            prefix = memory.rows.prefix[batch.rows, : pages * memory.pool.page_tokens]
+            self.reads = self._check.step(batch.members, layout, table, prefix)
 
         return commit
 
     def sample(self, recorder: Recorder) -> Commit:
-        """Choose the next token of every member whose prompt is complete."""
-        members = [member for member in self.batch.members if member.samples]
-        memory = self._memory
+        """Choose the next tokens: behind every token of a window, else where a prompt is complete."""
+        batch, layout, memory = self.batch, self._layout, self._memory
+        members = batch.sampling_members
         if not members:
             return lambda: None
-        if memory.model is None:
-            rows = np.array([member.row for member in members], np.int64)
-            ends = np.array([member.end - 1 for member in members], np.int64)
-            sampled = sample_stamps(memory.rows.prefix[rows, ends], memory.vocabulary)
+        places = np.arange(len(layout.positions)) if batch.drafts else layout.last_tokens[self._samples]
+        sampled = self._sampled(places)
+        if batch.drafts:
+            self._chosen = Chosen(sampled, layout.starts, standing_tokens(layout, self._inputs, sampled.tokens))
         else:
-            assert self._hidden is not None
-            logits = memory.model.logits(self._hidden[torch.from_numpy(self._last_tokens)])
-            sampled = sample(logits, [(member.request.sampling, member.end) for member in members])
+            self._chosen = Chosen(sampled, np.arange(len(members)), np.ones(len(members), np.int64))
+        chosen, rows = self._chosen, batch.rows[self._samples]
+        last_tokens = sampled.tokens[chosen.starts + chosen.counts - 1]
 
         def commit() -> None:
-            memory.rows.next_token[[member.row for member in members]] = sampled.tokens
-            self._sampled = sampled
+            if self._speculative:
+                lengths = layout.firsts[self._samples] + chosen.counts if batch.drafts else layout.ends[self._samples]
+                memory.rows.put(rows, lengths, last_tokens)
+                memory.rows.length[rows] = lengths
+            else:
+                memory.rows.next_token[rows] = last_tokens
 
         return commit
 
+    @property
+    def _samples(self) -> NDArray[np.bool_]:
+        return np.array([member.samples for member in self.batch.members])
+
+    def _sampled(self, places: Ints) -> Sampled:
+        """Return the tokens chosen behind these tokens of the batch."""
+        layout, memory = self._layout, self._memory
+        members, positions = layout.member_of_token[places], layout.positions[places]
+        if memory.model is None:
+            return sample_stamps(memory.rows.prefix[self.batch.rows[members], positions], memory.vocabulary)
+        assert self._hidden is not None
+        logits = memory.model.logits(self._hidden[torch.from_numpy(places)])
+        params = [self.batch.members[member].request.sampling for member in members]
+        return sample(logits, list(zip(params, (positions + 1).tolist(), strict=True)))
+
+    def standing(self) -> DraftRows:
+        """Return what the draft layer keeps of this step: the tokens that stand, with the model's hidden rows."""
+        batch, layout, model = self.batch, self._layout, self._memory.model
+        counts = layout.counts
+        if batch.drafts:
+            assert self._chosen is not None
+            counts = self._chosen.counts
+        stands = layout.positions < (layout.firsts + counts)[layout.member_of_token]
+        hidden = None
+        if model is not None:
+            assert self._hidden is not None
+            hidden = model.normed(self._hidden[torch.from_numpy(stands)])
+        return DraftRows(batch.members, Layout(layout.firsts, counts), hidden, self.reads.taint)
+
     def download(self, recorder: Recorder) -> Commit:
         """Copy the samples into host memory; the host reads them behind `done`."""
-        sampled = self._sampled
+        chosen = self._chosen
 
         def commit() -> None:
-            self.result = sampled
+            self.result = chosen
             self._hidden = self._context = self._projected = self._selected = None
 
         return commit
@@ -195,7 +257,7 @@ class LayerWork:
         rows: dict[Component, torch.Tensor | None] = {"latent": None, "index": None}
         if (model := step._memory.model) is not None:
             assert step._hidden is not None
-            step._projected = model.project(self.layer, step._hidden, torch.from_numpy(step._positions))
+            step._projected = model.project(self.layer, step._hidden, step.positions)
             rows = {"latent": step._projected.latent, "index": step._projected.index_key}
         reads = step.reads
 

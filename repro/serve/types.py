@@ -28,6 +28,36 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     sampling: SamplingParams = SamplingParams()
 
 
+class Speculation(msgspec.Struct, frozen=True):
+    """How the drafts of one answer fared so far."""
+
+    completion_tokens: int
+    histogram: tuple[int, ...]  # verify steps by how many of their drafts were accepted, 0 to all
+    windows: tuple[float, ...]  # tokens per verify step, for each whole window of 64 tokens
+
+    @property
+    def verify_steps(self) -> int:
+        return sum(self.histogram)
+
+    @property
+    def accepted_drafts(self) -> int:
+        return sum(drafts * steps for drafts, steps in enumerate(self.histogram))
+
+    @property
+    def drafts(self) -> int:
+        return self.verify_steps * (len(self.histogram) - 1)
+
+    @property
+    def accept_length(self) -> float | None:
+        """Return tokens per verify step; None before the first."""
+        return self.completion_tokens / self.verify_steps if self.verify_steps else None
+
+    @property
+    def accept_rate(self) -> float | None:
+        """Return the share of drafts that was accepted; None before the first."""
+        return self.accepted_drafts / self.drafts if self.drafts else None
+
+
 class Update(msgspec.Struct, frozen=True):
     """New tokens of a request. The last update carries `finish` and the counts.
 
@@ -44,6 +74,7 @@ class Update(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     cached_device_tokens: int = 0  # prefix tokens found on the device
     cached_host_tokens: int = 0  # prefix tokens loaded back from the host tier
+    speculation: Speculation | None = None  # in each update while speculation is on
 
 
 class RejectedError(Exception):
@@ -74,6 +105,9 @@ class EngineStats(msgspec.Struct, frozen=True):
     evicted_tokens_total: int
     aborted_requests_total: int
     steps_total: int
+    verify_steps_total: int = 0  # of all requests: a step verifies one window for each of its members
+    drafts_total: int = 0
+    accepted_drafts_total: int = 0
 
 
 class ServingEngine(Protocol):

@@ -25,13 +25,13 @@ class WatchedDevice(SimDevice):
         WatchedDevice.touched += [(launch.name, access, launch.declared) for access in operation.accesses]
 
 
-@pytest.mark.parametrize("picker", ["timed", "random"])
+@pytest.mark.parametrize(("picker", "drafts"), [("timed", 0), ("random", 0), ("timed", 3), ("random", 8)])
 def test_no_operation_touches_a_page_that_it_has_not_declared(
-    picker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    picker: str, drafts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repro.target, "SimDevice", WatchedDevice)
     monkeypatch.setattr(WatchedDevice, "touched", [])
-    outcome = run_small(tmp_path, small_scenario(), picker=picker)
+    outcome = run_small(tmp_path, small_scenario(drafts=drafts), picker=picker)
     sets = {
         event.id: frozenset(
             page
@@ -41,13 +41,9 @@ def test_no_operation_touches_a_page_that_it_has_not_declared(
         for event in open_run(outcome.path).events()
         if isinstance(event, PageSet)
     }
-    assert {name for name, _, _ in WatchedDevice.touched} == {
-        "forward.store",
-        "forward.index",
-        "forward.attend",
-        "loadback.copy_layer",
-        "writeback.copy_layer",
-    }
+    names = {"forward.store", "forward.index", "forward.attend", "loadback.copy_layer", "writeback.copy_layer"}
+    drafting = {"spec.store", "spec.index", "spec.attend"} if drafts else set()
+    assert {name for name, _, _ in WatchedDevice.touched} == names | drafting
     for name, access, declared in WatchedDevice.touched:
         place = (access.write, access.tier, access.component, access.layer)
         of_place = [each for each in declared if (each.write, each.tier, each.component, each.layer) == place]

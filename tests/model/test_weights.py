@@ -85,7 +85,7 @@ def test_mtp_head_equals_transformers_layer_inside_the_plain_formula(tmp_path):
     rows = mtp.draft_input(model, hidden, tokens)
     cache = Cache(model, 1, 20)
     context = model.context(cache.table, torch.zeros(20, dtype=torch.int64), torch.arange(20), page_size=16)
-    logits = mtp.draft_logits(model, cache.run_layer(2, rows, context))
+    logits = model.head(mtp.draft_hidden(model, cache.run_layer(2, rows, context)))
 
     embedded = reference.model.embed_tokens(tokens)
     parts = [rms_norm(embedded, extra["enorm.weight"], 1e-5), rms_norm(hidden, extra["hnorm.weight"], 1e-5)]

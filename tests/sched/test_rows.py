@@ -20,11 +20,11 @@ TOKENS = np.array([3, 1, 4, 1, 5, 9], np.int64)
 
 def test_prefix_hashes_are_the_same_whether_tokens_come_as_prompt_or_one_by_one() -> None:
     rows = DeviceRows(rows=2, context_tokens=8, page_tokens=4)
-    rows.put_prompt(0, TOKENS)
-    rows.put_prompt(1, TOKENS[:2])
+    rows.put_prompt(0, TOKENS, 8)
+    rows.put_prompt(1, TOKENS[:2], 8)
     for place in range(2, len(TOKENS)):
         rows.next_token[1] = TOKENS[place]
-        assert rows.append(np.array([1]), np.array([place])) == [TOKENS[place]]
+        rows.append(np.array([1]), np.array([place]))
     assert (rows.prefix[0, :6] == rows.prefix[1, :6]).all()
     assert (rows.tokens[0, :6] == rows.tokens[1, :6]).all()
 
@@ -40,10 +40,11 @@ def test_an_upload_writes_pages_where_they_belong_and_leaves_other_rows_alone() 
     rows = DeviceRows(rows=3, context_tokens=16, page_tokens=4)
     staging = Staging(SimDevice().event("uploaded"))
     staging.pages += [(1, 0, np.array([7, 8], np.int32)), (1, 2, np.array([9], np.int32))]
-    staging.prompts.append((1, TOKENS))
+    staging.prompts.append((1, TOKENS, 12))
     staging.write_to(rows)
     assert rows.table.tolist() == [[0, 0, 0, 0], [7, 8, 9, 0], [0, 0, 0, 0]]
     assert rows.tokens[1, :6].tolist() == TOKENS.tolist() and not rows.tokens[[0, 2]].any()
+    assert rows.limit.tolist() == [0, 12, 0]
 
 
 def uploads(guards: Guards, steps: int) -> list[list[int]]:
@@ -97,10 +98,11 @@ def make_batch(*members: Member) -> Batch:
 
 def test_a_batch_lays_its_tokens_out_member_by_member() -> None:
     batch = make_batch(member(4, 3, False), member(0, 2, True), member(9, 1, True))
-    members, positions, last = batch.layout()
-    assert members.tolist() == [0, 0, 0, 1, 1, 2]
-    assert positions.tolist() == [4, 5, 6, 0, 1, 9]
-    assert last.tolist() == [4, 5]
+    layout = batch.layout()
+    assert layout.member_of_token.tolist() == [0, 0, 0, 1, 1, 2]
+    assert layout.positions.tolist() == [4, 5, 6, 0, 1, 9]
+    assert layout.last_tokens.tolist() == [2, 4, 5]
+    assert [member.row for member in batch.sampling_members] == [0, 0] and batch.rows.tolist() == [0, 0, 0]
     assert batch.num_tokens == 6
 
 

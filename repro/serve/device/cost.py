@@ -99,11 +99,18 @@ class CostModel:
 
     def tail_us(self, rows: int, tokens: int, token_keys: float, prefill: bool, layers: int) -> float:
         """What follows the last of `layers` layers: the layers that the served model lacks, and the
-        logits and sampling of the last token of each of `rows` rows."""
+        logits and sampling of `rows` tokens."""
         layer_us = self.store_us(tokens, prefill) + self.index_us(token_keys, prefill)
         layer_us += self.attend_us(tokens, prefill) + self.feed_forward_us(tokens, prefill)
+        return max(0, self.model.layers - layers) * layer_us + self._head_us(rows)
+
+    def propose_us(self, rows: int) -> float:
+        """The end of a pass of the draft layer: its experts, and the shared head's logits, of `rows` tokens."""
+        return self.feed_forward_us(rows, False) + self._head_us(rows)
+
+    def _head_us(self, rows: int) -> float:
         weights = float(self.model.hidden * self.model.vocabulary)
-        return max(0, self.model.layers - layers) * layer_us + self._sharded(2.0 * weights * rows, 2.0 * weights)
+        return self._sharded(2.0 * weights * rows, 2.0 * weights)
 
     def embed_us(self, tokens: int) -> float:
         """Block-table upload or embedding: fixed cost."""

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from repro.serve.kv.page import Pages
 
-TokenRun = npt.NDArray[np.int32]
+TokenRun = npt.NDArray[np.int64]
 TokensLike = Sequence[int] | TokenRun
 
 
@@ -34,7 +34,7 @@ class Node:
     """A run of cached pages. Only the tree changes it; callers read it."""
 
     id: int  # counts up, never used again
-    key: TokenRun  # the tokens of whole pages
+    key: TokenRun  # the tokens of whole pages, or what stands for them (`spec.keys`)
     parent: "Node | None" = field(repr=False)  # None: the root, or deleted from the tree
     device_pages: Pages | None = None  # None: evicted from the device
     host_pages: Pages | None = None  # None: not backed up
@@ -428,7 +428,7 @@ class RadixTree:
 
     def _clear(self) -> None:
         none = np.empty(0, np.int32)
-        self.root = Node(self._next_id(), none, None, device_pages=none, host_pages=none)
+        self.root = Node(self._next_id(), np.empty(0, np.int64), None, device_pages=none, host_pages=none)
         self._device_leaves: dict[int, Node] = {}  # what evict_device may take, by id
         self._host_leaves: dict[int, Node] = {}  # what evict_host may take, by id
         self._evictable_pages = 0
@@ -441,7 +441,7 @@ class RadixTree:
 
     def _whole_pages(self, tokens: TokensLike) -> TokenRun:
         length = len(tokens) - len(tokens) % self.page_tokens
-        return np.array(tokens[:length], np.int32)  # a copy: nodes keep parts of it
+        return np.array(tokens[:length], np.int64)  # a copy: nodes keep parts of it
 
     def _first_page(self, run: TokenRun) -> bytes:
         return run[: self.page_tokens].tobytes()

@@ -14,7 +14,7 @@ from repro.base.probe import Access, BadRead, Component, Probes
 from repro.serve.device.base import Device, Recorder
 from repro.serve.kv.pool import KVPool, Names
 from repro.serve.kv.stamps import Words, salt
-from repro.serve.sched.batch import Batch, Ints
+from repro.serve.sched.batch import Batch, Ints, Layout, Member
 
 Flags = NDArray[np.bool_]
 
@@ -42,53 +42,66 @@ class ReadCheck:
         written, read = (self.names.page_sets.intern(pages) for pages in both)
         return written, read
 
-    def step(self, batch: Batch, table: Ints, prefix: Words) -> "StepReads":
+    def step(
+        self, members: tuple[Member, ...], layout: Layout, table: Ints, prefix: Words, ahead: int = 0
+    ) -> "StepReads":
         """Return the checks of a step with these block tables, (members, pages), and prefix hashes of their
-        tokens as the device has them; `prefix` is the step's from now on."""
-        return StepReads(self, batch, table, prefix)
+        tokens as the device has them; `prefix` is the step's from now on.
+
+        A row of the draft layer depends on one token more than its position has: there `ahead` is 1, and
+        `prefix` begins with the hash up to position 1.
+        """
+        return StepReads(self, members, layout, table, prefix, ahead)
 
 
 class StepReads:
     """The reads and stores of one step, per member, against the pages of its block table."""
 
-    def __init__(self, check: ReadCheck, batch: Batch, table: Ints, prefix: Words) -> None:
+    def __init__(
+        self,
+        check: ReadCheck,
+        members: tuple[Member, ...],
+        layout: Layout,
+        table: Ints,
+        prefix: Words,
+        ahead: int,
+    ) -> None:
         self._check = check
-        self._batch = batch
+        self._members = members
         self._table = table
-        members, pages = table.shape
+        _, pages = table.shape
         size = check.pool.page_tokens
-        self._ends = np.array([member.end for member in batch.members], np.int64)
-        self._in_context = (np.arange(pages * size) < self._ends[:, None]).reshape(members, pages, size)
+        self._ends = layout.ends
+        self._in_context = (np.arange(pages * size) < self._ends[:, None]).reshape(len(members), pages, size)
         self._scored = self._ends > check.index_topk  # a shorter context is taken whole, unscored
-        self._taint = np.zeros(members, np.int32)
-        self._member_of_token, positions, _ = batch.layout()
+        self.taint = np.zeros(len(members), np.int32)  # 0, or the bad read that what is stored stems from
+        self._member_of_token, positions = layout.member_of_token, layout.positions
         self.token_slots: Ints = table[self._member_of_token, positions // size] * size + positions % size
         self.token_prefix: Words = prefix[self._member_of_token, positions]
-        for row, member in enumerate(batch.members):
+        for row, member in enumerate(members):
             # A device row can be another request's, and its pages with it: the prompt is what was asked.
-            words = member.request.prompt_words[: pages * size]
+            words = member.request.prompt_words[ahead : ahead + pages * size]
             prefix[row, : len(words)] = words
-        self._expected = prefix.reshape(members, pages, size)
+        self._expected = prefix.reshape(len(members), pages, size)
         stops = ((self._ends - 1) // size + 1).tolist()
         self._context_sets = [self._set(row, slice(stop)) for row, stop in enumerate(stops)]
-        self._store_sets = [
-            self._set(row, slice(member.first // size, stops[row])) for row, member in enumerate(batch.members)
-        ]
+        starts = (layout.firsts // size).tolist()
+        self._store_sets = [self._set(row, slice(starts[row], stops[row])) for row in range(len(members))]
 
     def token_taint(self) -> NDArray[np.int32]:
         """Return each token's taint as of now."""
-        return self._taint[self._member_of_token]
+        return self.taint[self._member_of_token]
 
     def record_store(self, recorder: Recorder, component: Component, layer: int) -> None:
         """Note the pages that this layer's store wrote."""
-        for row, member in enumerate(self._batch.members):
+        for row, member in enumerate(self._members):
             pages = self._store_sets[row]
             recorder.access(Access(True, self._check.pool.tier, component, layer, pages, member.request.id))
 
     def index(self, recorder: Recorder, layer: int) -> None:
         """Check the index keys that the indexer scores: the whole context of each scored member."""
         for row in np.flatnonzero(self._scored):
-            request = self._batch.members[row].request.id
+            request = self._members[row].request.id
             recorder.access(Access(False, self._check.pool.tier, "index", layer, self._context_sets[row], request))
         self._verify(recorder, "index", layer, self._in_context & self._scored[:, None, None])
 
@@ -99,7 +112,7 @@ class StepReads:
         """
         read = self._in_context if slots is None or counts is None else self._gathered(slots, counts)
         touched: Flags = np.any(read, axis=2)
-        for row, member in enumerate(self._batch.members):
+        for row, member in enumerate(self._members):
             places = np.flatnonzero(touched[row])
             if len(places):
                 pages = self._set(row, places)
@@ -142,13 +155,13 @@ class StepReads:
                 self._report(recorder, component, layer, int(row), taint[row] == origin, origin)
 
     def _report(self, recorder: Recorder, component: Component, layer: int, row: int, rows: Flags, origin: int) -> None:
-        check, request = self._check, self._batch.members[row].request.id
+        check, request = self._check, self._members[row].request.id
         if origin:
-            self._taint[row] = self._taint[row] or origin
+            self.taint[row] = self.taint[row] or origin
             if (request, origin) in check.told:
                 return
         bad_read = check.names.bad_read()
-        self._taint[row] = origin or self._taint[row] or bad_read
+        self.taint[row] = origin or self.taint[row] or bad_read
         check.told[request, origin or bad_read] = None
         stream, index = recorder.ref
         check.probes.emit(

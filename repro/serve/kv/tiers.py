@@ -213,8 +213,11 @@ class HiCache:
             self._guards.before_page_reuse(self._load, last_use)
         events = self._loaded.produce()
         self._transfers += 1
-        for layer in range(self._pools["device"].layers):
-            self._copy_layer(self._load, LOAD_BACK, layer, source, target)
+        layers = range(self._pools["device"].layers)
+        copied = self._guards.loaded_layers(layers)
+        for layer in layers:
+            if layer in copied:
+                self._copy_layer(self._load, LOAD_BACK, layer, source, target)
             events.layer_done(layer).record(self._load)
         done = self._device.event("load.done")  # the ring's events may be taken again before the ack
         done.record(self._load)

@@ -64,10 +64,17 @@ class Glm5:
         """Return the residual stream plus the layer's MLP or experts, (tokens, hidden)."""
         return moe.feed_forward(self.weights.layers[layer].feed_forward, self.config, hidden)
 
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Return rows of the last layer's output behind the final norm, (rows, hidden)."""
+        return rms_norm(pad_rows(hidden), self.weights.norm, self.config.rms_norm_eps)[: len(hidden)]
+
+    def head(self, normed: Tensor) -> Tensor:
+        """Return the logits of rows behind a final norm, the model's or the MTP layer's, (rows, vocabulary)."""
+        return functional.linear(pad_rows(normed), self.weights.head)[: len(normed)]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of rows of the last layer's output, (rows, vocabulary)."""
-        normed = rms_norm(pad_rows(hidden), self.weights.norm, self.config.rms_norm_eps)
-        return functional.linear(normed, self.weights.head)[: len(hidden)]
+        return self.head(self.normed(hidden))
 
 
 def load_model(folder: Path) -> Glm5:

@@ -1,8 +1,9 @@
 """The multi-token-prediction head: from a token's hidden row and the next token, the token after that.
 
 Its decoder layer is the model's layer `config.num_hidden_layers` and runs through the same leaf functions,
-with its own cache; this file is what stands around it. The hidden row is the last layer's output before the
-final norm, and the layer runs at that row's position.
+with its own cache; this file is what stands around it. The hidden row is the model's **behind the final norm**
+(`Glm5.normed`), and the layer runs at that row's position. A draft that follows another one has no hidden row
+of the model: it takes that draft's `draft_hidden`.
 """
 
 import torch
@@ -21,7 +22,6 @@ def draft_input(model: Glm5, hidden: Tensor, next_tokens: Tensor, *, depth: int 
     return functional.linear(torch.cat([tokens, rows], dim=-1), weights.combine)[: len(hidden)]
 
 
-def draft_logits(model: Glm5, hidden: Tensor, *, depth: int = 0) -> Tensor:
-    """Return the logits of the token after next, (rows, vocabulary), from the MTP layer's output."""
-    normed = rms_norm(pad_rows(hidden), model.weights.mtp[depth].output_norm, model.config.rms_norm_eps)
-    return functional.linear(normed, model.weights.head)[: len(hidden)]
+def draft_hidden(model: Glm5, output: Tensor, *, depth: int = 0) -> Tensor:
+    """Return the MTP layer's output behind its own norm, (rows, hidden): `Glm5.head` makes logits of it."""
+    return rms_norm(pad_rows(output), model.weights.mtp[depth].output_norm, model.config.rms_norm_eps)[: len(output)]

@@ -20,7 +20,8 @@ from repro.serve.pd.ownership import DECODE_SIDE, Ownership, Stage
 from repro.serve.pd.transfer import RemoteMemory, SlotReader, Slots
 from repro.serve.pd.work import Work
 from repro.serve.sched.batch import Batch
-from repro.serve.sched.request import FirstToken, Request
+from repro.serve.sched.request import Request
+from repro.serve.sched.sampling import Sampled
 from repro.serve.types import GenerateRequest
 
 
@@ -131,7 +132,7 @@ class DecodeWorker:
             held.request.cached_host_tokens = message.cached_host_tokens
             self._work.start(self._adopt(held))
         else:  # and no write of it is on its way
-            self.engine.scheduler.finish(held.request, "abort")
+            self.engine.scheduler.give_up(held.request)
             self._reclaim_slot(held)
             self._reclaim_pages(held)
 
@@ -196,7 +197,7 @@ class DecodeWorker:
 
     def _give_up(self, held: _Reservation) -> None:
         """End a request that waits for its rows, and get its pages back."""
-        self.engine.scheduler.finish(held.request, "abort")
+        self.engine.scheduler.give_up(held.request)
         self._tell("transfer_abort", held)
         if held.ownership.stage is Stage.PREFILL_QUEUED:
             held.ownership.move(Stage.ABORT_REQUESTED)
@@ -255,7 +256,7 @@ class DecodeWorker:
         """Drop who was aborted, and reserve pages for who waits longest."""
         for waiting in [waiting for waiting in self._queue if waiting.request.aborted]:
             self._queue.remove(waiting)
-            self.engine.scheduler.finish(waiting.request, "abort")
+            self.engine.scheduler.give_up(waiting.request)
             self._network.send(self.device, waiting.prefill, Abort(waiting.room, self.device.name))
         for held in [held for held in self._reservations.values() if held.awaited and held.request.aborted]:
             if held.request.state != "finished":
@@ -266,7 +267,7 @@ class DecodeWorker:
     def launched(self, batch: Batch, done: Event) -> None:
         """Nothing to do: decode steps write no pages of others."""
 
-    def prefilled(self, request: Request, first: FirstToken) -> bool:
+    def prefilled(self, request: Request, first: Sampled) -> bool:
         """Never asked: a decode worker prefills nothing."""
         raise AssertionError(f"{request.id} was prefilled on a decode worker")
 
@@ -277,8 +278,7 @@ class DecodeWorker:
 
     def _answer_pages(self, request: Request) -> int:
         """Return how many pages the longest answer takes beyond the prompt's."""
-        whole = len(request.prompt) + request.max_tokens
-        return -(-whole // self.engine.config.page_tokens) - self._prompt_pages(request)
+        return -(-request.limit // self.engine.config.page_tokens) - self._prompt_pages(request)
 
     def _tell(self, what: str, held: _Reservation) -> None:
         tokens = len(held.pages) * self.engine.config.page_tokens

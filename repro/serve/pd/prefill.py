@@ -21,7 +21,8 @@ from repro.serve.pd.ownership import PREFILL_SIDE, Ownership, Stage
 from repro.serve.pd.transfer import Flight, Lanes, RemoteMemory
 from repro.serve.pd.work import Work
 from repro.serve.sched.batch import Batch
-from repro.serve.sched.request import FirstToken, Request
+from repro.serve.sched.request import Request
+from repro.serve.sched.sampling import Sampled
 from repro.serve.types import GenerateRequest, RejectedError
 
 ROOMS_KEPT = 65_536  # aborted ones whose destination may still be on its way
@@ -114,8 +115,7 @@ class PrefillWorker:
 
     def cached_pages(self, tokens: tuple[int, ...]) -> int:
         """Return how much of a prompt is cached here, on any tier, as far as the router knows."""
-        match = self.engine.cache.match(tokens)
-        return len(match.device_pages) + match.host_hit_pages
+        return self.engine.scheduler.cached_pages(tokens)
 
     # -- messages -------------------------------------------------------------------------------------
 
@@ -238,13 +238,13 @@ class PrefillWorker:
         tokens = len(source) * self.engine.config.page_tokens
         self._probes.emit(CacheEvent("transfer", tokens, self.device.now_us, send.request.id))
 
-    def prefilled(self, request: Request, first: FirstToken) -> bool:
+    def prefilled(self, request: Request, first: Sampled) -> bool:
         """Keep the prompt's pages until they are sent."""
         written = self._work.start(self._finish(self._of_request[request.id], first))
         self._work.start(self._release(request, written))
         return True
 
-    async def _finish(self, send: _Send, first: FirstToken) -> None:
+    async def _finish(self, send: _Send, first: Sampled) -> None:
         """Send the first token behind the rows, and say that all is there."""
         await send.drained()
         if send.aborted:

@@ -20,7 +20,7 @@ from repro.serve.guards import Guards
 from repro.serve.kv.copy import PageCopy
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages
 from repro.serve.pd.messages import Destination
-from repro.serve.sched.request import FirstToken
+from repro.serve.sched.sampling import Sampled
 
 COPY_GROUPS_MAX = 16  # of one chunk and layer: longer chunks have larger groups
 
@@ -31,9 +31,9 @@ class Slots:
     def __init__(self, name: str, slots: int) -> None:
         self.name = name
         self.rooms: NDArray[np.int64] = np.full(slots, -1, np.int64)
-        self.first: list[FirstToken] = [FirstToken(0, 0.0)] * slots
+        self.first: list[Sampled | None] = [None] * slots
 
-    def put(self, slot: int, room: int, first: FirstToken) -> None:
+    def put(self, slot: int, room: int, first: Sampled) -> None:
         """Overwrite a slot."""
         self.rooms[slot] = room
         self.first[slot] = first
@@ -108,7 +108,7 @@ class Lanes:
         flight.done.record(lane)
         return flight
 
-    def write_slot(self, to: RemoteMemory, destination: Destination, request: str, first: FirstToken) -> Flight:
+    def write_slot(self, to: RemoteMemory, destination: Destination, request: str, first: Sampled) -> Flight:
         """Post the write of the first token into the request's metadata slot."""
         lane, slots, slot = self._metadata, to.slots, destination.slot
         pages = self._names.page_sets.intern(np.array([slot], np.int32))
@@ -179,15 +179,17 @@ class SlotReader:
         self._probes = probes
         self._stream = device.stream("slots")
 
-    async def read(self, slot: int, room: int, request: str, position: int) -> FirstToken:
+    async def read(self, slot: int, room: int, request: str, position: int) -> Sampled:
         """Return what stands in a slot; tells of a wrong read when another room has written it."""
-        found: list[FirstToken] = []
+        found: list[Sampled] = []
         pages = self._names.page_sets.intern(np.array([slot], np.int32))
         touched = Access(False, self._slots.name, "slot", 0, pages, request)
 
         def body(recorder: Recorder) -> None:
             recorder.access(touched)
-            found.append(self._slots.first[slot])
+            first = self._slots.first[slot]
+            assert first is not None, f"slot {slot} of room {room} was never written"
+            found.append(first)
             if self._slots.rooms[slot] != room:
                 stream, index = recorder.ref
                 bad = self._names.bad_read()
@@ -198,4 +200,5 @@ class SlotReader:
             "transfer.read_slot", body, duration_us=1.0, layer=0, step=room, requests=(request,), declared=(touched,)
         )
         await self._stream.synchronize("the first token is read")
-        return found[0]
+        (first,) = found
+        return first

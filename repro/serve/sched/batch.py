@@ -14,8 +14,46 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Tokens of a step, member by member: each has those at positions [first, first + count)."""
+
+    firsts: Ints  # (members,)
+    counts: Ints  # (members,), at least 1
+
+    @cached_property
+    def ends(self) -> Ints:
+        """Return the position behind each member's last token, (members,)."""
+        return self.firsts + self.counts
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Return the place of each member's first token among all tokens, (members,)."""
+        starts: Ints = np.cumsum(self.counts) - self.counts
+        return starts
+
+    @cached_property
+    def last_tokens(self) -> Ints:
+        """Return the place of each member's last token among all tokens, (members,)."""
+        return self.starts + self.counts - 1
+
+    @cached_property
+    def member_of_token(self) -> Ints:
+        """Return each token's member, (tokens,)."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @cached_property
+    def positions(self) -> Ints:
+        """Return each token's position, (tokens,)."""
+        return np.arange(self.counts.sum()) + np.repeat(self.firsts - self.starts, self.counts)
+
+
+@dataclass(frozen=True)
 class Member:
-    """A request's part of a step: its tokens at positions [first, first + count)."""
+    """A request's part of a step: its tokens at positions [first, first + count).
+
+    Of a speculative window the device alone knows where it begins; there these are all positions that
+    it may touch, from the earliest to the latest.
+    """
 
     request: Request
     row: int
@@ -30,16 +68,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step: prefill chunks, or one decode token each."""
+    """One step: prefill chunks, one decode token each, or a window each: a token and `drafts` drafts."""
 
     number: int
     prefill: bool
     members: tuple[Member, ...]
     staging: Staging
     loads: LayerEvents | None  # the load-back whose pages this step reads
+    drafts: int = 0
 
     @cached_property
     def num_tokens(self) -> int:
+        if self.drafts:
+            return len(self.members) * (1 + self.drafts)
         return sum(member.count for member in self.members)
 
     @cached_property
@@ -48,15 +89,26 @@ class Batch:
 
     @cached_property
     def token_keys(self) -> int:
-        """Return how many (token, key) pairs the indexer scores in one layer; a token scores its own key too."""
-        return sum(member.count * (member.first + 1 + member.end) // 2 for member in self.members)
+        """Return how many (token, key) pairs the indexer scores in one layer; a token scores its own key too.
 
-    def layout(self) -> tuple[Ints, Ints, Ints]:
-        """Return each token's member and position, and the place of each sampling member's last token."""
-        counts = np.array([member.count for member in self.members], np.int64)
+        A window counts as whole and as early as it may begin.
+        """
+        counts = [1 + self.drafts if self.drafts else member.count for member in self.members]
+        firsts = [member.first for member in self.members]
+        return sum(count * (2 * first + 1 + count) // 2 for first, count in zip(firsts, counts, strict=True))
+
+    @cached_property
+    def rows(self) -> Ints:
+        """Return each member's request row, (members,)."""
+        return np.array([member.row for member in self.members], np.int64)
+
+    @cached_property
+    def sampling_members(self) -> tuple[Member, ...]:
+        """Return the members that get a token."""
+        return tuple(member for member in self.members if member.samples)
+
+    def layout(self) -> Layout:
+        """Return where the tokens are; not of windows, whose layout the device has (`spec.verify`)."""
+        assert not self.drafts, "the host does not know where a window begins"
         firsts = np.array([member.first for member in self.members], np.int64)
-        ends = np.cumsum(counts)
-        member_of_token = np.repeat(np.arange(len(counts)), counts)
-        positions = np.arange(ends[-1]) - np.repeat(ends - counts, counts) + np.repeat(firsts, counts)
-        samples = np.array([member.samples for member in self.members], bool)
-        return member_of_token, positions, (ends - 1)[samples]
+        return Layout(firsts, np.array([member.count for member in self.members], np.int64))

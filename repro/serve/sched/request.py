@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repro.serve.kv.radix import Node
 from repro.serve.kv.stamps import Words, prefix_words
+from repro.serve.spec.acceptance import Acceptance
 from repro.serve.types import GenerateRequest, SamplingParams, Update
 
 Decode = Callable[[list[int]], str]
@@ -20,19 +21,12 @@ CHARACTER_TOKENS_MAX = 4  # a character of UTF-8 has at most four bytes, a token
 WINDOW_TOKENS_MAX = 8
 
 
-class FirstToken(NamedTuple):
-    """What prefill chose: all that decode needs besides the cache rows."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
 @dataclass(eq=False)
 class Request:
     """State of one request; the scheduler is its only writer.
 
     Tokens with a cache row:   [ 0 ... computed )          enqueued, maybe not run yet
+    More, if drafts are right: [ computed ... computed + drafted )
     The block table's pages:   [ tree's shared pages | own pages ]
                                  0 ... shared_pages
     """
@@ -49,7 +43,9 @@ class Request:
     counted_pages: int = 0  # leading pages that count this request as a hit already
     node: Node | None = None  # the pinned node that holds the shared pages
     computed: int = 0  # tokens whose rows are stored by enqueued steps
-    planned: int = 0  # answer tokens that enqueued steps will sample
+    planned: int = 0  # answer tokens that enqueued steps will sample at least
+    drafted: int = 0  # drafts of enqueued steps whose results are not known
+    acceptance: Acceptance | None = None  # with speculation
     output: list[int] = field(default_factory=list)
     aborted: bool = False
     cached_device_tokens: int = 0
@@ -71,6 +67,11 @@ class Request:
     @property
     def prefilled(self) -> bool:
         return self.computed >= len(self.prompt)
+
+    @property
+    def limit(self) -> int:
+        """Return how many tokens prompt and longest answer have together."""
+        return len(self.prompt) + self.max_tokens
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ runs, not when it is enqueued. So a buffer is rewritten only after its last uplo
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from repro.serve.device.base import Device, Event
@@ -15,29 +16,50 @@ from repro.serve.kv.pool import Pages
 from repro.serve.kv.stamps import Words, prefix_words, token_words
 
 STAGING_BUFFERS = 3  # the host prepares step N+1 while N runs and N-1 is read
+BEHIND_TOKENS = 2  # of an ended answer's row, still in flight: one more token and the draft behind it
 
 
 class DeviceRows:
-    """Device memory of the running requests, one row each; written by operations only."""
+    """Device memory of the running requests, one row each; written by operations only.
 
-    def __init__(self, rows: int, context_tokens: int, page_tokens: int) -> None:
+    With speculation the device alone knows how far an answer is; a row reads
+
+        tokens    0 ............ length - 1 | length  | length + 1 ...
+                  stored in all layers      | pending | drafts, taken back when they are refused
+    """
+
+    def __init__(self, rows: int, context_tokens: int, page_tokens: int, draft_width: int = 0) -> None:
+        places = (rows, context_tokens + BEHIND_TOKENS)
         self.table: NDArray[np.int64] = np.zeros((rows, context_tokens // page_tokens), np.int64)
-        self.tokens: NDArray[np.int64] = np.zeros((rows, context_tokens), np.int64)
-        self.prefix: Words = np.zeros((rows, context_tokens), np.uint64)  # hash of tokens up to here
+        self.tokens: NDArray[np.int64] = np.zeros(places, np.int64)
+        self.prefix: Words = np.zeros(places, np.uint64)  # hash of tokens up to here
         self.next_token: NDArray[np.int64] = np.zeros(rows, np.int64)  # future-token slots
+        self.limit: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens of prompt and longest answer
+        self.length: NDArray[np.int64] = np.zeros(rows, np.int64)  # with speculation only
+        self.draft_hidden = torch.zeros(rows, draft_width)  # what the next draft starts from
 
-    def put_prompt(self, row: int, tokens: NDArray[np.int64]) -> None:
-        """Write a prompt and the hashes of its prefixes."""
+    def put_prompt(self, row: int, tokens: NDArray[np.int64], limit: int) -> None:
+        """Write a prompt, the hashes of its prefixes, and how long it may grow."""
         count = len(tokens)
         self.tokens[row, :count] = tokens
         self.prefix[row, :count] = prefix_words(tokens)
+        self.limit[row] = limit
 
-    def append(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Take each row's future token as its token at `position` and return the tokens."""
-        tokens = self.next_token[rows]
+    def put_first(self, row: int, position: int, token: int) -> None:
+        """Write the first token of an answer whose prompt was computed elsewhere; it comes without drafts."""
+        self.next_token[row] = token
+        self.length[row] = position
+        at, tokens = np.array([position]), np.array([token])
+        self.put(np.array([row]), at, tokens)
+
+    def append(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
+        """Take each row's future token as its token at `position`."""
+        self.put(rows, positions, self.next_token[rows])
+
+    def put(self, rows: NDArray[np.int64], positions: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """Write one token a row, and the hash of the prefix that it ends."""
         self.tokens[rows, positions] = tokens
         self.prefix[rows, positions] = self.prefix[rows, positions - 1] + token_words(tokens, positions)
-        return tokens
 
 
 @dataclass
@@ -46,17 +68,17 @@ class Staging:
 
     uploaded: Event
     pages: list[tuple[int, int, Pages]] = field(default_factory=list)  # row, first place, pages
-    prompts: list[tuple[int, NDArray[np.int64]]] = field(default_factory=list)  # row, prompt
-    first_tokens: list[tuple[int, int]] = field(default_factory=list)  # row, token chosen elsewhere
+    prompts: list[tuple[int, NDArray[np.int64], int]] = field(default_factory=list)  # row, prompt, limit
+    first_tokens: list[tuple[int, int, int]] = field(default_factory=list)  # row, position, token chosen elsewhere
 
     def write_to(self, rows: DeviceRows) -> None:
         """Copy this buffer's contents of now into the rows."""
         for row, first, pages in self.pages:
             rows.table[row, first : first + len(pages)] = pages
-        for row, tokens in self.prompts:
-            rows.put_prompt(row, tokens)
-        for row, token in self.first_tokens:
-            rows.next_token[row] = token
+        for row, tokens, limit in self.prompts:
+            rows.put_prompt(row, tokens, limit)
+        for row, position, token in self.first_tokens:
+            rows.put_first(row, position, token)
 
 
 class StagingRing:

@@ -1,5 +1,6 @@
 """From logits to tokens: greedy, or temperature and top-p with a seed per request."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,29 @@ from repro.serve.types import SamplingParams
 
 @dataclass(frozen=True)
 class Sampled:
-    """One row per sampling member. `top` holds the alternatives where a request asked for them."""
+    """Tokens with their log-probabilities. `top` holds the alternatives where a request asked for them."""
 
     tokens: NDArray[np.int64]
     logprobs: NDArray[np.float32]
     top: tuple[tuple[tuple[int, float], ...], ...]
+
+    def part(self, start: int, stop: int) -> "Sampled":
+        """Return the tokens from `start` up to `stop`."""
+        return Sampled(self.tokens[start:stop], self.logprobs[start:stop], self.top[start:stop])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a step chose: of each sampling member, in order, the tokens at [start, start + count)."""
+
+    sampled: Sampled
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def runs(self) -> Iterator[Sampled]:
+        """Yield each sampling member's tokens."""
+        for start, count in zip(self.starts.tolist(), self.counts.tolist(), strict=True):
+            yield self.sampled.part(start, start + count)
 
 
 def sample(logits: torch.Tensor, rows: list[tuple[SamplingParams, int]]) -> Sampled:

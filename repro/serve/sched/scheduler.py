@@ -3,11 +3,17 @@
 `next_batch` plans a step from what the host knows now, which is one step behind the device: the
 tokens that step N samples are still unknown when step N+1 is planned. So a request that ended in
 step N may ride along in step N+1; its token there is dropped by `commit`.
+
+With speculation not even their number is known. The device keeps each row's length and lays out the
+windows; the host plans for the most that may come, so every step has every request in it. (To plan a
+request only once its last step is known would halve the batch.)
 """
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from repro.base.probe import CacheEvent, LimitEvent, Probes, RequestEvent, Tokens
@@ -17,15 +23,25 @@ from repro.serve.kv.pool import Pages
 from repro.serve.kv.radix import Node
 from repro.serve.kv.tiers import HiCache
 from repro.serve.sched.batch import Batch, Member
-from repro.serve.sched.request import Decode, FirstToken, Request, TextStream
+from repro.serve.sched.request import Decode, Request, TextStream
 from repro.serve.sched.rows import Staging
-from repro.serve.sched.sampling import Sampled
-from repro.serve.types import FinishReason, GenerateRequest, RejectedError, Update
+from repro.serve.sched.sampling import Chosen, Sampled
+from repro.serve.spec.acceptance import Acceptance
+from repro.serve.spec.keys import pair_keys
+from repro.serve.types import FinishReason, GenerateRequest, RejectedError, Speculation, Update
 
-Prefilled = Callable[[Request, FirstToken], bool]
+
+class Ending(NamedTuple):
+    """Why an answer ends."""
+
+    reason: FinishReason
+    matched: str | int | None = None
 
 
-def _decoded_here(request: Request, first: FirstToken) -> bool:
+Prefilled = Callable[[Request, Sampled], bool]
+
+
+def _decoded_here(request: Request, first: Sampled) -> bool:
     return False
 
 
@@ -54,7 +70,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
         self.held: list[Request] = []  # prefilled here, their pages still being sent to where they decode
-        self._arrived: deque[tuple[Request, FirstToken]] = deque()  # prefilled elsewhere, not seated yet
+        self._arrived: deque[tuple[Request, Sampled]] = deque()  # prefilled elsewhere, not seated yet
         self._free_rows = list(range(config.rows - 1, -1, -1))
         self._requests: dict[str, Request] = {}
         self.steps = 0
@@ -62,6 +78,8 @@ class Scheduler:
         self.generated_tokens = 0
         self.cached_device_tokens = 0
         self.aborted_requests = 0
+        self.verify_steps = 0  # one for each member of each step
+        self.accepted_drafts = 0
 
     # -- requests come and go ---------------------------------------------------------------------
 
@@ -92,6 +110,8 @@ class Scheduler:
         room = config.context_tokens - len(wire.tokens)
         text = TextStream(self._decode, wire.sampling.stop)
         request = Request(wire, np.asarray(wire.tokens, np.int64), min(wire.sampling.max_tokens, room), text)
+        if config.speculative_drafts:
+            request.acceptance = Acceptance(config.speculative_drafts)
         self._requests[wire.id] = request
         self._tell("received", request, {"prompt_tokens": len(wire.tokens)})
         return request
@@ -111,14 +131,14 @@ class Scheduler:
         """Release what was aborted since the last step."""
         for request in [request for request in self.waiting if request.aborted]:
             self.waiting.remove(request)
-            self.finish(request, "abort")
+            self._finish(request, Ending("abort"))
         for request in [request for request in self.running if request.aborted]:
             self._release(request)
-            self.finish(request, "abort")
+            self._finish(request, Ending("abort"))
         for arrived in [arrived for arrived in self._arrived if arrived[0].aborted]:
             self._arrived.remove(arrived)
             self._cache.release(np.asarray(arrived[0].pages, np.int32))
-            self.finish(arrived[0], "abort")
+            self._finish(arrived[0], Ending("abort"))
 
     # -- disaggregation -----------------------------------------------------------------------------
 
@@ -127,7 +147,16 @@ class Scheduler:
         """Return how many more pages the running and arrived requests may ask for."""
         return sum(map(self._still_needed, (*self.running, *(request for request, _ in self._arrived))))
 
-    def adopt(self, request: Request, pages: Pages, first: FirstToken) -> None:
+    def cached_pages(self, tokens: tuple[int, ...]) -> int:
+        """Return how many pages of a prompt are cached, on any tier."""
+        match = self._cache.match(self._keys(tokens, len(tokens) - 1))
+        return len(match.device_pages) + match.host_hit_pages
+
+    def give_up(self, request: Request) -> None:
+        """Tell the client of a registered request that it ends here; it has no pages of this scheduler's."""
+        self._finish(request, Ending("abort"))
+
+    def adopt(self, request: Request, pages: Pages, first: Sampled) -> None:
         """Decode a registered request whose prompt was computed elsewhere; `pages` hold its rows."""
         request.pages = pages.tolist()
         self._arrived.append((request, first))
@@ -152,8 +181,8 @@ class Scheduler:
             self._seat(request, root, staging)
             request.computed = len(request.prompt)
             request.planned = 1
-            staging.first_tokens.append((request.row, first.token))
-            self._take(request, *first)
+            staging.first_tokens.append((request.row, request.computed, int(first.tokens[0])))
+            self._take(request, first, verified=False)
 
     # -- planning a step ----------------------------------------------------------------------------
 
@@ -166,7 +195,8 @@ class Scheduler:
             return None
         loads = self._cache.start_loading()
         self.steps += 1
-        return Batch(self.steps, bool(prefill), tuple(members), staging, loads)
+        drafts = 0 if prefill else self._config.speculative_drafts
+        return Batch(self.steps, bool(prefill), tuple(members), staging, loads, drafts)
 
     def _plan_prefill(self, staging: Staging) -> list[Member]:
         budget = self._config.chunk_tokens
@@ -193,19 +223,23 @@ class Scheduler:
         for request in self.running:
             if not request.prefilled or request.planned >= request.max_tokens or request.aborted:
                 continue
-            if not self._grow(request, staging):
+            most = self._config.speculative_drafts
+            end = min(request.computed + request.drafted + 1 + most, request.limit)
+            if not self._grow(request, end, staging):
                 continue
-            members.append(Member(request, request.row, request.computed, 1, True))
+            members.append(Member(request, request.row, request.computed, end - request.computed, True))
             request.computed += 1
             request.planned += 1
+            request.drafted += most
         return members
 
-    def _grow(self, request: Request, staging: Staging) -> bool:
-        """Make sure the next token has a page; False when there is no room right now."""
-        place = request.computed // self._config.page_tokens
-        if place < len(request.pages):
+    def _grow(self, request: Request, end: int, staging: Staging) -> bool:
+        """Make sure that the tokens up to `end` have pages; False when there is no room right now."""
+        place = len(request.pages)
+        missing = -(-end // self._config.page_tokens) - place
+        if missing <= 0:
             return True
-        pages = self._cache.allocate(1, request.id)
+        pages = self._cache.allocate(missing, request.id)
         if pages is None:
             return False
         staging.pages.append((request.row, place, pages))
@@ -219,9 +253,9 @@ class Scheduler:
 
         Room is counted for the longest answer of everybody, so nobody has to be thrown out later.
         """
-        match = self._cache.match(request.wire.tokens[:-1])
+        match = self._cache.match(self._keys(request.wire.tokens, len(request.prompt) - 1))
         self._cache.tree.pin(match.device_node)
-        total = -(-(len(request.prompt) + request.max_tokens) // self._config.page_tokens)
+        total = -(-request.limit // self._config.page_tokens)
         promised = sum(self._still_needed(other) for other in self.running)
         if self._cache.available_pages - promised < total - len(match.device_pages):
             self._cache.tree.unpin(match.device_node)
@@ -266,65 +300,80 @@ class Scheduler:
         request.row = self._free_rows.pop()
         request.node = node
         staging.pages.append((request.row, 0, np.asarray(request.pages, np.int32)))
-        staging.prompts.append((request.row, request.prompt))
+        staging.prompts.append((request.row, request.prompt, request.limit))
         self.running.append(request)
         self.prompt_tokens += len(request.prompt)
 
     def _still_needed(self, request: Request) -> int:
-        total = -(-(len(request.prompt) + request.max_tokens) // self._config.page_tokens)
+        total = -(-request.limit // self._config.page_tokens)
         return max(0, total - len(request.pages))
 
     # -- the results of a step ------------------------------------------------------------------------
 
-    def commit(self, batch: Batch, sampled: Sampled | None) -> None:
+    def commit(self, batch: Batch, chosen: Chosen | None) -> None:
         """Take a step's tokens: out to the clients, into the cache, and off the device where a request ends."""
-        place = 0
-        for member in batch.members:
+        if chosen is None:
+            return
+        for member, run in zip(batch.sampling_members, chosen.runs(), strict=True):
             request = member.request
-            if not member.samples:
+            if request.state != "running":
                 continue
-            assert sampled is not None
-            if request.state == "running" and not request.aborted:
-                first = FirstToken(int(sampled.tokens[place]), float(sampled.logprobs[place]), sampled.top[place])
-                if batch.prefill and self._prefilled(request, first):
-                    self._hold(request)
-                else:
-                    self._take(request, *first)
-            place += 1
-        for member in batch.members:
-            if member.samples and batch.prefill and member.request.state == "running":
+            request.drafted -= batch.drafts
+            request.computed += len(run.tokens) - 1
+            request.planned += len(run.tokens) - 1
+            if request.aborted:
+                continue
+            if batch.prefill and self._prefilled(request, run):
+                self._hold(request)
+            else:
+                self._take(request, run, bool(batch.drafts))
+        for member in batch.sampling_members:
+            if batch.prefill and member.request.state == "running":
                 self._share_prompt(member.request)
 
-    def _take(self, request: Request, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
-        sampling, text = request.sampling, request.text
-        request.output.append(token)
-        self.generated_tokens += 1
-        self._probes.emit(Tokens(request.id, (token,), (logprob,), self._device.now_us))
+    def _take(self, request: Request, run: Sampled, verified: bool) -> None:
+        """Give a step's tokens to the client, up to the one that ends the answer."""
+        shown, ending, count = "", None, 0
+        while count < len(run.tokens) and ending is None:
+            text, ending = self._push(request, int(run.tokens[count]))
+            shown += text
+            count += 1
+        run = run.part(0, count)
+        self.generated_tokens += count
+        if verified:
+            self._count_verified(request, count)
+        tokens, logprobs = tuple(run.tokens.tolist()), tuple(run.logprobs.tolist())
+        self._probes.emit(Tokens(request.id, tokens, logprobs, self._device.now_us))
         if len(request.output) == 1:
             self._tell("first_token", request)
-        if token in self._eos and not sampling.ignore_eos:
-            self._end(request, token, logprob, top, text.flush(), "stop", token)
-            return
-        shown, stopped = text.push(token)
-        if stopped is not None:
-            self._end(request, token, logprob, top, shown, "stop", stopped)
-        elif len(request.output) >= request.max_tokens:
-            self._end(request, token, logprob, top, shown + text.flush(), "length", None)
+        update = Update(tokens, logprobs, shown, run.top, speculation=self._speculation(request))
+        if ending is None:
+            request.updates.put_nowait(update)
         else:
-            request.updates.put_nowait(Update((token,), (logprob,), shown, (top,)))
+            self._release(request)
+            self._finish(request, ending, update)
 
-    def _end(
-        self,
-        request: Request,
-        token: int,
-        logprob: float,
-        top: tuple[tuple[int, float], ...],
-        shown: str,
-        reason: FinishReason,
-        matched: str | int | None,
-    ) -> None:
-        self._release(request)
-        self.finish(request, reason, Update((token,), (logprob,), shown, (top,), matched_stop=matched))
+    def _push(self, request: Request, token: int) -> tuple[str, Ending | None]:
+        """Append a token to the answer; return the text that it shows and how it ends the answer, if it does."""
+        request.output.append(token)
+        if token in self._eos and not request.sampling.ignore_eos:
+            return request.text.flush(), Ending("stop", token)
+        shown, stopped = request.text.push(token)
+        if stopped is not None:
+            return shown, Ending("stop", stopped)
+        if len(request.output) >= request.max_tokens:
+            return shown + request.text.flush(), Ending("length")
+        return shown, None
+
+    def _count_verified(self, request: Request, tokens: int) -> None:
+        """Count a verify step; drafts behind the end of the answer were right for nobody."""
+        assert request.acceptance is not None
+        request.acceptance.add(tokens)
+        self.verify_steps += 1
+        self.accepted_drafts += tokens - 1
+
+    def _speculation(self, request: Request) -> Speculation | None:
+        return None if request.acceptance is None else request.acceptance.counts(len(request.output))
 
     def _share_prompt(self, request: Request) -> None:
         """Put a finished prompt into the tree, so that others can hit it while this one decodes.
@@ -333,16 +382,26 @@ class Scheduler:
         would take room that `_admit` may have promised to another.
         """
         size = self._config.page_tokens
-        full = len(request.prompt) // size
-        tokens = request.wire.tokens[: full * size]
-        if len(self._cache.match(tokens).device_pages) > request.shared_pages:
+        full = min(len(request.prompt), self._keyed_tokens(request)) // size
+        keys = self._keys(request.tokens, full * size)
+        if len(self._cache.match(keys).device_pages) > request.shared_pages:
             return
-        node, _ = self._cache.insert(tokens, np.asarray(request.pages[:full], np.int32))
+        node, _ = self._cache.insert(keys, np.asarray(request.pages[:full], np.int32))
         self._cache.tree.pin(node)
         assert request.node is not None
         self._cache.tree.unpin(request.node)
         request.node = node
         request.shared_pages = request.counted_pages = full
+
+    def _keyed_tokens(self, request: Request) -> int:
+        """Return how many tokens of prompt and answer can be cached: of the draft layer the last has no row yet."""
+        return len(request.prompt) + len(request.output) - bool(self._config.speculative_drafts)
+
+    def _keys(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
+        """Return what the first `count` tokens are cached under."""
+        if not self._config.speculative_drafts:
+            return tokens[:count]
+        return pair_keys(tokens[: count + 1], self._vocabulary)
 
     def _release(self, request: Request) -> None:
         """Give back the row and all pages."""
@@ -356,39 +415,37 @@ class Scheduler:
     def _give_back(self, request: Request) -> None:
         """Give back all pages: whole stored pages to the tree, the rest to the free list."""
         size = self._config.page_tokens
-        stored = min(request.computed, len(request.prompt) + len(request.output))
+        stored = min(request.computed, self._keyed_tokens(request))
         full = stored // size if self._config.prefix_cache else 0
         pages = np.asarray(request.pages, np.int32)
         duplicates = pages[:0]
-        if full:
-            _, duplicates = self._cache.insert(request.tokens[: full * size], pages[:full], request.counted_pages)
+        if self._config.prefix_cache:
+            keys = self._keys(request.tokens, full * size)
+            _, duplicates = self._cache.insert(keys, pages[:full], request.counted_pages)
         self._cache.touch(pages, self.steps)
         self._cache.release(np.concatenate((duplicates, pages[full:])))
         assert request.node is not None
         self._cache.tree.unpin(request.node)
         request.node = None
 
-    def finish(self, request: Request, reason: FinishReason, last: Update | None = None) -> None:
-        """Tell the client that its request is over; the pages are the caller's care."""
+    def _finish(self, request: Request, ending: Ending, last: Update | None = None) -> None:
         request.state = "finished"
         del self._requests[request.id]
-        last = last or Update((), (), request.text.flush())
+        last = last or Update((), (), request.text.flush(), speculation=self._speculation(request))
         request.updates.put_nowait(
-            Update(
-                last.tokens,
-                last.logprobs,
-                last.text,
-                last.top_logprobs,
-                reason,
-                last.matched_stop,
-                len(request.prompt),
-                len(request.output),
-                request.cached_device_tokens,
-                request.cached_host_tokens,
+            msgspec.structs.replace(
+                last,
+                finish=ending.reason,
+                matched_stop=ending.matched,
+                prompt_tokens=len(request.prompt),
+                completion_tokens=len(request.output),
+                cached_device_tokens=request.cached_device_tokens,
+                cached_host_tokens=request.cached_host_tokens,
             )
         )
-        self.aborted_requests += reason == "abort"
-        self._tell("aborted" if reason == "abort" else "finished", request, {"tokens": len(request.output)})
+        aborted = ending.reason == "abort"
+        self.aborted_requests += aborted
+        self._tell("aborted" if aborted else "finished", request, {"tokens": len(request.output)})
 
     def _tell(self, what: str, request: Request, detail: dict[str, int | float | str] | None = None) -> None:
         self._probes.emit(RequestEvent(what, request.id, self._device.now_us, detail or {}))

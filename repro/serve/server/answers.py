@@ -6,7 +6,7 @@ from typing import Protocol
 
 from msgspec import UNSET, Struct, UnsetType
 
-from repro.serve.server.replies import CachedDetails, Extension, PromptDetails, TokenLogprob, Usage
+from repro.serve.server.replies import CachedDetails, Extension, PromptDetails, StreamInfo, TokenLogprob, Usage
 from repro.serve.server.schema import OpenAiRequest
 from repro.serve.server.vocabulary import Vocabulary
 from repro.serve.types import GenerateRequest, Update
@@ -51,6 +51,14 @@ def cached_details(update: Update) -> CachedDetails:
 def extension(body: OpenAiRequest, last: Update) -> Extension | UnsetType:
     """Return SGLang's extension object if the client asked for it."""
     return Extension(cached_details(last)) if body.return_cached_tokens_details else UNSET
+
+
+def stream_info(update: Update) -> StreamInfo | UnsetType:
+    """Return the running counts of speculation, nothing when it is off."""
+    counts = update.speculation
+    if counts is None:
+        return UNSET
+    return StreamInfo(counts.completion_tokens, counts.verify_steps, counts.accepted_drafts, counts.drafts)
 
 
 def wants_usage(body: OpenAiRequest) -> bool:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from repro.serve.server.answers import (
     Job,
     extension,
+    stream_info,
     token_logprob,
     tops_of,
     usage,
@@ -28,6 +29,7 @@ from repro.serve.server.replies import (
     ChunkChoice,
     Delta,
     Finish,
+    StreamInfo,
 )
 from repro.serve.server.schema import ChatRequest, Content, Message, chat_decoder
 from repro.serve.server.service import Service
@@ -72,10 +74,10 @@ class ChatAnswer:
         logprobs = self._logprobs([update])
         for piece in self._pieces(update):
             delta = Delta(content=piece) if isinstance(piece, str) else Delta(tool_calls=[self._call(piece, True)])
-            yield self._chunk(delta, logprobs)
+            yield self._chunk(delta, logprobs, stream_info(update))
             logprobs = None  # once, with the first piece of the update
         if logprobs is not None and logprobs.content:
-            yield self._chunk(Delta(content=""), logprobs)
+            yield self._chunk(Delta(content=""), logprobs, stream_info(update))
         if update.finish is not None:
             yield from self._ending(update)
 
@@ -102,7 +104,7 @@ class ChatAnswer:
 
     def _ending(self, last: Update) -> Iterator[Struct]:
         choice = ChunkChoice(Delta(), None, self._finish(last), last.matched_stop)
-        yield self._chunk_of([choice])
+        yield self._chunk_of([choice], stream_info(last))
         sglext = extension(self._body, last)
         if sglext is not UNSET:
             yield msgspec.structs.replace(self._chunk_of([]), sglext=sglext)
@@ -113,12 +115,14 @@ class ChatAnswer:
         finish = last.finish or "abort"
         return "tool_calls" if finish == "stop" and self._calls else finish
 
-    def _chunk(self, delta: Delta, logprobs: ChatLogprobs | None = None) -> ChatChunk:
-        return self._chunk_of([ChunkChoice(delta, logprobs)])
+    def _chunk(
+        self, delta: Delta, logprobs: ChatLogprobs | None = None, info: StreamInfo | UnsetType = UNSET
+    ) -> ChatChunk:
+        return self._chunk_of([ChunkChoice(delta, logprobs)], info)
 
-    def _chunk_of(self, choices: list[ChunkChoice]) -> ChatChunk:
+    def _chunk_of(self, choices: list[ChunkChoice], info: StreamInfo | UnsetType = UNSET) -> ChatChunk:
         counts = None if wants_usage(self._body) else UNSET
-        return ChatChunk(self._id, self._created, self._model, choices, counts)
+        return ChatChunk(self._id, self._created, self._model, choices, counts, meta_info=info)
 
     def _logprobs(self, updates: Sequence[Update]) -> ChatLogprobs | None:
         if not self._body.logprobs:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from repro.serve.server.answers import Job, extension, finite, tops_of, usage, wants_usage
+from repro.serve.server.answers import Job, extension, finite, stream_info, tops_of, usage, wants_usage
 from repro.serve.server.errors import ApiError
 from repro.serve.server.intake import answer_tokens_max, decode, openai_sampling, refuse_unless_off
-from repro.serve.server.replies import TextChoice, TextLogprobs, TextReply
+from repro.serve.server.replies import StreamInfo, TextChoice, TextLogprobs, TextReply
 from repro.serve.server.schema import CompletionRequest, completion_decoder
 from repro.serve.server.service import Service
 from repro.serve.server.vocabulary import Vocabulary
@@ -60,10 +60,10 @@ class CompletionAnswer:
         """Yield the new text, and after the last update the finish and the counts."""
         logprobs = self._logprobs([update])
         if update.text or (logprobs is not None and logprobs.tokens):
-            yield self._reply([TextChoice(update.text, logprobs, None)])
+            yield self._reply([TextChoice(update.text, logprobs, None)], stream_info(update))
         if update.finish is None:
             return
-        yield self._reply([TextChoice("", None, update.finish, update.matched_stop)])
+        yield self._reply([TextChoice("", None, update.finish, update.matched_stop)], stream_info(update))
         sglext = extension(self._body, update)
         if sglext is not UNSET:
             yield msgspec.structs.replace(self._reply([]), sglext=sglext)
@@ -77,9 +77,9 @@ class CompletionAnswer:
         choice = TextChoice(text, self._logprobs(updates), last.finish, last.matched_stop)
         return msgspec.structs.replace(self._reply([choice]), usage=usage(last), sglext=extension(self._body, last))
 
-    def _reply(self, choices: list[TextChoice]) -> TextReply:
+    def _reply(self, choices: list[TextChoice], info: StreamInfo | UnsetType = UNSET) -> TextReply:
         counts = None if wants_usage(self._body) else UNSET
-        return TextReply(self._id, self._created, self._model, choices, counts)
+        return TextReply(self._id, self._created, self._model, choices, counts, meta_info=info)
 
     def _logprobs(self, updates: Sequence[Update]) -> TextLogprobs | None:
         if self._body.logprobs is None:

@@ -109,7 +109,23 @@ def prometheus_text(stats: EngineStats, latency: Latency, model_name: str) -> st
         stats.prompt_tokens_total,
         label,
     )
+    if stats.verify_steps_total:
+        lines += _speculation(stats, label)
     return "\n".join([*lines, *latency.lines(label), ""])
+
+
+def _speculation(stats: EngineStats, label: str) -> list[str]:
+    tokens, steps = stats.verify_steps_total + stats.accepted_drafts_total, stats.verify_steps_total
+    return [
+        *_ratio("spec_accept_length", "Tokens per verify step, since the start.", tokens, steps, label),
+        *_ratio(
+            "spec_accept_rate",
+            "Share of drafts accepted, since the start.",
+            stats.accepted_drafts_total,
+            stats.drafts_total,
+            label,
+        ),
+    ]
 
 
 def _ratio(short_name: str, text: str, part: int, whole: int, label: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 from msgspec import UNSET, Struct
 
 from repro.serve.server.answers import Job, cached_details, finite, tops_of
@@ -11,7 +12,7 @@ from repro.serve.server.intake import answer_tokens_max, decode, native_sampling
 from repro.serve.server.replies import MetaInfo, NativeFinish, NativeLogprob, NativeReply
 from repro.serve.server.schema import NativeRequest, NativeSampling, native_decoder
 from repro.serve.server.service import Service
-from repro.serve.types import GenerateRequest, Update
+from repro.serve.types import GenerateRequest, Speculation, Update
 
 
 def read_native(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job:
@@ -84,7 +85,22 @@ class NativeAnswer:
             self._logprobs if self._logprobs_wanted else UNSET,
             self._tops if tops_wanted else UNSET,
         )
-        return NativeReply(self._text, self._tokens, info)
+        return NativeReply(self._text, self._tokens, _with_speculation(info, update.speculation))
+
+
+def _with_speculation(info: MetaInfo, counts: Speculation | None) -> MetaInfo:
+    if counts is None:
+        return info
+    return msgspec.structs.replace(
+        info,
+        spec_verify_ct=counts.verify_steps,
+        spec_accept_token_num=counts.accepted_drafts,
+        spec_draft_token_num=counts.drafts,
+        spec_accept_histogram=counts.histogram,
+        spec_accept_windows=counts.windows,
+        spec_accept_length=UNSET if counts.accept_length is None else counts.accept_length,
+        spec_accept_rate=UNSET if counts.accept_rate is None else counts.accept_rate,
+    )
 
 
 def _finish(update: Update, tokens: int) -> NativeFinish | None:

@@ -35,6 +35,15 @@ class Extension(Struct, frozen=True):
     cached_tokens_details: CachedDetails
 
 
+class StreamInfo(Struct, frozen=True):
+    """Running counts of an answer's speculation, so that a client can judge it while it grows."""
+
+    completion_tokens: int
+    spec_verify_ct: int
+    spec_accept_token_num: int
+    spec_draft_token_num: int
+
+
 class TokenLogprob(Struct, frozen=True):
     """One token with its log-probability; `bytes` are exact where `token` is a cut character."""
 
@@ -130,6 +139,7 @@ class ChatChunk(Struct, frozen=True):
     choices: list[ChunkChoice]
     usage: Usage | None | UnsetType = UNSET
     sglext: Extension | UnsetType = UNSET
+    meta_info: StreamInfo | UnsetType = UNSET
     object: str = "chat.completion.chunk"
 
 
@@ -161,6 +171,7 @@ class TextReply(Struct, frozen=True):
     choices: list[TextChoice]
     usage: Usage | None | UnsetType = UNSET
     sglext: Extension | UnsetType = UNSET
+    meta_info: StreamInfo | UnsetType = UNSET
     object: str = "text_completion"
 
 
@@ -177,7 +188,7 @@ NativeLogprob = tuple[float, int, str | None]  # (log-probability, token id, tex
 
 
 class MetaInfo(Struct, frozen=True):
-    """What SGLang tells about a request beside its text."""
+    """What SGLang tells about a request beside its text; length and rate once a draft was verified."""
 
     id: str
     finish_reason: NativeFinish | None
@@ -188,6 +199,13 @@ class MetaInfo(Struct, frozen=True):
     e2e_latency: float
     output_token_logprobs: list[NativeLogprob] | UnsetType = UNSET
     output_top_logprobs: list[list[NativeLogprob]] | UnsetType = UNSET
+    spec_verify_ct: int | UnsetType = UNSET
+    spec_accept_token_num: int | UnsetType = UNSET
+    spec_draft_token_num: int | UnsetType = UNSET
+    spec_accept_histogram: tuple[int, ...] | UnsetType = UNSET  # verify steps by accepted drafts
+    spec_accept_windows: tuple[float, ...] | UnsetType = UNSET  # accept length of each 64 tokens
+    spec_accept_length: float | UnsetType = UNSET
+    spec_accept_rate: float | UnsetType = UNSET
 
 
 class NativeReply(Struct, frozen=True):

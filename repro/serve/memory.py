@@ -1,0 +1,17 @@
+"""The device memory that the operations of all steps share."""
+
+from dataclasses import dataclass
+
+from repro.serve.kv.pool import KVPool
+from repro.serve.model.glm5 import Glm5
+from repro.serve.sched.rows import DeviceRows
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Pools, request rows and weights. With speculation the pool's last layer is the draft layer."""
+
+    pool: KVPool
+    rows: DeviceRows
+    model: Glm5 | None  # None under numerics = "stamps"
+    vocabulary: int
