@@ -13,6 +13,7 @@ from repro.fault.injector import Injector
 from repro.fault.plan import Fault
 from repro.serve.config import EngineConfig, PdConfig
 from repro.serve.device.sim import SimDevice
+from repro.serve.engine import LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.pd.router import Router
 from repro.serve.types import GenerateRequest
@@ -21,9 +22,9 @@ from tests.engine.builders import Answer, make_config, make_model
 Main = Callable[["PdStack"], Coroutine[Any, Any, None]]
 
 
-def pd_config(*, pages: int = 16, **pd: Any) -> EngineConfig:
+def pd_config(*, pages: int = 16, drafts: int = 0, **pd: Any) -> EngineConfig:
     """Return the configuration of a small disaggregated stack."""
-    return make_config(device_pages=pages, pd=PdConfig(**pd))
+    return make_config(device_pages=pages, speculative_drafts=drafts, pd=PdConfig(**pd))
 
 
 class PdStack:
@@ -32,6 +33,7 @@ class PdStack:
     def __init__(
         self,
         config: EngineConfig | None = None,
+        model: LoadedModel | None = None,
         *,
         guards: Guards | None = None,
         faults: tuple[Fault, ...] = (),
@@ -42,7 +44,7 @@ class PdStack:
         sinks = (self.events.append, self.ordering.feed, self.ownership.feed, self.canary.feed)
         self.injector = Injector(faults, seed, sinks)
         self.device = SimDevice(self.injector)
-        self.router = Router(config or pd_config(), make_model(), self.device, guards, self.injector)
+        self.router = Router(config or pd_config(), model or make_model(), self.device, guards, self.injector)
 
     def run(self, main: Main) -> "PdStack":
         """Run a client to its end, then the workers until nothing is under way."""
