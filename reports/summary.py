@@ -89,6 +89,15 @@ class Cut(msgspec.Struct, frozen=True):
     limit_tokens: int = 0  # 0 where the record does not say
 
 
+class Retries(msgspec.Struct, frozen=True):
+    """What became of answers that a detector convicted in their stream, as the online detectors saw it."""
+
+    aborted_retried: int = 0  # given up and asked for again
+    retried_clean: int = 0
+    retried_convicted: int = 0  # again
+    retried_unanswered: int = 0
+
+
 class Compared(msgspec.Struct, frozen=True):
     """Answers that were asked for again where nothing disturbs them."""
 
@@ -128,6 +137,7 @@ class Summary(msgspec.Struct, frozen=True):
     loop_lag_ms: dict[str, float]  # how late the client's event loop ran; empty in virtual time
     finishes: dict[str, int]
     cut: Cut
+    retries: Retries
     events: int
     dropped_events: int
     fingerprint: str
@@ -175,6 +185,7 @@ def summarise(run: Run) -> Summary:
         loop_lag_ms=_loop_lag(verdict.get("client_lag_ms")),
         finishes=_finishes(records),
         cut=_cut(records, verdict.get("contexts_cut")),
+        retries=Retries(**retry_counts(records)),
         events=meta.events,
         dropped_events=meta.dropped_events,
         fingerprint=str(verdict.get("fingerprint") or ""),
@@ -195,6 +206,7 @@ def funnel_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
         "corrupted": sum(record.corrupted for record in records),
         "poisoned": sum(record.poisoned for record in records),
         "diverged": sum(record.oracle == "diverged" for record in records),
+        "acceptance": sum(record.acceptance for record in records),
         "visible": sum(record.visible for record in records),
         "model_own": sum(record.own for record in records),
     }
@@ -211,7 +223,9 @@ def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -
     if text and all(answer == "not_applicable" for answer in text):
         counts["visible"] = None
     counts["exposed"] = sum(record.cached_host_tokens > 0 for record in records)
-    return tuple(Stage(key, label, about, counts[key]) for key, label, about in _STAGES)
+    drafts = answers.get("acceptance", "not_applicable") != "not_applicable"
+    shown = [stage for stage in _STAGES if drafts or stage[0] != "acceptance"]
+    return tuple(Stage(key, label, about, counts[key]) for key, label, about in shown)
 
 
 _NEEDS = {"ordering": ("raced",), "canary": ("corrupted", "poisoned"), "divergence": ("diverged",)}
@@ -223,6 +237,7 @@ _STAGES = (
     ("corrupted", "Corrupted at first hand", "read bytes that were not the expected ones"),
     ("poisoned", "Poisoned by reuse", "read bytes that a corrupted request had stored"),
     ("diverged", "Diverged", "answered with another token than the clean decode"),
+    ("acceptance", "Odd acceptance", "had more or fewer of their drafts accepted than a clean answer"),
     ("visible", "Visible", "convicted by a text detector, and the clean decode does not have it"),
 )
 
@@ -371,6 +386,18 @@ def cut_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
         "turns": sum(turns.values()),
         "characters": sum(characters.values()),
     }
+
+
+def retry_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Return what became of answers that were given up, as the verdict JSON has it."""
+    last = {record.retry_of: record for record in records if record.retry_of}
+    convicted = sum(bool(record.detectors) for record in last.values())
+    clean = sum(record.finish in _ANSWERED and not record.detectors for record in last.values())
+    counts = Retries(len(last), clean, convicted, len(last) - clean - convicted)
+    return msgspec.structs.asdict(counts)
+
+
+_ANSWERED = ("stop", "length", "tool_calls")
 
 
 def _cut(records: Sequence[RequestRecord], told: object) -> Cut:

@@ -157,6 +157,21 @@ def replay(
     defect: Annotated[
         list[str] | None, typer.Option(help="Give the bundled stack this defect (see `repro list`).", metavar="NAME")
     ] = None,
+    on_anomaly: Annotated[
+        Literal["report", "abort-retry"],
+        typer.Option(help="abort-retry: give an answer up that is convicted in its stream, and ask again."),
+    ] = "report",
+    anomaly_retries: Annotated[
+        int, typer.Option(min=0, max=MOST["anomaly_retries_max"], help="At most so often a turn.", metavar="N")
+    ] = 1,
+    acceptance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ask for the acceptance detector: length_min=1.4, rate_max=0.96, tokens_min=128, profile=FILE, "
+            "false_alarm_rate=0.001, arl_tokens=1e7.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -176,6 +191,9 @@ def replay(
         history=history,
         arrivals=arrivals,
         defects=tuple(defect or ()),
+        on_anomaly=on_anomaly,
+        anomaly_retries=anomaly_retries,
+        acceptance=tuple(acceptance or ()),
     )
     url = "" if target == BUNDLED else target
     if target != BUNDLED and not target.startswith(("http://", "https://")):

@@ -1,12 +1,13 @@
 """Traces on the command line, as a scenario: so a replay has the same folder, report and token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from repro.base.errors import TraceError
+from repro.base.errors import TraceError, UsageError
 from repro.fault.defects import with_defects
+from repro.load.plan import OnAnomaly
 from repro.scenario import WEEK_S, Scenario, parse
 
 REQUESTS_MAX = 100_000_000  # a replay ends with its traces
@@ -23,12 +24,19 @@ def replay_scenario(
     history: str,
     arrivals: str,
     defects: tuple[str, ...],
+    on_anomaly: OnAnomaly = "report",
+    anomaly_retries: int = 1,
+    acceptance: Sequence[str] = (),
 ) -> Scenario:
-    """Return the scenario that replays these traces. Raises TraceError for a path that is not there."""
+    """Return the scenario that replays these traces; `acceptance` are lines "key=value" of its [acceptance].
+
+    Raises TraceError for a path that is not there, ScenarioError for a line that is wrong.
+    """
     with_defects(defects, "--defect")
     for trace in traces:
         if not trace.exists():
             raise TraceError(f"{trace}: there is no such file or folder; give trace files or folders of them")
+    asked = {"on_anomaly": on_anomaly, "anomaly_retries_max": anomaly_retries} if on_anomaly != "report" else {}
     text = f"""format = 1
 title = "Replay of agent traces"
 defects = {_toml(defects)}
@@ -45,12 +53,39 @@ time_scale = {time_scale}
 answer_tokens_max = {answer_tokens}
 history = "{history}"
 shape = {{ kind = "{arrivals}" }}
-
+{_lines(asked)}
 [limits]
 wall_s = {WEEK_S}
 requests = {REQUESTS_MAX}
-"""
+{_acceptance(acceptance)}"""
     return parse(text, "replay", "replay")
+
+
+def _lines(values: Mapping[str, object]) -> str:
+    return "".join(f"{key} = {msgspec.json.encode(value).decode()}\n" for key, value in values.items())
+
+
+def _acceptance(lines: Sequence[str]) -> str:
+    """Return the table of TOML that "key=value" lines make; the values are numbers, or a file's name."""
+    if not lines:
+        return ""
+    values: dict[str, object] = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not equals:
+            raise UsageError(f'--acceptance "{line}": give KEY=VALUE, such as length_min=1.4 or profile=glm.json')
+        values[key.strip()] = _number(value) if key.strip() != "profile" else value
+    return f"\n[acceptance]\n{_lines(values)}"
+
+
+def _number(text: str) -> object:
+    """Return the number in a text, or the text itself, which the scenario's reader refuses with the key's name."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _toml(texts: Sequence[str]) -> str:

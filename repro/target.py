@@ -17,7 +17,15 @@ from repro.load.again import AskedAgain, KeepingClient, ask_again
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.client import ChatClient, ServerFacts, open_client
 from repro.load.driver import drive
-from repro.load.plan import DetectorsFor, LoadPlan, LoadResult, OnFinding, OnProgress, OnRequest
+from repro.load.plan import (
+    CountsDetectorsFor,
+    DetectorsFor,
+    LoadPlan,
+    LoadResult,
+    OnFinding,
+    OnProgress,
+    OnRequest,
+)
 from repro.record.requests import RequestRecord
 from repro.schedule.pickers import Pick, timed
 from repro.serve.config import EngineConfig
@@ -40,6 +48,7 @@ class Load:
     sessions: Sequence[Session]
     plan: LoadPlan
     text_detectors: DetectorsFor
+    counts_detectors: CountsDetectorsFor
     on_request: OnRequest
     on_finding: OnFinding
     progress: OnProgress
@@ -222,6 +231,7 @@ async def _driven(load: Load, client: ChatClient, context_tokens_max: int | None
         client,
         plan,
         text_detectors=load.text_detectors,
+        counts_detectors=load.counts_detectors,
         on_request=load.on_request,
         on_finding=load.on_finding,
         progress=load.progress,

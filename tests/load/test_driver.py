@@ -26,7 +26,7 @@ from repro.load.faults import (
     SlowReader,
     faults_of,
 )
-from repro.load.plan import LoadPlan, LoadResult, Progress, TextDetector, TextFinding
+from repro.load.plan import LoadPlan, LoadResult, OnlineFinding, Progress, TextDetector
 from repro.load.session import LENGTH_NUMBER, LENGTH_WORDS, request_id
 from repro.load.shapes import Burst, Poisson, Recorded
 from repro.record.requests import RequestRecord
@@ -61,7 +61,7 @@ class Seen:
         self.findings: list[tuple[str, str]] = []
         self.progress: list[Progress] = []
 
-    def finding(self, request: str, finding: TextFinding) -> None:
+    def finding(self, request: str, finding: OnlineFinding) -> None:
         self.findings.append((request, finding.claim))
 
     def of(self, session: str) -> list[RequestRecord]:
@@ -369,11 +369,11 @@ class WordDetector:
         self._word = word
         self._log = log
 
-    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> TextFinding | None:
+    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> OnlineFinding | None:
         self._log.append(text)
         return Claim("words", f"said {text}") if text == self._word else None
 
-    def close(self) -> TextFinding | None:
+    def close(self) -> OnlineFinding | None:
         return Claim("words", "closed") if self._word == "at the end" else None
 
 
@@ -382,17 +382,17 @@ class Claim(msgspec.Struct, frozen=True):
     claim: str
 
 
-@pytest.mark.parametrize(("abort", "text"), [(False, "w0 w1 w2 w3 "), (True, "w0 w1 ")])
-def test_detectors_are_fed_piece_by_piece_and_may_abort(abort: bool, text: str) -> None:
+@pytest.mark.parametrize(("retries", "text"), [(0, "w0 w1 w2 w3 "), (1, "w0 w1 ")])
+def test_detectors_are_fed_piece_by_piece_and_may_abort(retries: int, text: str) -> None:
     log: list[str] = []
     result, seen = run(
         [session("a", 1)],
-        LoadPlan(abort_on_finding=abort),
-        text_detectors=lambda request, prompt: [WordDetector("w1 ", log)],
+        LoadPlan(on_anomaly="abort-retry", anomaly_retries_max=retries),
+        text_detectors=lambda request, prompt: [WordDetector("w1 " if request == "a:0" else "never", log)],
     )
-    assert [part for part in log if part] == [part + " " for part in text.split()]
+    assert [part for part in log if part][: len(text.split())] == [part + " " for part in text.split()]
     assert seen.findings == [("a:0", "said w1 ")] and seen.records[0].detectors == ["words"]
-    assert (seen.records[0].text, seen.records[0].finish) == (text, "abort" if abort else "stop")
+    assert (seen.records[0].text, seen.records[0].finish) == (text, "abort" if retries else "stop")
     assert result.findings == seen.progress[-1].anomalies == 1
 
 

@@ -69,7 +69,8 @@ def test_the_funnel_of_the_verdict_is_counted_from_the_requests() -> None:
         make_request("c", own=True),
     ]
     assert funnel_counts(records) == {
-        "requests": 3, "raced": 1, "corrupted": 1, "poisoned": 1, "diverged": 1, "visible": 1, "model_own": 1,
+        "requests": 3, "raced": 1, "corrupted": 1, "poisoned": 1, "diverged": 1, "acceptance": 0, "visible": 1,
+        "model_own": 1,
     }  # fmt: skip
 
 
