@@ -85,6 +85,7 @@ class Acceptance:
 
     def __init__(self, rules: AcceptanceRules) -> None:
         self.window_rates: list[float] = []
+        self._ends_tokens: list[int] = []  # of the windows
         self._rules = rules
         self._chart = rules.chart
         self._falls = Cusum(self._chart.fall_limit if self._chart else None)
@@ -130,6 +131,7 @@ class Acceptance:
         if window.spec_draft_token_num <= 0:  # the server may stop drafting when it is busy
             return None
         self.window_rates.append(window.accept_rate)
+        self._ends_tokens.append(counts.completion_tokens)
         if self._chart is None:
             return None
         score = percent(window.accept_rate)
@@ -139,7 +141,8 @@ class Acceptance:
         ):
             if sums.feed(added):
                 since = self.window_rates[sums.since :]
-                return self._finding(signature, sum(since) / len(since), None, since_window=sums.since)
+                began = self._ends_tokens[sums.since - 1] if sums.since else 0
+                return self._finding(signature, sum(since) / len(since), None, since_tokens=began)
         return None
 
     def _finding(self, signature: str, value: float, limit: float | None, **more: object) -> Finding:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from scipy.stats import norm
 
-from detectors.cusum import limit_for
+from detectors.cusum import Cusum, limit_for
 from repro.base.errors import UsageError
 from repro.record.requests import SpecCounts
 
@@ -141,6 +141,13 @@ def chart_of(profile: AcceptanceProfile, arl_tokens: float) -> Chart:
     except ValueError as error:
         raise UsageError(f"arl_tokens = {arl_tokens:g}: {error}; choose fewer tokens between false alarms") from error
     return Chart(tuple(falls), tuple(rises), *limits)
+
+
+def alarms(chart: Chart, window_rates: Sequence[float]) -> bool:
+    """Return whether the change detection convicts an answer of these windows."""
+    falls, rises = Cusum(chart.fall_limit), Cusum(chart.rise_limit)
+    bins = [percent(rate) for rate in window_rates]
+    return any([falls.feed(chart.falls[each]) or rises.feed(chart.rises[each]) for each in bins])
 
 
 def read_profile(path: Path) -> AcceptanceProfile:

@@ -1,4 +1,4 @@
-"""The command line: repro run | replay | reproduce | campaign | report | serve | list.
+"""The command line: repro run | replay | reproduce | campaign | profile | report | serve | list.
 
 Standard output gets the result, and with --json one object and nothing else; progress and prose go to
 standard error. What goes wrong is one sentence there, and an exit code (EXIT_CODES below).
@@ -279,6 +279,25 @@ def campaign(
             f"stopped by Ctrl-C: {missing} of {seeds * len(sides)} runs are missing; run folders are in {runs}"
         )
     raise typer.Exit(exit_code(sides, seeds))
+
+
+@app.command(epilog=_examples("repro profile runs/replay/20261124T101500Z-7 --out glm.json"))
+@_told
+def profile(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of clean runs.")],
+    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
+    model: Annotated[str, typer.Option(help="What the model is called; kept as a note.", metavar="NAME")] = "",
+    tokens_min: Annotated[
+        int, typer.Option(min=1, help="Learn from answers of at least so many tokens.", metavar="N")
+    ] = 128,
+) -> None:
+    """Learn how a model accepts its drafts when all is well, for `repro replay --acceptance profile=FILE`."""
+    from repro.profile import learn_profile
+
+    learned = learn_profile(runs, out, model=model, tokens_min=tokens_min)
+    told = f"{learned.profile.answers:,} answers, {learned.windows:,} windows; false_alarm_rate can be"
+    told += f" {learned.profile.false_alarm_rate_min:g} at the least; the change detection convicts"
+    errors.print(f"{out}: {told} {learned.alarms:,} of these answers", markup=False, soft_wrap=True)
 
 
 @app.command(epilog=_examples("repro report runs/hicache_early_read/20261124T101500Z-7"))
