@@ -145,6 +145,7 @@ class Summary(msgspec.Struct, frozen=True):
     bundled: bool  # the scenario comes with the package, so a token finds it
     url: str  # of the server that was the target, "" for the bundled stack
     load: dict[str, Any]  # as the scenario has it
+    acceptance: dict[str, Any]  # as the scenario asks for it, {} for not at all
     versions: dict[str, str]
     path: str
 
@@ -192,7 +193,8 @@ def summarise(run: Run) -> Summary:
         token=str(verdict.get("token") or ""),
         bundled=_is_bundled(meta.scenario, run.scenario_toml),
         url=url,
-        load=_load(scenario),
+        load=_table(scenario, "load"),
+        acceptance=_table(scenario, "acceptance"),
         versions=meta.versions,
         path=str(run.path),
     )
@@ -421,9 +423,9 @@ def _is_bundled(name: str, text: str) -> bool:
     return name in bundled_names() and find(name).source == text
 
 
-def _load(scenario: Mapping[str, Any]) -> dict[str, Any]:
-    load = scenario.get("load")
-    return load if isinstance(load, dict) else {}
+def _table(scenario: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = scenario.get(name)
+    return table if isinstance(table, dict) else {}
 
 
 def _scenario(text: str) -> dict[str, Any]:

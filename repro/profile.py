@@ -37,7 +37,7 @@ def _clean_answers(path: Path) -> list[CleanAnswer]:
     if run.verdict.get("verdict") != "clean":
         raise UsageError(
             f"{path}: a profile is learned from clean runs, this one is {run.verdict.get('verdict', run.meta.state)}. "
-            "Where a healthy model passes the fixed limits, replay with --acceptance length_min=1 --acceptance rate_max=1"
+            "Where healthy answers pass the fixed limits, replay with --acceptance length_min=1 --acceptance rate_max=1"
         )
     whole = [record for record in run.requests if record.finish in WHOLE and record.spec_verify_ct]
     return [CleanAnswer(record.spec, record.spec_window_rates) for record in whole if not record.suspect]

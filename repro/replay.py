@@ -1,6 +1,7 @@
 """Traces on the command line, as a scenario: so a replay has the same folder, report and token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,9 @@ def replay_scenario(
     for trace in traces:
         if not trace.exists():
             raise TraceError(f"{trace}: there is no such file or folder; give trace files or folders of them")
-    asked = {"on_anomaly": on_anomaly, "anomaly_retries_max": anomaly_retries} if on_anomaly != "report" else {}
+    retries = (
+        f'on_anomaly = "{on_anomaly}"\nanomaly_retries_max = {anomaly_retries}\n' if on_anomaly != "report" else ""
+    )
     text = f"""format = 1
 title = "Replay of agent traces"
 defects = {_toml(defects)}
@@ -53,7 +56,7 @@ time_scale = {time_scale}
 answer_tokens_max = {answer_tokens}
 history = "{history}"
 shape = {{ kind = "{arrivals}" }}
-{_lines(asked)}
+{retries}
 [limits]
 wall_s = {WEEK_S}
 requests = {REQUESTS_MAX}
@@ -61,31 +64,28 @@ requests = {REQUESTS_MAX}
     return parse(text, "replay", "replay")
 
 
-def _lines(values: Mapping[str, object]) -> str:
-    return "".join(f"{key} = {msgspec.json.encode(value).decode()}\n" for key, value in values.items())
-
-
 def _acceptance(lines: Sequence[str]) -> str:
-    """Return the table of TOML that "key=value" lines make; the values are numbers, or a file's name."""
-    if not lines:
-        return ""
-    values: dict[str, object] = {}
+    """Return the table of TOML that "key=value" lines make; what a key does not take, its reader refuses."""
+    values: dict[str, str] = {}
     for line in lines:
         key, equals, value = line.partition("=")
         if not equals:
             raise UsageError(f'--acceptance "{line}": give KEY=VALUE, such as length_min=1.4 or profile=glm.json')
-        values[key.strip()] = _number(value) if key.strip() != "profile" else value
-    return f"\n[acceptance]\n{_lines(values)}"
+        values[key.strip()] = value.strip()
+    table = [f"{_text(key)} = {_number(value) or _text(value)}\n" for key, value in values.items()]
+    return "\n[acceptance]\n" + "".join(table) if table else ""
 
 
-def _number(text: str) -> object:
-    """Return the number in a text, or the text itself, which the scenario's reader refuses with the key's name."""
+def _number(text: str) -> str:
+    """Return a number as TOML writes it; "" for what is none."""
     for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+        with suppress(ValueError):
+            return repr(kind(text))
+    return ""
+
+
+def _text(text: str) -> str:
+    return _toml([text])[1:-1]
 
 
 def _toml(texts: Sequence[str]) -> str:
