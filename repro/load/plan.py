@@ -96,6 +96,11 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     anomaly_retries_max: int = 1  # of one turn; the last answer is taken as it comes
     faults: ClientFaults = no_faults
 
+    @property
+    def answers_given_up_max(self) -> int:
+        """Return how many convicted answers of one turn are given up."""
+        return self.anomaly_retries_max if self.on_anomaly == "abort-retry" else 0
+
     def check(self) -> None:
         """Raise UsageError when a number makes no sense."""
         check_shape(self.shape)

@@ -116,21 +116,21 @@ class SessionRun:
 
         An answer that is convicted while it streams is given up and asked for again, as far as the plan allows.
         """
-        attempt = failures = shortened = losses = 0
-        gives_up = self.plan.anomaly_retries_max if self.plan.on_anomaly == "abort-retry" else 0
+        attempt = failures = shortened = losses = given_up = 0
         convicted = ""  # the latest request that was given up
         answer_tokens = self._answer_tokens(turn)
         while True:
             prompt = self.history.prompt(answer_tokens)
             await self.crowd.permission()
-            asked = _Attempt(self, index, turn, attempt, convicted, gives_up=gives_up > 0)
+            gives_up = given_up < self.plan.answers_given_up_max
+            asked = _Attempt(self, index, turn, attempt, convicted, gives_up=gives_up)
             await asked.run(prompt, answer_tokens, due_s)
             answer = asked.answer
             attempt += 1
             if answer.counts is not None:
                 self.history.counted(answer.counts.prompt_tokens)
             if asked.convicted:
-                gives_up -= 1
+                given_up += 1
                 convicted = asked.request
             elif asked.lost is not None:
                 losses += 1
@@ -242,7 +242,8 @@ class _Attempt:
         return None
 
     def _convicts(self, answer: Answer, piece: Piece) -> bool:
-        text, found = last_part(answer), list[OnlineFinding | None]()
+        found: list[OnlineFinding | None] = []
+        text = last_part(answer)
         if text or piece.tokens:
             found += [detector.feed(text, piece.tokens, piece.logprobs) for detector in self._text_detectors]
         if piece.spec is not None:
