@@ -157,6 +157,6 @@ class Acceptance:
             **msgspec.structs.asdict(counts),
             **more,
         }
-        against = f", limit {limit:.4g}" if limit is not None else " on average since then"
-        claim = f"{signature}: {value:.4g}{against}, at {counts.completion_tokens} tokens"
+        told = f", the limit is {limit:.4g}" if limit is not None else " on average since then"
+        claim = f"{signature}: {value:.4g} after {counts.completion_tokens} tokens{told}"
         return Finding(self.name, "acceptance", claim, signature, evidence=evidence)

@@ -81,9 +81,13 @@ def _of_server(observed: Observed, again: AskedAgain, judges: TextJudges) -> lis
         if not record.detectors or record.request not in again.texts:
             continue
         record.clean_text = again.texts[record.request]
-        repeats = record.clean_text == record.text or _repeats(record, observed, judges)
+        repeats = _repeats(record, observed, judges)
+        if record.finish == "abort":  # given up by us: compared as far as it had come
+            record.clean_text = record.clean_text[: len(record.text)]
+        same = record.clean_text == record.text
+        repeats = repeats or same
         if again.flushed or not repeats:
-            record.oracle = "same" if record.clean_text == record.text else "other"
+            record.oracle = "same" if same else "other"
             record.own, record.visible = (repeats, not repeats) if _looks_wrong(record) else (False, False)
     why = "a server at a URL has no clean decode of ours to compare with"
     unsure = NOT_ASKED if again.flushed or not again.texts else NOT_FLUSHED

@@ -136,6 +136,8 @@ def test_odd_acceptance_aborts_is_retried_and_convicts_the_server(tmp_path: Path
     assert outcome.verdict["funnel"]["acceptance"] == 1  # type: ignore[index]
     assert outcome.verdict["retries"]["retried_clean"] == 1  # type: ignore[index]
     first, second, third = open_run(outcome.path).requests
+    assert first.oracle == "same"  # as far as it came: the drafts were wrong, the tokens were not
+    assert "after 128 tokens, the limit is 1.4" in render_report(open_run(outcome.path))
     assert (first.finish, first.completion_tokens, first.spec_verify_ct) == ("abort", 128, 128)
     assert (second.completion_tokens, second.spec_accept_token_num, third.acceptance) == (480, 320, False)
     assert len(second.spec_window_rates) == 7
