@@ -28,7 +28,7 @@ SCORES_PER_DEVIATION = 16
 
 
 class Quantile(msgspec.Struct, frozen=True):
-    """A share of clean answers and what they do not pass: stay at or above it below the median, or at or below."""
+    """A share of clean answers, and the value that so many of them stay below."""
 
     share: float
     value: float
@@ -125,9 +125,11 @@ def percent(rate: float) -> int:
 def chart_of(profile: AcceptanceProfile, arl_tokens: float) -> Chart:
     """Return the chart whose two sums together alarm once in `arl_tokens` tokens of clean text, on average.
 
-    Windows are taken as independent. A score is the normal deviate of the window's place among the clean
-    ones; one more window, spread over all rates, stands for those that were not seen. Raises UsageError when
-    so rare an alarm cannot be had.
+    A score is the normal deviate of the window's place among the clean ones; one more window, spread over all
+    rates, stands for those that were not seen. Windows are taken as independent: where answers differ from each
+    other as wholes, alarms come more often, and `repro profile` tells how many of its own answers alarm. Learned
+    from 200 answers, the true run length was 0.64 to 5.1 times the stated one, from 50 it was 0.25 to 40 times
+    (tests.bench.acceptance). Raises UsageError when so rare an alarm cannot be had.
     """
     counts = np.asarray(profile.windows, dtype=float) + 1 / PERCENT
     shares = counts / counts.sum()

@@ -199,6 +199,7 @@ def _replay_again(summary: Summary) -> str:
     load = summary.load
     traces = load.get("trace", ())
     words = ["repro", "replay", *([traces] if isinstance(traces, str) else traces), "--target", summary.url]
+    words += ["--api", summary.api] if summary.api != "chat" else []
     for key, option in REPLAY_OPTIONS.items():
         words += [option, load[key]] if key in load else []
     for key, value in summary.acceptance.items():

@@ -144,6 +144,7 @@ class Summary(msgspec.Struct, frozen=True):
     token: str
     bundled: bool  # the scenario comes with the package, so a token finds it
     url: str  # of the server that was the target, "" for the bundled stack
+    api: str  # of that server
     load: dict[str, Any]  # as the scenario has it
     acceptance: dict[str, Any]  # as the scenario asks for it, {} for not at all
     versions: dict[str, str]
@@ -193,6 +194,7 @@ def summarise(run: Run) -> Summary:
         token=str(verdict.get("token") or ""),
         bundled=_is_bundled(meta.scenario, run.scenario_toml),
         url=url,
+        api=str(meta.config.get("api") or "chat"),
         load=_table(scenario, "load"),
         acceptance=_table(scenario, "acceptance"),
         versions=meta.versions,

@@ -131,6 +131,10 @@ def run(
 def replay(
     traces: Annotated[list[Path], typer.Argument(help="Trace files or folders, in any known format.")],
     target: Annotated[str, typer.Option(help="bundled, or the URL of an OpenAI-compatible server.")] = BUNDLED,
+    api: Annotated[
+        Literal["chat", "completions", "generate"],
+        typer.Option(help="Of the server; SGLang tells the counts of its drafts on /generate only."),
+    ] = "chat",
     concurrency: Annotated[
         int, typer.Option(min=1, max=MOST["concurrency"], help="Sessions under way at once.", metavar="N")
     ] = 16,
@@ -200,9 +204,11 @@ def replay(
         raise UsageError(f'--target "{target}": give {BUNDLED}, or a URL such as http://127.0.0.1:30000')
     if url and defect:
         raise UsageError("--defect needs the bundled stack: a defect cannot be put into a server at a URL")
+    if api != "chat" and not url:
+        raise UsageError(f"--api {api} needs a server at a URL; the bundled stack is asked over its chat API")
     from repro.run import RunOptions
 
-    _finish(_run(scenario, RunOptions(seed, url=url), runs, quiet, threads), json)
+    _finish(_run(scenario, RunOptions(seed, url=url, api=api), runs, quiet, threads), json)
 
 
 @app.command(

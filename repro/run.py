@@ -24,6 +24,7 @@ from repro.load.faults import faults_of
 from repro.load.history import TokenCounter, characters_per_four
 from repro.load.lag import Quantiles
 from repro.load.plan import LoadPlan, LoadResult, OnProgress
+from repro.load.wire import Api
 from repro.observed import Observed
 from repro.record.folder import RunFolder
 from repro.scenario import Scenario
@@ -50,6 +51,7 @@ class RunOptions:
     no_faults: bool = False
     picker: Picker = "timed"
     url: str = ""  # a running server instead of the bundled stack
+    api: Api = "chat"  # of that server
     oracle_sample: int = ORACLE_SAMPLE
 
 
@@ -84,7 +86,7 @@ def run_scenario(
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
-    server = ServerTarget(options.url) if options.url else None
+    server = ServerTarget(options.url, options.api) if options.url else None
     if server and (wait_s := longest_wait_s(sessions) * scenario.load.time_scale) > NOTED_WAIT_S:
         note(
             f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"

@@ -26,6 +26,7 @@ from repro.load.plan import (
     OnProgress,
     OnRequest,
 )
+from repro.load.wire import Api
 from repro.record.requests import RequestRecord
 from repro.schedule.pickers import Pick, timed
 from repro.serve.config import EngineConfig
@@ -161,12 +162,12 @@ def _death_of(engine: "asyncio.Task[None]") -> ReproError:
 
 
 class ServerTarget:
-    """A running OpenAI-compatible server. Raises UsageError for what is no URL."""
+    """A running OpenAI-compatible server, or SGLang's own API. Raises UsageError for what is no URL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api: Api = "chat") -> None:
         self.said_again = AskedAgain()  # what it says to suspects, alone, after the load
         self.context_tokens_max: int | None = None
-        self._client = KeepingClient(open_client(url).http)
+        self._client = KeepingClient(open_client(url).http, api=api)
 
     def drive(self, load: Load) -> LoadResult:
         """Run the whole load to its end, in real time; Ctrl-C returns what there is."""

@@ -16,7 +16,7 @@ from repro.record.requests import RequestRecord, SpecCounts
 from repro.target import BundledTarget, ServerTarget
 
 NOT_DECODED = "{} suspect answer(s) were not decoded again"
-NOT_TOLD = "the target tells no counts of speculative decoding (meta_info)"
+NOT_TOLD = "the target tells no counts of speculative decoding (meta_info; SGLang has them on /generate only)"
 NOT_ASKED = "{} suspect answer(s) could not be asked for again"
 NOT_FLUSHED = (
     "{} suspect answer(s) look wrong when asked for again, alone, too. The server did not drop its cache "
@@ -102,7 +102,12 @@ def _of_server(observed: Observed, again: AskedAgain, judges: TextJudges) -> lis
 def _acceptance_of_server(observed: Observed, again: AskedAgain, unsure: str) -> Verdict:
     """Judge odd acceptance as odd texts are judged: what is as odd alone, on a dropped cache, is the model's own."""
     alone = {finding.request: again.counts.get(finding.request, []) for finding in observed.acceptance_findings}
-    repeats = {request: _odd(observed, counts) for request, counts in alone.items() if counts}
+    enough = observed.acceptance.tokens_judged  # a short answer has not shown that it is not as odd
+    repeats = {
+        request: _odd(observed, counts)
+        for request, counts in alone.items()
+        if counts and counts[-1].completion_tokens >= enough
+    }
     open_ones = [f for f in observed.acceptance_findings if not (again.flushed and repeats.get(f.request))]
     sure = [finding for finding in open_ones if repeats.get(finding.request) is False]
     return _acceptance(observed, sure, unsure.format(len(open_ones)) if open_ones and not sure else "")
@@ -116,20 +121,24 @@ def _odd(observed: Observed, counts: Sequence[SpecCounts]) -> bool:
 def _acceptance(observed: Observed, sure: Sequence[Finding], unsure: str) -> Verdict:
     """Return the acceptance detector's answer, `sure` being the findings that convict and `unsure` why others don't.
 
-    A target that tells no counts, or only of answers too short to judge, is unknown where the detector was asked for.
+    Where no answer can be judged for want of counts, length or a fitting profile, that is unknown if the detector
+    was asked for, and else it does not apply.
     """
     rules, name = observed.acceptance, Acceptance.name
     convicted = {finding.request for finding in sure}
     for record in observed.records:
         record.acceptance = record.request in convicted
     told = [record for record in observed.records if record.spec_verify_ct]
+    blind: Answer = "unknown" if rules.required else "not_applicable"
     judged = [record for record in told if record.completion_tokens >= rules.tokens_judged]
     if sure:
         return Verdict(name, "anomaly", tuple(sure), checked=len(judged))
     if not judged:
         why = f"no answer reached the {rules.tokens_judged} tokens that it takes to judge" if told else NOT_TOLD
-        return Verdict(name, "unknown" if rules.required else "not_applicable", (), why)
+        return Verdict(name, blind, (), why)
     unfit = [why for record in judged if (why := rules.unfit(record.spec))]
+    if len(unfit) == len(judged):
+        return Verdict(name, blind, (), unfit[0])
     missing = [r for r in observed.records if not r.spec_verify_ct and r.completion_tokens >= rules.tokens_judged]
     if unfit or missing:
         unsure = f"{len(unfit)} answer(s): {unfit[0]}" if unfit else f"{len(missing)} answer(s) came without counts"

@@ -156,6 +156,7 @@ def test_the_programs_help_tells_the_exit_codes() -> None:
         (["replay", "a.jsonl", "--target", "localhost:1"], '--target "localhost:1": give bundled, or a URL'),
         (["replay", "a.jsonl", "--target", "http://[::1"], "'http://[::1' is no URL"),
         (["replay", "a.jsonl", "--defect", "hicache_early_read", "--target", SERVER_LOST], "--defect needs the"),
+        (["replay", "a.jsonl", "--api", "generate"], "--api generate needs a server at a URL; the bundled stack"),
         (["replay", "a.jsonl", "--acceptance", "1.4"], '--acceptance "1.4": give KEY=VALUE, such as length_min=1.4'),
         (["replay", "a.jsonl", "--acceptance", "length=1.4"], 'unknown key length; nearest: "length_min"'),
         (["replay", "a.jsonl", "--acceptance", "length_min=0.5"], "[acceptance]: length_min = 0.5; must be at least 1"),

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from reports.html import render_report
+from reports.story import replay_command
 from reports.summary import summarise
 from repro.load.asgi import Message
+from repro.load.wire import Api
 from repro.record.view import open_run
 from repro.replay import replay_scenario
 from repro.run import Outcome, RunOptions, run_scenario
 from repro.trace.format import Message as Said
 from repro.trace.format import Session, Turn
 from repro.trace.store import write_sessions
-from tests.load.stubs import ChatStub, Receive, Send, delta, meta, reply, usage
+from tests.load.stubs import ChatStub, Receive, Send, delta, event, meta, reply, usage
 from tests.server.builders import over_http
 
 FINE = "def read(path):\n    with open(path) as file:\n        return file.read()\n"
@@ -50,7 +52,7 @@ class LoopingStub(ChatStub):
         await send({"type": "http.response.body", "body": tail, "more_body": False})
 
 
-def replayed(root: Path, stub: ChatStub, trace: Path | None = None, **options: Any) -> Outcome:
+def replayed(root: Path, stub: ChatStub, trace: Path | None = None, api: Api = "chat", **options: Any) -> Outcome:
     if trace is None:
         trace = root / "session.json"
         turns = [{"role": "user", "content": "read the file"}, {"role": "assistant", "content": FINE * 4}]
@@ -60,7 +62,9 @@ def replayed(root: Path, stub: ChatStub, trace: Path | None = None, **options: A
         arrivals="closed", defects=(), **options,
     )  # fmt: skip
     with over_http(stub) as url:  # type: ignore[arg-type]
-        return run_scenario(scenario, RunOptions(url=url), root=root / "runs", utc=datetime(2026, 11, 25, tzinfo=UTC))
+        return run_scenario(
+            scenario, RunOptions(url=url, api=api), root=root / "runs", utc=datetime(2026, 11, 25, tzinfo=UTC)
+        )
 
 
 def test_a_model_that_loops_by_itself_convicts_no_server(tmp_path: Path) -> None:
@@ -148,7 +152,34 @@ def test_a_server_without_counts_is_inconclusive_only_when_they_were_asked_for(t
     assert outcome.verdict["detectors"]["acceptance"] == "not_applicable"  # type: ignore[index]
     outcome = replayed(tmp_path, LoopingStub(alone=True), acceptance=("length_min=1.4",))
     assert (outcome.judgement.word, outcome.judgement.exit_code) == ("inconclusive", 5)
-    assert outcome.judgement.why == ("acceptance: the target tells no counts of speculative decoding (meta_info)",)
+    assert outcome.judgement.why == (
+        "acceptance: the target tells no counts of speculative decoding (meta_info; SGLang has them on /generate only)",
+    )
+
+
+class GeneratingStub(LoopingStub):
+    """SGLang's /generate: the whole answer so far in each event, and the counts of its drafts beside it."""
+
+    async def answer(self, body: dict[str, Any], name: str, receive: Receive, send: Send) -> None:
+        accepted = 0 if body["rid"].endswith(":0") else 2
+        head = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        for number in range(1, 161):
+            told: dict[str, Any] = dict(meta((accepted + 1) * number, number, accepted * number, 3 * number))
+            told["finish_reason"] = {"type": "stop"} if number == 160 else None
+            ids = list(range((accepted + 1) * number))
+            chunk = event(text="".join(f"{n} " for n in range(number)), output_ids=ids, meta_info=told)
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+
+def test_sglangs_own_api_tells_the_counts(tmp_path: Path) -> None:
+    outcome = replayed(tmp_path, GeneratingStub(alone=False), api="generate")
+    assert outcome.verdict["findings"] == {"acceptance": 1}
+    run = open_run(outcome.path)
+    assert [record.spec_verify_ct for record in run.requests] == [160, 160]
+    assert run.requests[0].text == "".join(f"{n} " for n in range(160))
+    assert "--api generate" in replay_command(summarise(run))
 
 
 class LeakingStub(ChatStub):

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from detectors.acceptance import AcceptanceRules
+from detectors.acceptance_profile import learn
 from detectors.base import Verdict
 from detectors.leak import Nonces
 from repro.judges import TextJudges
@@ -15,7 +17,7 @@ from repro.record.requests import RequestRecord, SpecCounts
 from repro.target import ServerTarget
 from repro.truth import verdicts_of
 from tests.builders import make_folder, make_request, text_finding
-from tests.detectors.spec import steady
+from tests.detectors.spec import clean_answers, steady
 
 LOOP = "over and " * 60
 FINE = "def read(path):\n    return path.read_text()\n"
@@ -121,6 +123,10 @@ def test_odd_acceptance_that_was_not_asked_about_again_is_unknown(tmp_path: Path
     assert accepted(tmp_path, POOR)[1].answer == "unknown"
 
 
+def test_a_short_answer_alone_does_not_show_that_only_the_load_was_odd(tmp_path: Path) -> None:
+    assert accepted(tmp_path, POOR, again={"s:0": GOOD[:20]})[1].answer == "unknown"
+
+
 def test_a_target_that_tells_no_counts_is_not_judged_and_unknown_if_that_was_asked_for(tmp_path: Path) -> None:
     for name, answers, told in (
         ("none", ([], []), "tells no counts of speculative decoding"),
@@ -130,6 +136,14 @@ def test_a_target_that_tells_no_counts_is_not_judged_and_unknown_if_that_was_ask
         assert verdict.answer == "not_applicable" and told in verdict.why
         _, verdict = accepted(tmp_path / f"{name} asked", *answers, rules=AcceptanceRules(required=True))
         assert verdict.answer == "unknown" and told in verdict.why
+
+
+def test_a_profile_of_another_configuration_does_not_apply_and_is_unknown_if_it_was_asked_for(tmp_path: Path) -> None:
+    rules = AcceptanceRules(profile=learn("m", clean_answers(60, 0.7), 128), false_alarm_rate=0.05)
+    other = steady(200, 2, drafts=5)
+    for required, answer in ((False, "not_applicable"), (True, "unknown")):
+        _, verdict = accepted(tmp_path / answer, other, rules=replace(rules, required=required))
+        assert verdict.answer == answer and "of 3 drafts a verify, the server has 5" in verdict.why
 
 
 def test_answers_without_counts_beside_others_and_counts_that_cannot_be_are_unknown(tmp_path: Path) -> None:

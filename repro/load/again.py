@@ -14,7 +14,7 @@ import msgspec
 from repro.load.answer import Answer
 from repro.load.client import Ask, ChatClient
 from repro.load.exchange import Close, Pause
-from repro.load.wire import Piece
+from repro.load.wire import Api, Piece
 from repro.record.requests import SpecCounts
 
 ASKED_AGAIN_MAX = 256  # more suspects than that are no matter of single answers any more
@@ -34,8 +34,8 @@ class AskedAgain:
 class KeepingClient(ChatClient):
     """A client that keeps what it asked, until told to forget it."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        super().__init__(http)
+    def __init__(self, http: httpx.AsyncClient, *, api: Api = "chat") -> None:
+        super().__init__(http, api=api)
         self.kept: dict[str, Ask] = {}
 
     async def ask(self, ask: Ask, watch: Callable[[Answer, Piece], Close | Pause | None], answer: Answer) -> None:

@@ -1,7 +1,7 @@
 """How rarely acceptance convicts clean series, how soon it finds a change, and what it and the leak detector cost.
 
 `python -m tests.bench.acceptance`: a chain of three drafts, each accepted with a fixed probability until one is
-not; profiles learned from 2,000 clean answers of 600 tokens. About a minute on one core.
+not; profiles learned from 2,000 clean answers of 600 tokens. Two minutes on one core.
 """
 
 import time
@@ -13,8 +13,9 @@ from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
 from detectors.acceptance import Acceptance, AcceptanceRules
-from detectors.acceptance_profile import AcceptanceProfile, learn
+from detectors.acceptance_profile import PERCENT, WINDOW_TOKENS, AcceptanceProfile, chart_of, learn, percent
 from detectors.base import Finding
+from detectors.cusum import average_run_length
 from detectors.leak import CrossPromptLeak, Nonces
 from repro.record.requests import SpecCounts
 from tests.detectors.spec import NO_RULES, clean_answers, drawn
@@ -24,14 +25,16 @@ CHANGES = (0.0, 0.3, 0.5)
 CLEAN_SERIES, CLEAN_TOKENS = 300, 10_000
 CHANGED_SERIES, CHANGE_AT, CHANGED_TOKENS = 100, 8_000, 1_000
 ARLS_TOKENS = (2e5, 1e7)
+PROFILES = 8
+TRUE_TOKENS = 5_000_000
 FEEDS = 200_000
 
 
 def main() -> None:
-    """Print the three tables."""
+    """Print the four tables."""
     console = Console(width=150)
     profiles = {accepts: learn("", clean_answers(2_000, accepts, seed=1), 128) for accepts in HEALTHY}
-    console.print(false_alarms(profiles), delays(profiles), costs(profiles[0.7]))
+    console.print(false_alarms(profiles), run_lengths(), delays(profiles), costs(profiles[0.7]))
 
 
 def found(rules: AcceptanceRules, series: Iterable[SpecCounts]) -> Finding | None:
@@ -65,6 +68,26 @@ def false_alarms(profiles: dict[float, AcceptanceProfile]) -> Table:
             )
             low, high = proportion_confint(convicted, CLEAN_SERIES, method="beta")
             table.add_row(str(accepts), name, stated, f"{convicted} of {CLEAN_SERIES}", f"{low:.1%} to {high:.1%}")
+    return table
+
+
+def run_lengths() -> Table:
+    """Return how far the true run length of the sums is from the stated one, by the answers they learned from."""
+    title = f"True run length / stated one, {PROFILES} profiles"
+    table = Table("drafts accepted", "answers learned from", "least", "median", "most", title=title)
+    for accepts in (HEALTHY[0], HEALTHY[-1]):
+        (long,) = clean_answers(1, accepts, tokens=TRUE_TOKENS, seed=PROFILES)
+        bins = [percent(rate) for rate in long.window_rates]
+        true = np.bincount(bins, minlength=PERCENT) / len(bins)
+        for answers in (50, 200):
+            ratios = []
+            for seed in range(PROFILES):
+                chart = chart_of(learn("", clean_answers(answers, accepts, seed=seed), 128), 1e7)
+                sides = ((chart.falls, chart.fall_limit), (chart.rises, chart.rise_limit))
+                lengths = [average_run_length(s, true.tolist(), limit) for s, limit in sides if limit is not None]
+                ratios.append(WINDOW_TOKENS / sum(1 / length for length in lengths) / 1e7)
+            told = (f"{value:.2f}" for value in (min(ratios), np.median(ratios), max(ratios)))
+            table.add_row(str(accepts), str(answers), *told)
     return table
 
 
