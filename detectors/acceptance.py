@@ -2,8 +2,8 @@
 
 Three rules look at the counts that the server sends with the stream; the first that is sure convicts.
 
-- *fixed*: the length of "Scaling Pain of Coding Agent Serving" (Z.ai, 2026): below 1.4 tokens a verify, or more
-  than 96 % of the drafts accepted, over the whole answer so far, from 128 tokens on.
+- *fixed*: the rule of "Scaling Pain of Coding Agent Serving" (Z.ai, 2026): fewer than 1.4 tokens a verify, or more
+  than 96 % of the drafts accepted, over the whole answer so far, either from 128 tokens on.
 - *learned*: the whole answer lies outside the quantiles of clean answers (`acceptance_profile`), at its end.
 - *change*: sums over windows of 64 tokens, which see what starts late in a long answer. An average does not.
 """
@@ -61,7 +61,7 @@ class AcceptanceRules(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def chart(self) -> Chart | None:
-        """Return the change detection's chart; takes a tenth of a second, once. Raises UsageError."""
+        """Return the change detection's chart; takes hundredths of a second, once."""
         return None if self.profile is None else chart_of(self.profile, self.arl_tokens)
 
     @property

@@ -81,11 +81,11 @@ def _of_server(observed: Observed, again: AskedAgain, judges: TextJudges) -> lis
         if not record.detectors or record.request not in again.texts:
             continue
         record.clean_text = again.texts[record.request]
-        repeats = _repeats(record, observed, judges)
+        looks_wrong_too = _repeats(record, observed, judges)
         if record.finish == "abort":  # given up by us: compared as far as it had come
             record.clean_text = record.clean_text[: len(record.text)]
         same = record.clean_text == record.text
-        repeats = repeats or same
+        repeats = same or looks_wrong_too
         if again.flushed or not repeats:
             record.oracle = "same" if same else "other"
             record.own, record.visible = (repeats, not repeats) if _looks_wrong(record) else (False, False)
