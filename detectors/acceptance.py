@@ -41,7 +41,7 @@ class AcceptanceRules(msgspec.Struct, frozen=True, dict=True):
     rate_max: float | None = RATE_MAX  # accepted of drafted tokens; None: no rule
     tokens_min: int = TOKENS_MIN  # generated tokens before either of the two convicts
     profile: AcceptanceProfile | None = None  # None: neither quantiles nor change detection
-    false_alarm_rate: float = FALSE_ALARM_RATE  # of the quantiles, per clean answer
+    false_alarm_rate: float | None = FALSE_ALARM_RATE  # of the quantiles, per clean answer; None: no rule
     arl_tokens: float = ARL_TOKENS  # clean tokens between two false alarms of the change detection, on average
     required: bool = False  # a target that tells no counts, or only short answers, is unknown then
 
@@ -51,13 +51,15 @@ class AcceptanceRules(msgspec.Struct, frozen=True, dict=True):
             value: float | None = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UsageError(f"acceptance: {name} = {value:g}; must be at least {least:g} and at most {most:g}")
-        if self.profile is not None and self.false_alarm_rate < self.profile.false_alarm_rate_min:
+        rate, profile = self.false_alarm_rate, self.profile
+        if profile is None:
+            return
+        if rate is not None and rate < profile.false_alarm_rate_min:
             raise UsageError(
-                f"acceptance: false_alarm_rate = {self.false_alarm_rate:g}: {self.profile.answers} clean answers "
-                f"vouch for {self.profile.false_alarm_rate_min:g} at the least; learn from more, or raise it"
+                f"acceptance: false_alarm_rate = {rate:g}: {profile.answers} clean answers vouch for "
+                f"{profile.false_alarm_rate_min:g} at the least; learn from more, or raise it"
             )
-        if self.profile is not None:
-            chart_of(self.profile, self.arl_tokens)  # raises where so rare an alarm cannot be had
+        chart_of(profile, self.arl_tokens)  # raises where so rare an alarm cannot be had
 
     @cached_property
     def chart(self) -> Chart | None:
@@ -103,12 +105,12 @@ class Acceptance:
 
     def close(self) -> Finding | None:
         """Compare the whole answer with clean ones."""
-        rules, counts, profile = self._rules, self._last, self._rules.profile
-        if self._found or profile is None or counts.completion_tokens < profile.tokens_min:
+        counts, profile, rate = self._last, self._rules.profile, self._rules.false_alarm_rate
+        if self._found or profile is None or rate is None or counts.completion_tokens < profile.tokens_min:
             return None
-        if not counts.spec_draft_token_num or rules.unfit(counts):
+        if not counts.spec_draft_token_num or self._rules.unfit(counts):
             return None
-        low, high = profile.length_below(rules.false_alarm_rate), profile.rate_above(rules.false_alarm_rate)
+        low, high = profile.length_below(rate), profile.rate_above(rate)
         if counts.accept_length < low:
             return self._finding("accept length below that of clean answers", counts.accept_length, low)
         if counts.accept_rate > high:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import asdict
 from tokenizers import Tokenizer
 
-from detectors.acceptance import FALSE_ALARM_RATE, AcceptanceRules
+from detectors.acceptance import FALSE_ALARM_RATE, LENGTH_MIN, RATE_MAX, AcceptanceRules
 from detectors.acceptance_profile import read_profile
 from detectors.base import Finding, TextDetector
 from detectors.leak import CrossPromptLeak, Nonces
@@ -61,9 +61,9 @@ def nonces_of(sessions: Sequence[Session]) -> Nonces | None:
 def acceptance_rules(spec: AcceptanceSpec | None, checkpoint: Path | None) -> AcceptanceRules:
     """Return how acceptance is judged; `checkpoint` is the bundled model's folder, None for a server.
 
-    A profile takes the place of the fixed limits that the scenario does not ask for: a model may pass them
-    with every healthy answer, as the bundled one passes the rate (MODEL_CARD.md). Raises UsageError for a
-    profile that cannot be read, and for limits that it cannot vouch for.
+    Of the limits that the scenario does not name, a fixed one is dropped that a profile's clean answers pass, as
+    the bundled model's may pass the rate (MODEL_CARD.md), and so are the quantiles of too few answers to promise
+    FALSE_ALARM_RATE. Raises UsageError for a profile that cannot be read, and for a limit that makes no sense.
     """
     asked = {} if spec is None else {key: each for key, each in asdict(spec).items() if each is not None}
     named, learned = asked.pop("profile", ""), None if checkpoint is None else checkpoint / PROFILE_FILE
@@ -71,8 +71,11 @@ def acceptance_rules(spec: AcceptanceSpec | None, checkpoint: Path | None) -> Ac
     limits: dict[str, Any] = {} if checkpoint is None else {"rate_max": None}
     profile = None if path is None else read_profile(path)
     if profile is not None:
-        rate = max(FALSE_ALARM_RATE, profile.false_alarm_rate_min)
-        limits = {"length_min": None, "rate_max": None, "false_alarm_rate": rate}
+        limits = {
+            "length_min": LENGTH_MIN if profile.length[0].value >= LENGTH_MIN else None,
+            "rate_max": RATE_MAX if profile.rate[-1].value <= RATE_MAX else None,
+            "false_alarm_rate": FALSE_ALARM_RATE if profile.false_alarm_rate_min <= FALSE_ALARM_RATE else None,
+        }
     rules = AcceptanceRules(**(limits | asked), profile=profile, required=spec is not None)
     rules.check()
     return rules

@@ -46,14 +46,27 @@ def test_a_run_that_is_not_clean_teaches_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "p.json").exists()
 
 
-def test_a_profile_takes_the_place_of_the_fixed_limits_that_nobody_asked_for(tmp_path: Path) -> None:
-    run = make_run(tmp_path, requests=drafted_requests(70), findings=(), verdict=CLEAN)
+@pytest.mark.parametrize(
+    ("accepts", "length_min", "rate_max"), [(0.1, None, 0.96), (0.7, 1.4, 0.96), (0.998, 1.4, None)]
+)
+def test_fixed_limits_that_clean_answers_pass_are_dropped(
+    accepts: float, length_min: float | None, rate_max: float | None, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, requests=drafted_requests(70, accepts), findings=(), verdict=CLEAN)
     path = str(tmp_path / "p.json")
     profile = learn_profile([run.path], Path(path), model="", tokens_min=128).profile
     rules = acceptance_rules(AcceptanceSpec(profile=path), None)
-    assert (rules.length_min, rules.rate_max, rules.profile, rules.required) == (None, None, profile, True)
-    assert rules.false_alarm_rate == profile.false_alarm_rate_min == 0.05
-    assert acceptance_rules(AcceptanceSpec(profile=path, length_min=1.2), None).length_min == 1.2
+    assert (rules.length_min, rules.rate_max, rules.profile, rules.required) == (length_min, rate_max, profile, True)
+    assert acceptance_rules(AcceptanceSpec(profile=path, rate_max=0.5), None).rate_max == 0.5
+
+
+def test_quantiles_of_too_few_answers_judge_only_when_they_are_asked_to(tmp_path: Path) -> None:
+    run = make_run(tmp_path, requests=drafted_requests(70), findings=(), verdict=CLEAN)
+    path = str(tmp_path / "p.json")
+    profile = learn_profile([run.path], Path(path), model="", tokens_min=128).profile
+    assert profile.false_alarm_rate_min == 0.05
+    assert acceptance_rules(AcceptanceSpec(profile=path), None).false_alarm_rate is None
+    assert acceptance_rules(AcceptanceSpec(profile=path, false_alarm_rate=0.06), None).false_alarm_rate == 0.06
     with pytest.raises(UsageError, match="false_alarm_rate = 0.001: 70 clean answers vouch for 0.05"):
         acceptance_rules(AcceptanceSpec(profile=path, false_alarm_rate=0.001), None)
 
