@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from repro.base.probe import Event
+from repro.record.requests import SpecCounts
 
 Answer = Literal["clean", "anomaly", "unknown", "not_applicable"]
 Layer = Literal["ordering", "canary", "divergence", "acceptance", "text"]
@@ -60,6 +61,22 @@ class TextDetector(Protocol):
 
     def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> Finding | None:
         """Take what the answer has grown by."""
+
+    def close(self) -> Finding | None:
+        """The answer is complete."""
+
+
+class CountsDetector(Protocol):
+    """An online detector over the counts of speculative decoding of one answer; a new instance per request.
+
+    `feed` returns a finding the moment it is sure, at most one an answer; the driver may abort the request
+    then. `close` is called at the end and may still convict.
+    """
+
+    name: str
+
+    def feed(self, counts: SpecCounts) -> Finding | None:
+        """Take the counts of the answer so far."""
 
     def close(self) -> Finding | None:
         """The answer is complete."""

@@ -34,7 +34,7 @@ from reports.story import (
     wrong_reads,
 )
 from reports.summary import Group, Summary, exercise_label, headline, summarise
-from reports.words import compared_text, cut_text, loop_lag_text, own_text
+from reports.words import compared_text, cut_text, loop_lag_text, own_text, retries_text
 from repro.base.errors import RecordError
 from repro.base.probe import OpRef
 from repro.record.folder import STAMP
@@ -135,6 +135,7 @@ def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
         compared=compared_text(summary),
         own=own_text(summary),
         cut=cut_text(summary.cut),
+        retries=retries_text(summary.retries),
         loop_lag=loop_lag_text(summary),
         replay=replay_command(summary),
         findings=_findings(run, summary, bounds),
@@ -259,8 +260,10 @@ def _marks(record: RequestRecord) -> tuple[str, ...]:
         "corrupted": record.corrupted,
         f"poisoned by {record.origin}" if record.origin else "poisoned": record.poisoned,
         "diverged": record.oracle == "diverged",
+        "odd acceptance": record.acceptance,
         "visible": record.visible,
         "model's own": record.own,
+        f"retry of {record.retry_of}": bool(record.retry_of),
         "error": bool(record.error),
     }
     return tuple(name for name, holds in told.items() if holds)

@@ -17,6 +17,8 @@ REPLAY_OPTIONS = {
     "time_scale": "--time-scale",
     "answer_tokens_max": "--answer-tokens",
     "history": "--history",
+    "on_anomaly": "--on-anomaly",
+    "anomaly_retries_max": "--anomaly-retries",
 }
 NO_READS: Mapping[OpRef, Finding] = MappingProxyType({})
 
@@ -197,6 +199,9 @@ def _replay_again(summary: Summary) -> str:
     load = summary.load
     traces = load.get("trace", ())
     words = ["repro", "replay", *([traces] if isinstance(traces, str) else traces), "--target", summary.url]
+    words += ["--api", summary.api] if summary.api != "chat" else []
     for key, option in REPLAY_OPTIONS.items():
         words += [option, load[key]] if key in load else []
+    for key, value in summary.acceptance.items():
+        words += ["--acceptance", f"{key}={value}"]
     return shlex.join(map(str, [*words, "--seed", summary.seed]))

@@ -89,6 +89,15 @@ class Cut(msgspec.Struct, frozen=True):
     limit_tokens: int = 0  # 0 where the record does not say
 
 
+class Retries(msgspec.Struct, frozen=True):
+    """What became of answers that a detector convicted in their stream, as the online detectors saw it."""
+
+    aborted_retried: int = 0  # given up and asked for again
+    retried_clean: int = 0
+    retried_convicted: int = 0  # again
+    retried_unanswered: int = 0
+
+
 class Compared(msgspec.Struct, frozen=True):
     """Answers that were asked for again where nothing disturbs them."""
 
@@ -128,13 +137,16 @@ class Summary(msgspec.Struct, frozen=True):
     loop_lag_ms: dict[str, float]  # how late the client's event loop ran; empty in virtual time
     finishes: dict[str, int]
     cut: Cut
+    retries: Retries
     events: int
     dropped_events: int
     fingerprint: str
     token: str
     bundled: bool  # the scenario comes with the package, so a token finds it
     url: str  # of the server that was the target, "" for the bundled stack
+    api: str  # of that server
     load: dict[str, Any]  # as the scenario has it
+    acceptance: dict[str, Any]  # as the scenario asks for it, {} for not at all
     versions: dict[str, str]
     path: str
 
@@ -175,13 +187,16 @@ def summarise(run: Run) -> Summary:
         loop_lag_ms=_loop_lag(verdict.get("client_lag_ms")),
         finishes=_finishes(records),
         cut=_cut(records, verdict.get("contexts_cut")),
+        retries=Retries(**retry_counts(records)),
         events=meta.events,
         dropped_events=meta.dropped_events,
         fingerprint=str(verdict.get("fingerprint") or ""),
         token=str(verdict.get("token") or ""),
         bundled=_is_bundled(meta.scenario, run.scenario_toml),
         url=url,
-        load=_load(scenario),
+        api=str(meta.config.get("api") or "chat"),
+        load=_table(scenario, "load"),
+        acceptance=_table(scenario, "acceptance"),
         versions=meta.versions,
         path=str(run.path),
     )
@@ -195,6 +210,7 @@ def funnel_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
         "corrupted": sum(record.corrupted for record in records),
         "poisoned": sum(record.poisoned for record in records),
         "diverged": sum(record.oracle == "diverged" for record in records),
+        "acceptance": sum(record.acceptance for record in records),
         "visible": sum(record.visible for record in records),
         "model_own": sum(record.own for record in records),
     }
@@ -211,7 +227,9 @@ def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -
     if text and all(answer == "not_applicable" for answer in text):
         counts["visible"] = None
     counts["exposed"] = sum(record.cached_host_tokens > 0 for record in records)
-    return tuple(Stage(key, label, about, counts[key]) for key, label, about in _STAGES)
+    drafts = answers.get("acceptance", "not_applicable") != "not_applicable"
+    shown = [stage for stage in _STAGES if drafts or stage[0] != "acceptance"]
+    return tuple(Stage(key, label, about, counts[key]) for key, label, about in shown)
 
 
 _NEEDS = {"ordering": ("raced",), "canary": ("corrupted", "poisoned"), "divergence": ("diverged",)}
@@ -223,6 +241,7 @@ _STAGES = (
     ("corrupted", "Corrupted at first hand", "read bytes that were not the expected ones"),
     ("poisoned", "Poisoned by reuse", "read bytes that a corrupted request had stored"),
     ("diverged", "Diverged", "answered with another token than the clean decode"),
+    ("acceptance", "Odd acceptance", "had more or fewer of their drafts accepted than a clean answer"),
     ("visible", "Visible", "convicted by a text detector, and the clean decode does not have it"),
 )
 
@@ -373,6 +392,18 @@ def cut_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
     }
 
 
+def retry_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Return what became of answers that were given up, as the verdict JSON has it."""
+    last = {record.retry_of: record for record in records if record.retry_of}
+    convicted = sum(bool(record.detectors) for record in last.values())
+    clean = sum(record.finish in _ANSWERED and not record.detectors for record in last.values())
+    counts = Retries(len(last), clean, convicted, len(last) - clean - convicted)
+    return msgspec.structs.asdict(counts)
+
+
+_ANSWERED = ("stop", "length", "tool_calls")
+
+
 def _cut(records: Sequence[RequestRecord], told: object) -> Cut:
     return Cut(**cut_counts(records), limit_tokens=_counts(told).get("limit_tokens", 0))
 
@@ -394,9 +425,9 @@ def _is_bundled(name: str, text: str) -> bool:
     return name in bundled_names() and find(name).source == text
 
 
-def _load(scenario: Mapping[str, Any]) -> dict[str, Any]:
-    load = scenario.get("load")
-    return load if isinstance(load, dict) else {}
+def _table(scenario: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = scenario.get(name)
+    return table if isinstance(table, dict) else {}
 
 
 def _scenario(text: str) -> dict[str, Any]:

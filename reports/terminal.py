@@ -14,7 +14,7 @@ from reports.rates import cluster_text
 from reports.story import best_finding, missing_edge, replay_command, story, wrong_reads
 from reports.summary import DetectorRow, Summary, exercise_label, headline
 from reports.summary import Group as Kind
-from reports.words import compared_text, cut_text, loop_lag_text, own_text
+from reports.words import compared_text, cut_text, loop_lag_text, own_text, retries_text
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
 
@@ -164,6 +164,8 @@ def _facts(summary: Summary) -> Table:
             table.add_row("client lag", lag)
     if summary.cut.requests:
         table.add_row("cut", cut_text(summary.cut))
+    if summary.retries.aborted_retried:
+        table.add_row("retries", retries_text(summary.retries))
     for row in _silent(summary.detectors):
         table.add_row(*row)
     return table

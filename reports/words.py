@@ -1,6 +1,6 @@
 """Sentences that the terminal and the HTML report share."""
 
-from reports.summary import Cut, Summary
+from reports.summary import Cut, Retries, Summary
 
 
 def compared_text(summary: Summary) -> str:
@@ -34,6 +34,18 @@ def cut_text(cut: Cut) -> str:
         f"To fit the model's limit{limit}, {cut.turns:,} old {_plural(cut.turns, 'turn')} and {cut.characters:,} "
         f"characters were dropped from the histories of {cut.sessions:,} {_plural(cut.sessions, 'session')}; "
         f"{cut.requests:,} {_plural(cut.requests, 'request')} went out shortened; no turn was left out for it."
+    )
+
+
+def retries_text(retries: Retries) -> str:
+    """Return what became of answers that were given up in their stream; "" where none was."""
+    if not retries.aborted_retried:
+        return ""
+    answers = _plural(retries.aborted_retried, "answer was", "answers were")
+    rest = f", {retries.retried_unanswered:,} not at all" if retries.retried_unanswered else ""
+    return (
+        f"{retries.aborted_retried:,} {answers} convicted in the stream, given up and asked for again: "
+        f"{retries.retried_clean:,} came back clean, {retries.retried_convicted:,} convicted again{rest}."
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: repro run | replay | reproduce | campaign | report | serve | list.
+"""The command line: repro run | replay | reproduce | campaign | profile | report | serve | list.
 
 Standard output gets the result, and with --json one object and nothing else; progress and prose go to
 standard error. What goes wrong is one sentence there, and an exit code (EXIT_CODES below).
@@ -131,6 +131,10 @@ def run(
 def replay(
     traces: Annotated[list[Path], typer.Argument(help="Trace files or folders, in any known format.")],
     target: Annotated[str, typer.Option(help="bundled, or the URL of an OpenAI-compatible server.")] = BUNDLED,
+    api: Annotated[
+        Literal["chat", "completions", "generate"],
+        typer.Option(help="Of the server; SGLang tells the counts of its drafts on /generate only."),
+    ] = "chat",
     concurrency: Annotated[
         int, typer.Option(min=1, max=MOST["concurrency"], help="Sessions under way at once.", metavar="N")
     ] = 16,
@@ -157,6 +161,21 @@ def replay(
     defect: Annotated[
         list[str] | None, typer.Option(help="Give the bundled stack this defect (see `repro list`).", metavar="NAME")
     ] = None,
+    on_anomaly: Annotated[
+        Literal["report", "abort-retry"],
+        typer.Option(help="abort-retry: give an answer up that is convicted in its stream, and ask again."),
+    ] = "report",
+    anomaly_retries: Annotated[
+        int, typer.Option(min=0, max=MOST["anomaly_retries_max"], help="At most so often a turn.", metavar="N")
+    ] = 1,
+    acceptance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ask for the acceptance detector: length_min=1.4, rate_max=0.96, tokens_min=128, profile=FILE, "
+            "false_alarm_rate=0.001, arl_tokens=1e7.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -176,15 +195,20 @@ def replay(
         history=history,
         arrivals=arrivals,
         defects=tuple(defect or ()),
+        on_anomaly=on_anomaly,
+        anomaly_retries=anomaly_retries,
+        acceptance=tuple(acceptance or ()),
     )
     url = "" if target == BUNDLED else target
     if target != BUNDLED and not target.startswith(("http://", "https://")):
         raise UsageError(f'--target "{target}": give {BUNDLED}, or a URL such as http://127.0.0.1:30000')
     if url and defect:
         raise UsageError("--defect needs the bundled stack: a defect cannot be put into a server at a URL")
+    if api != "chat" and not url:
+        raise UsageError(f"--api {api} needs a server at a URL; the bundled stack is asked over its chat API")
     from repro.run import RunOptions
 
-    _finish(_run(scenario, RunOptions(seed, url=url), runs, quiet, threads), json)
+    _finish(_run(scenario, RunOptions(seed, url=url, api=api), runs, quiet, threads), json)
 
 
 @app.command(
@@ -263,6 +287,25 @@ def campaign(
             f"stopped by Ctrl-C: {missing} of {seeds * len(sides)} runs are missing; run folders are in {runs}"
         )
     raise typer.Exit(exit_code(sides, seeds))
+
+
+@app.command(epilog=_examples("repro profile runs/replay/20261124T101500Z-7 --out glm.json"))
+@_told
+def profile(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of clean runs.")],
+    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
+    model: Annotated[str, typer.Option(help="What the model is called; kept as a note.", metavar="NAME")] = "",
+    tokens_min: Annotated[
+        int, typer.Option(min=1, help="Learn from answers of at least so many tokens.", metavar="N")
+    ] = 128,
+) -> None:
+    """Learn how a model accepts its drafts when all is well, for `repro replay --acceptance profile=FILE`."""
+    from repro.profile import learn_profile
+
+    learned = learn_profile(runs, out, model=model, tokens_min=tokens_min)
+    told = f"{learned.profile.answers:,} answers, {learned.windows:,} windows; false_alarm_rate can be"
+    told += f" {learned.profile.false_alarm_rate_min:g} at the least; the change detection convicts"
+    errors.print(f"{out}: {told} {learned.alarms:,} of these answers", markup=False, soft_wrap=True)
 
 
 @app.command(epilog=_examples("repro report runs/hicache_early_read/20261124T101500Z-7"))

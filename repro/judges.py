@@ -1,21 +1,31 @@
-"""The text detectors of a run: online over each answer, and once more over the clean one.
+"""The online detectors of a run's answers; those of the text once more over the clean answer.
 
 Both sides are judged in the form in which a client is shown an answer: without the end token, tool
 calls parsed. Control tokens that are left in it then are leaked ones.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 from tokenizers import Tokenizer
 
+from detectors.acceptance import FALSE_ALARM_RATE, LENGTH_MIN, RATE_MAX, AcceptanceRules
+from detectors.acceptance_profile import read_profile
 from detectors.base import Finding, TextDetector
+from detectors.leak import CrossPromptLeak, Nonces
 from detectors.rare_tokens import Vocabulary
 from detectors.text import NAMES as TEXT_DETECTORS
 from detectors.text import text_detectors
+from repro.scenario import AcceptanceSpec
 from repro.serve.server.chat import parse
+from repro.trace.format import Session
 
-__all__ = ["TEXT_DETECTORS", "TextJudges", "shown", "vocabulary_of"]
+__all__ = ["TEXT_DETECTORS", "TextJudges", "acceptance_rules", "nonces_of", "shown", "vocabulary_of"]
+
+PROFILE_FILE = "acceptance.json"  # beside a checkpoint: how its clean answers accept their drafts
 
 # Control tokens that an answer is made of; the others belong to the template around it.
 MARKUP = (
@@ -26,19 +36,49 @@ MARKUP = (
 class TextJudges:
     """Makes the text detectors of each request (`load.plan.DetectorsFor`)."""
 
-    def __init__(self, vocabulary: Vocabulary | None) -> None:
+    def __init__(self, vocabulary: Vocabulary | None, nonces: Nonces | None = None) -> None:
+        self.nonces = nonces  # None: no session has one, and a leak cannot be told
         self._vocabulary = vocabulary
 
     def __call__(self, request: str, prompt: str) -> list[TextDetector]:
         """Return fresh detectors for one answer."""
-        return text_detectors(prompt, self._vocabulary)
+        looks = text_detectors(prompt, self._vocabulary)
+        return looks if self.nonces is None else [*looks, CrossPromptLeak(prompt, self.nonces)]
 
     def convicting(self, prompt: str, text: str, tokens: Sequence[int]) -> list[str]:
-        """Return the names of the detectors that convict a whole answer."""
+        """Return the names of the detectors of `TEXT_DETECTORS` that convict a whole answer."""
         findings: list[Finding | None] = []
         for detector in text_detectors(prompt, self._vocabulary):
             findings += [detector.feed(text, tuple(tokens)), detector.close()]
         return [finding.detector for finding in findings if finding is not None]
+
+
+def nonces_of(sessions: Sequence[Session]) -> Nonces | None:
+    """Return the nonces of a load; None when no session has one that can be told from chance."""
+    return Nonces({session.id: session.nonce for session in sessions if session.nonce}) or None
+
+
+def acceptance_rules(spec: AcceptanceSpec | None, checkpoint: Path | None) -> AcceptanceRules:
+    """Return how acceptance is judged; `checkpoint` is the bundled model's folder, None for a server.
+
+    Of the limits that the scenario does not name, a fixed one is dropped that a profile's clean answers pass, as
+    the bundled model's may pass the rate (MODEL_CARD.md), and so are the quantiles of too few answers to promise
+    FALSE_ALARM_RATE. Raises UsageError for a profile that cannot be read, and for a limit that makes no sense.
+    """
+    asked = {} if spec is None else {key: each for key, each in asdict(spec).items() if each is not None}
+    named, learned = asked.pop("profile", ""), None if checkpoint is None else checkpoint / PROFILE_FILE
+    path = Path(named) if named else learned if learned is not None and learned.is_file() else None
+    limits: dict[str, Any] = {} if checkpoint is None else {"rate_max": None}
+    profile = None if path is None else read_profile(path)
+    if profile is not None:
+        limits = {
+            "length_min": LENGTH_MIN if profile.length[0].value >= LENGTH_MIN else None,
+            "rate_max": RATE_MAX if profile.rate[-1].value <= RATE_MAX else None,
+            "false_alarm_rate": FALSE_ALARM_RATE if profile.false_alarm_rate_min <= FALSE_ALARM_RATE else None,
+        }
+    rules = AcceptanceRules(**(limits | asked), profile=profile, required=spec is not None)
+    rules.check()
+    return rules
 
 
 def shown(answer: str) -> str:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from detectors.acceptance import Acceptance, AcceptanceRules
 from detectors.base import Finding
 from detectors.canary import CanaryDetector
 from detectors.ordering import OrderingDetector
 from detectors.ownership import OwnershipDetector
 from repro.base.probe import Event, RequestEvent, Tokens
 from repro.limits import LimitWatch
-from repro.load.plan import DetectorsFor, TextDetector, TextFinding
+from repro.load.plan import CountsDetector, DetectorsFor, OnlineFinding, TextDetector
 from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord
@@ -24,15 +25,18 @@ class Observed:
     folder: RunFolder
     limits: LimitWatch
     text_detectors: DetectorsFor
+    acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
     ordering: OrderingDetector = field(default_factory=OrderingDetector)
     ownership: OwnershipDetector = field(default_factory=OwnershipDetector)
     canary: CanaryDetector = field(default_factory=CanaryDetector)
     exercise: ExerciseMeter = field(default_factory=ExerciseMeter)
     records: list[RequestRecord] = field(default_factory=list)
     text_findings: list[Finding] = field(default_factory=list)
-    prompts: dict[str, str] = field(default_factory=dict)  # of the answers that a text detector convicts
-    _answers: dict[str, list[int]] = field(default_factory=dict)  # of requests under way, as the next two
+    acceptance_findings: list[Finding] = field(default_factory=list)
+    prompts: dict[str, str] = field(default_factory=dict)  # of the answers that an online detector convicts
+    _answers: dict[str, list[int]] = field(default_factory=dict)  # of requests under way, as the next three
     _logprobs: dict[str, list[float]] = field(default_factory=dict)
+    _accepting: dict[str, Acceptance] = field(default_factory=dict)
     _admissions: dict[str, RequestEvent] = field(default_factory=dict)
 
     def feed(self, event: Event) -> None:
@@ -53,6 +57,11 @@ class Observed:
         self.prompts[request] = prompt
         return self.text_detectors(request, prompt)
 
+    def counted(self, request: str) -> Sequence[CountsDetector]:
+        """Return the detectors of the counts of a request that is about to be sent."""
+        self._accepting[request] = Acceptance(self.acceptance)
+        return (self._accepting[request],)
+
     def request(self, record: RequestRecord) -> None:
         """Take a request that is over."""
         record.tokens = self._answers.pop(record.request, record.tokens)
@@ -61,12 +70,16 @@ class Observed:
         if admission is not None:  # OpenAI's usage has only the sum over the tiers
             record.cached_device_tokens = int(admission.detail["device_hit"])
             record.cached_host_tokens = int(admission.detail["host_hit"])
+        accepting = self._accepting.pop(record.request, None)
+        if accepting is not None:
+            record.spec_window_rates = accepting.window_rates
         if not record.detectors:
             self.prompts.pop(record.request, None)
         self.records.append(record)
         self.folder.add_request(record)
 
-    def finding(self, request: str, finding: TextFinding) -> None:
-        """Take a finding of an online text detector."""
+    def finding(self, request: str, finding: OnlineFinding) -> None:
+        """Take a finding of an online detector."""
         assert isinstance(finding, Finding)
-        self.text_findings.append(msgspec.structs.replace(finding, request=request))
+        kept = self.acceptance_findings if finding.layer == "acceptance" else self.text_findings
+        kept.append(msgspec.structs.replace(finding, request=request))

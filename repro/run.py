@@ -14,16 +14,17 @@ from pathlib import Path
 import msgspec
 
 from detectors.base import Verdict
-from reports.summary import compared_counts, cut_counts, funnel_counts
+from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
 from repro.closing import kept
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
-from repro.judges import TextJudges, vocabulary_of
+from repro.judges import TextJudges, acceptance_rules, nonces_of, vocabulary_of
 from repro.limits import LimitWatch
 from repro.load.faults import faults_of
 from repro.load.history import TokenCounter, characters_per_four
 from repro.load.lag import Quantiles
 from repro.load.plan import LoadPlan, LoadResult, OnProgress
+from repro.load.wire import Api
 from repro.observed import Observed
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord
@@ -31,6 +32,7 @@ from repro.scenario import Scenario
 from repro.schedule import token as tokens
 from repro.schedule.pickers import RandomPicker, timed
 from repro.schedule.token import Picker, Token
+from repro.serve.engine import checkpoint_folder
 from repro.sessions import longest_wait_s, sessions_of
 from repro.target import BundledTarget, Checkpoint, Load, ServerTarget, load_checkpoint
 from repro.trace.format import Session
@@ -50,6 +52,7 @@ class RunOptions:
     no_faults: bool = False
     picker: Picker = "timed"
     url: str = ""  # a running server instead of the bundled stack
+    api: Api = "chat"  # of that server
     oracle_sample: int = ORACLE_SAMPLE
 
 
@@ -82,8 +85,9 @@ def run_scenario(
     user should know beforehand.
     """
     checkpoint = load_checkpoint(scenario.config)
+    acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
-    server = ServerTarget(options.url) if options.url else None
+    server = ServerTarget(options.url, options.api) if options.url else None
     if server and (wait_s := longest_wait_s(sessions) * scenario.load.time_scale) > NOTED_WAIT_S:
         note(
             f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"
@@ -102,14 +106,15 @@ def run_scenario(
         bounds = scenario.limits
         limits = LimitWatch(bounds.wall_s, bounds.requests, clock_s, lambda: folder.log.events)
         vocabulary = vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos)
-        judges = TextJudges(vocabulary)
-        observed = Observed(folder, limits, judges)
+        judges = TextJudges(vocabulary, nonces_of(sessions))
+        observed = Observed(folder, limits, judges, acceptance)
         injector = Injector(faults, options.seed, (observed.feed,))
         target = server or _bundled(scenario, options, checkpoint, injector)
         plan = _plan(scenario, options, checkpoint, injector)
         load = Load(
-            sessions, plan, observed.asked, observed.request, observed.finding, progress, limits, oracle_progress
-        )
+            sessions, plan, observed.asked, observed.counted, observed.request, observed.finding, progress, limits,
+            oracle_progress,
+        )  # fmt: skip
         result = target.drive(load)
         if isinstance(target, BundledTarget):
             injector.note_reordered(target.device.reordered)
@@ -164,6 +169,8 @@ def _plan(scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injec
         count_tokens=characters_per_four if options.url else _counter(checkpoint),
         context_tokens_max=None if options.url else scenario.config.context_tokens,
         answer_tokens_max=load.answer_tokens_max,
+        on_anomaly=load.on_anomaly,
+        anomaly_retries_max=load.anomaly_retries_max,
         faults=faults_of(injector),
     )
 
@@ -206,6 +213,7 @@ def _close(
         "contexts_cut": cut_counts(observed.records) | {"limit_tokens": limit_tokens or 0},
         "client_lag_ms": _milliseconds(result.lag),
         "funnel": funnel_counts(observed.records),
+        "retries": retry_counts(observed.records),
         "faults": {name: msgspec.to_builtins(count) for name, count in injector.counts.items()},
         "exercised": msgspec.to_builtins(observed.exercise.counts),
         "virtual_s": round(result.duration_s, 6),

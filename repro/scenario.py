@@ -9,11 +9,15 @@ from typing import Any, Literal
 
 import msgspec
 
+from detectors.acceptance import RANGES as ACCEPTANCE_RANGES
+from detectors.acceptance import Acceptance
+from detectors.leak import CrossPromptLeak
 from detectors.text import NAMES as TEXT_DETECTORS
 from repro.base.errors import ScenarioError, UsageError, nearest
 from repro.fault import plan
 from repro.fault.defects import with_defects
 from repro.fault.plan import Fault
+from repro.load.plan import OnAnomaly
 from repro.load.shapes import Closed, Recorded, Shape, arrival_times
 from repro.record.exercised import Exercised
 from repro.serve.config import CONFIGS, EngineConfig
@@ -24,7 +28,7 @@ from repro.trace.synth import KINDS
 
 FORMAT = 1
 SYNTH = "synth:"
-DETECTORS = ("ordering", "ownership", "canary", "divergence", *TEXT_DETECTORS)
+DETECTORS = ("ordering", "ownership", "canary", "divergence", Acceptance.name, *TEXT_DETECTORS, CrossPromptLeak.name)
 WEEK_S = 7 * 24 * 3600.0  # of virtual time; far beyond it the clock's ticks get coarse
 
 # What a number must be at least and at most: beyond it is a slip of the pen, and memory would not do.
@@ -36,6 +40,7 @@ LOAD_RANGES = {
     "answer_tokens_max": (1, 1_000_000),
     "scale_tokens": (SCALE_MIN, 1.0),
     "time_scale": (0, 1e6),
+    "anomaly_retries_max": (0, 100),
 }
 TARGET_RANGES = {
     "page_tokens": (1, 4096),
@@ -64,6 +69,22 @@ class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     history: Literal["recorded", "generated"] = "recorded"
     time_scale: float = 1.0
     shape: Shape = Closed()
+    on_anomaly: OnAnomaly = "report"  # or give the answer up that a detector convicts in its stream, and ask again
+    anomaly_retries_max: int = 1  # of one turn
+
+
+class AcceptanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How acceptance is judged, as `detectors.acceptance.AcceptanceRules` says; None: as it is by default.
+
+    A scenario that has it asks for the detector: a target that tells no counts is unknown then.
+    """
+
+    length_min: float | None = None
+    rate_max: float | None = None
+    tokens_min: int | None = None
+    profile: str | None = None  # a file that `repro profile` has written
+    false_alarm_rate: float | None = None
+    arl_tokens: float | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -93,6 +114,7 @@ class Scenario(msgspec.Struct, frozen=True):
     limits: Limits
     expect: Expect
     source: str  # the TOML text
+    acceptance: AcceptanceSpec | None = None
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,6 +126,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load: LoadSpec = LoadSpec()
     fault: tuple[Fault, ...] = ()
     exercise: dict[str, int] = {}
+    acceptance: AcceptanceSpec | None = None
     limits: Limits = Limits()
     expect: Expect = Expect()
 
@@ -150,7 +173,7 @@ def parse(text: str, name: str, where: str) -> Scenario:
     _check(file, config, where)
     return Scenario(
         name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
-        file.expect, text,
+        file.expect, text, file.acceptance,
     )  # fmt: skip
 
 
@@ -167,6 +190,8 @@ def _check(file: _File, config: EngineConfig, where: str) -> None:
         if key not in EXERCISE:
             raise ScenarioError(f'{where} [exercise]: unknown floor {key}; nearest: "{nearest(key, EXERCISE)}"')
     _check_ranges(file.exercise, dict.fromkeys(file.exercise, (0, 10**12)), f"{where} [exercise]")
+    if file.acceptance is not None:
+        _check_ranges(msgspec.structs.asdict(file.acceptance), ACCEPTANCE_RANGES, f"{where} [acceptance]")
     _check_ranges(msgspec.structs.asdict(file.limits), LIMIT_RANGES, f"{where} [limits]")
     for name in file.expect.detectors:
         if name not in DETECTORS:

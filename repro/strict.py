@@ -116,7 +116,9 @@ def _wrong_in_struct(value: dict[str, Any], kind: inspect.StructType, place: Pat
 
 def _wrong_in_union(value: dict[str, Any], kind: inspect.UnionType, place: Path) -> Iterator[tuple[Path, str]]:
     structs = {each.tag: each for each in kind.types if isinstance(each, inspect.StructType) and each.tag}
-    if not structs:
+    if not structs:  # a table that may be missing
+        for plain in kind.types:
+            yield from _wrong(value, plain, place) if isinstance(plain, inspect.StructType) else ()
         return
     tag_field = next(iter(structs.values())).tag_field
     assert tag_field is not None

@@ -17,7 +17,16 @@ from repro.load.again import AskedAgain, KeepingClient, ask_again
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.client import ChatClient, ServerFacts, open_client
 from repro.load.driver import drive
-from repro.load.plan import DetectorsFor, LoadPlan, LoadResult, OnFinding, OnProgress, OnRequest
+from repro.load.plan import (
+    CountsDetectorsFor,
+    DetectorsFor,
+    LoadPlan,
+    LoadResult,
+    OnFinding,
+    OnProgress,
+    OnRequest,
+)
+from repro.load.wire import Api
 from repro.record.requests import RequestRecord
 from repro.schedule.pickers import Pick, timed
 from repro.serve.config import EngineConfig
@@ -41,6 +50,7 @@ class Load:
     sessions: Sequence[Session]
     plan: LoadPlan
     text_detectors: DetectorsFor
+    counts_detectors: CountsDetectorsFor
     on_request: OnRequest
     on_finding: OnFinding
     progress: OnProgress
@@ -153,12 +163,12 @@ def _death_of(engine: "asyncio.Task[None]") -> ReproError:
 
 
 class ServerTarget:
-    """A running OpenAI-compatible server. Raises UsageError for what is no URL."""
+    """A running OpenAI-compatible server, or SGLang's own API. Raises UsageError for what is no URL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api: Api = "chat") -> None:
         self.said_again = AskedAgain()  # what it says to suspects, alone, after the load
         self.context_tokens_max: int | None = None
-        self._client = KeepingClient(open_client(url).http)
+        self._client = KeepingClient(open_client(url).http, api=api)
 
     def drive(self, load: Load) -> LoadResult:
         """Run the whole load to its end, in real time; Ctrl-C returns what there is."""
@@ -223,6 +233,7 @@ async def _driven(load: Load, client: ChatClient, context_tokens_max: int | None
         client,
         plan,
         text_detectors=load.text_detectors,
+        counts_detectors=load.counts_detectors,
         on_request=load.on_request,
         on_finding=load.on_finding,
         progress=load.progress,

@@ -35,7 +35,7 @@ sys.argv[1:] = ["run", "tiny.toml"]
 from repro.__main__ import main
 main()
 """
-COMMANDS = ("run", "replay", "reproduce", "campaign", "report", "serve", "list")
+COMMANDS = ("run", "replay", "reproduce", "campaign", "profile", "report", "serve", "list")
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +156,14 @@ def test_the_programs_help_tells_the_exit_codes() -> None:
         (["replay", "a.jsonl", "--target", "localhost:1"], '--target "localhost:1": give bundled, or a URL'),
         (["replay", "a.jsonl", "--target", "http://[::1"], "'http://[::1' is no URL"),
         (["replay", "a.jsonl", "--defect", "hicache_early_read", "--target", SERVER_LOST], "--defect needs the"),
+        (["replay", "a.jsonl", "--api", "generate"], "--api generate needs a server at a URL; the bundled stack"),
+        (["replay", "a.jsonl", "--acceptance", "1.4"], '--acceptance "1.4": give KEY=VALUE, such as length_min=1.4'),
+        (["replay", "a.jsonl", "--acceptance", "length=1.4"], 'unknown key length; nearest: "length_min"'),
+        (["replay", "a.jsonl", "--acceptance", "length_min=0.5"], "[acceptance]: length_min = 0.5; must be at least 1"),
+        (["replay", "a.jsonl", "--acceptance", "rate_max=nan"], "[acceptance]: rate_max = nan; must be at least"),
+        (["replay", "a.jsonl", "--acceptance", "rate_max=much"], '[acceptance]: rate_max = "much"; expected a number'),
+        (["replay", "a.jsonl", "--acceptance", "profile=no.json"], "no.json: cannot be read (No such file"),
+        (["profile", "nowhere", "--out", "p.json"], "nowhere: there is no such folder; give the folder of a run"),
         (["reproduce", "AgAD0YxseG86qZg0ATdTBf"], "is no whole token; copy all of its characters"),
         (["report", "nowhere"], "nowhere: there is no such folder; give the folder of a run"),
         (["serve", "--config", "no"], "--config no: there is no such configuration; nearest:"),
@@ -193,6 +201,9 @@ def test_a_usage_error_is_one_sentence(args: list[str], told: str, here: Path) -
         ["replay", "x", "--scale-tokens", "nan"],
         ["replay", "x", "--concurrency", "0"],
         ["replay", "x", "--time-scale", "-1"],
+        ["replay", "x", "--on-anomaly", "panic"],
+        ["replay", "x", "--anomaly-retries", "-1"],
+        ["profile", "x"],
         ["serve", "--port", "70000"],
     ],
 )

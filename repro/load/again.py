@@ -14,7 +14,8 @@ import msgspec
 from repro.load.answer import Answer
 from repro.load.client import Ask, ChatClient
 from repro.load.exchange import Close, Pause
-from repro.load.wire import Piece
+from repro.load.wire import Api, Piece
+from repro.record.requests import SpecCounts
 
 ASKED_AGAIN_MAX = 256  # more suspects than that are no matter of single answers any more
 FLUSH_TRIES_MAX = 20  # requests that were given up end a moment later, and a busy cache can't be dropped
@@ -26,14 +27,15 @@ class AskedAgain:
     """Answers by the request that was asked again, without those that failed."""
 
     texts: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, list[SpecCounts]] = field(default_factory=dict)  # of those drafted for, as they came
     flushed: bool = False  # the server had dropped its cache before
 
 
 class KeepingClient(ChatClient):
     """A client that keeps what it asked, until told to forget it."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        super().__init__(http)
+    def __init__(self, http: httpx.AsyncClient, *, api: Api = "chat") -> None:
+        super().__init__(http, api=api)
         self.kept: dict[str, Ask] = {}
 
     async def ask(self, ask: Ask, watch: Callable[[Answer, Piece], Close | Pause | None], answer: Answer) -> None:
@@ -53,10 +55,18 @@ async def ask_again(
     said.flushed = bool(wanted) and await _flush_cache(client)
     for number, ask in enumerate(wanted, 1):
         answer = Answer()
+        counts: list[SpecCounts] = []
         alone = msgspec.structs.replace(ask, request=f"{ask.request}.again", abort_after_s=None)
-        await client.ask(alone, lambda answer, piece: None, answer)
+
+        def watch(answer: Answer, piece: Piece, counts: list[SpecCounts] = counts) -> None:
+            if piece.spec is not None:
+                counts.append(piece.spec)
+
+        await client.ask(alone, watch, answer)
         if not answer.error_kind:
             said.texts[ask.request] = answer.text
+            if counts:
+                said.counts[ask.request] = counts
         done(number, len(wanted))
 
 

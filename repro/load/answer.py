@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from repro.load.wire import CallPiece, Counts, Piece
+from repro.record.requests import SpecCounts
 
 # refused: no connection. busy: 429 or 503. rejected: any other 4xx. server: 5xx, or an error event.
 # died: the connection broke. malformed: no readable stream. client: a bound of our own.
@@ -32,6 +33,7 @@ class Answer(msgspec.Struct):
     error_kind: ErrorKind = ""
     error: str = ""
     counts: Counts | None = None
+    spec: SpecCounts | None = None  # of speculative decoding, where the server tells them
     pieces: int = 0  # events that carried text, calls or tokens
     tokens: list[int] = msgspec.field(default_factory=list)  # /generate only
     logprobs: list[float] = msgspec.field(default_factory=list)
@@ -64,6 +66,7 @@ class Answer(msgspec.Struct):
         self.contents.append(piece.text)
         self.finish = piece.finish or self.finish
         self.counts = piece.counts or self.counts
+        self.spec = piece.spec or self.spec
         if piece.tokens or piece.logprobs:
             self.tokens += piece.tokens
             self.logprobs += piece.logprobs

@@ -18,7 +18,16 @@ from repro.base.errors import UsageError
 from repro.load.answer import Answer
 from repro.load.client import ChatClient
 from repro.load.lag import clock_of
-from repro.load.plan import DetectorsFor, LoadPlan, LoadResult, OnFinding, OnProgress, OnRequest, TextFinding
+from repro.load.plan import (
+    CountsDetectorsFor,
+    DetectorsFor,
+    LoadPlan,
+    LoadResult,
+    OnFinding,
+    OnlineFinding,
+    OnProgress,
+    OnRequest,
+)
 from repro.load.session import SessionRun, scaled_gap
 from repro.load.shapes import Closed, arrival_times
 from repro.load.tally import Tally
@@ -36,6 +45,7 @@ async def drive(
     plan: LoadPlan,
     *,
     text_detectors: DetectorsFor = lambda request, prompt: [],
+    counts_detectors: CountsDetectorsFor = lambda request: [],
     on_request: OnRequest = lambda record: None,
     on_finding: OnFinding = lambda request, finding: None,
     progress: OnProgress = lambda snapshot: None,
@@ -47,7 +57,7 @@ async def drive(
     comes out of here. Raises UsageError when the plan makes no sense.
     """
     plan.check()
-    driver = _Driver(sessions, client, plan, text_detectors, on_request, on_finding, progress)
+    driver = _Driver(sessions, client, plan, text_detectors, counts_detectors, on_request, on_finding, progress)
     client.lag.start()
     try:
         with _traces_out_of_gc():
@@ -65,6 +75,7 @@ class _Driver:
         client: ChatClient,
         plan: LoadPlan,
         text_detectors: DetectorsFor,
+        counts_detectors: CountsDetectorsFor,
         on_request: OnRequest,
         on_finding: OnFinding,
         progress: OnProgress,
@@ -74,6 +85,7 @@ class _Driver:
         self._client = client
         self._plan = plan
         self._text_detectors = text_detectors
+        self._counts_detectors = counts_detectors
         self._on_request = on_request
         self._on_finding = on_finding
         self._progress = progress
@@ -118,8 +130,8 @@ class _Driver:
         if self._tally.pieces % PIECES_PER_PROGRESS == 0:
             self._progress(self._tally.snapshot())
 
-    def found(self, request: str, finding: TextFinding) -> None:
-        """A text detector is sure."""
+    def found(self, request: str, finding: OnlineFinding) -> None:
+        """An online detector is sure."""
         self._tally.findings += 1
         self._on_finding(request, finding)
 
@@ -185,7 +197,7 @@ class _Driver:
             session, due_s = (self._called or self._due).popleft()
             if isinstance(self._plan.shape, Closed):
                 due_s = self._clock()  # it comes when another one leaves: nobody was late
-            run = SessionRun(session, self._client, self._plan, self, self._text_detectors)
+            run = SessionRun(session, self._client, self._plan, self, self._text_detectors, self._counts_detectors)
             task = self._loop.create_task(run.run(due_s), name=f"session {session.id}")
             self._tally.sessions_started += 1
             self._active[task] = session

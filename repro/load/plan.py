@@ -10,11 +10,11 @@ from repro.load.faults import ClientFaults, no_faults
 from repro.load.history import TokenCounter, characters_per_four
 from repro.load.lag import Quantiles
 from repro.load.shapes import Closed, Shape, check_shape
-from repro.record.requests import RequestRecord
+from repro.record.requests import RequestRecord, SpecCounts
 
 
-class TextFinding(Protocol):
-    """What a text detector finds; the driver only passes it on."""
+class OnlineFinding(Protocol):
+    """What an online detector finds; the driver only passes it on."""
 
     @property
     def detector(self) -> str:
@@ -30,10 +30,22 @@ class TextDetector(Protocol):
 
     name: str
 
-    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> TextFinding | None:
+    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> OnlineFinding | None:
         """Take what the answer has grown by."""
 
-    def close(self) -> TextFinding | None:
+    def close(self) -> OnlineFinding | None:
+        """The answer is complete."""
+
+
+class CountsDetector(Protocol):
+    """An online detector over the counts of one answer, as `detectors.base.CountsDetector` has it."""
+
+    name: str
+
+    def feed(self, counts: SpecCounts) -> OnlineFinding | None:
+        """Take the counts of the answer so far."""
+
+    def close(self) -> OnlineFinding | None:
         """The answer is complete."""
 
 
@@ -56,9 +68,11 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 OnRequest = Callable[[RequestRecord], None]
-OnFinding = Callable[[str, TextFinding], None]  # (request, finding)
+OnFinding = Callable[[str, OnlineFinding], None]  # (request, finding)
 OnProgress = Callable[[Progress], None]
 DetectorsFor = Callable[[str, str], Sequence[TextDetector]]  # (request, prompt as text): new ones each time
+CountsDetectorsFor = Callable[[str], Sequence[CountsDetector]]  # (request): new ones each time
+OnAnomaly = Literal["report", "abort-retry"]
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,8 +91,15 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     retries_max: int = 2  # of a request that failed for a reason that may pass
     retry_after_s: float = 0.5  # doubled each time
     rate_max_per_s: float | None = None  # coarse ceiling on requests to a foreign server
-    abort_on_finding: bool = False
+    # Z.ai's service rule: an answer that a detector convicts while it streams is given up and asked for again.
+    on_anomaly: OnAnomaly = "report"
+    anomaly_retries_max: int = 1  # of one turn; the last answer is taken as it comes
     faults: ClientFaults = no_faults
+
+    @property
+    def answers_given_up_max(self) -> int:
+        """Return how many convicted answers of one turn are given up."""
+        return self.anomaly_retries_max if self.on_anomaly == "abort-retry" else 0
 
     def check(self) -> None:
         """Raise UsageError when a number makes no sense."""
@@ -92,6 +113,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
             ("answer_tokens_unknown", self.answer_tokens_unknown, 1),
             ("retries_max", self.retries_max, 0),
             ("retry_after_s", self.retry_after_s, 0),
+            ("anomaly_retries_max", self.anomaly_retries_max, 0),
             ("rate_max_per_s", self.rate_max_per_s, 0.01),
         ]
         for name, value, least in limits:

@@ -25,7 +25,7 @@ from repro.load.faults import (
 )
 from repro.load.history import History, Prompt
 from repro.load.lag import clock_of
-from repro.load.plan import DetectorsFor, LoadPlan, TextDetector, TextFinding
+from repro.load.plan import CountsDetector, CountsDetectorsFor, DetectorsFor, LoadPlan, OnlineFinding, TextDetector
 from repro.load.wire import Piece
 from repro.record.requests import RequestRecord
 from repro.trace.format import Session, Turn
@@ -48,8 +48,8 @@ class Crowd(Protocol):
     def grown(self, answer: Answer) -> None:
         """An answer has got a piece."""
 
-    def found(self, request: str, finding: TextFinding) -> None:
-        """A text detector is sure."""
+    def found(self, request: str, finding: OnlineFinding) -> None:
+        """An online detector is sure."""
 
     def finished(self, record: RequestRecord, answer: Answer) -> None:
         """A request is over, however it went."""
@@ -74,12 +74,14 @@ class SessionRun:
         plan: LoadPlan,
         crowd: Crowd,
         detectors: DetectorsFor,
+        counts_detectors: CountsDetectorsFor,
     ) -> None:
         self.session = session
         self.client = client
         self.plan = plan
         self.crowd = crowd
         self.detectors = detectors
+        self.counts_detectors = counts_detectors
         self._clock = clock_of(asyncio.get_running_loop())
         self.history = History(session.tools, plan.count_tokens, plan.context_tokens_max)
 
@@ -110,19 +112,27 @@ class SessionRun:
             await self._wait_until((now_s // burst.period_s + 1) * burst.period_s)
 
     async def _ask(self, index: int, turn: Turn, due_s: float) -> Answer:
-        """Ask until there is an answer, an abort, or an error that stays; one record an attempt."""
-        attempt = failures = shortened = losses = 0
+        """Ask until there is an answer, an abort, or an error that stays; one record an attempt.
+
+        An answer that is convicted while it streams is given up and asked for again, as far as the plan allows.
+        """
+        attempt = failures = shortened = losses = given_up = 0
+        convicted = ""  # the latest request that was given up
         answer_tokens = self._answer_tokens(turn)
         while True:
             prompt = self.history.prompt(answer_tokens)
             await self.crowd.permission()
-            asked = _Attempt(self, index, turn, attempt)
+            gives_up = given_up < self.plan.answers_given_up_max
+            asked = _Attempt(self, index, turn, attempt, convicted, gives_up=gives_up)
             await asked.run(prompt, answer_tokens, due_s)
             answer = asked.answer
             attempt += 1
             if answer.counts is not None:
                 self.history.counted(answer.counts.prompt_tokens)
-            if asked.lost is not None:
+            if asked.convicted:
+                given_up += 1
+                convicted = asked.request
+            elif asked.lost is not None:
                 losses += 1
                 if losses > DISCONNECTS_MAX:
                     return answer
@@ -167,10 +177,15 @@ class SessionRun:
 class _Attempt:
     """One request of one turn; watches its answer."""
 
-    def __init__(self, owner: SessionRun, index: int, turn: Turn, attempt: int) -> None:
+    def __init__(
+        self, owner: SessionRun, index: int, turn: Turn, attempt: int, retry_of: str, *, gives_up: bool
+    ) -> None:
         session = owner.session
         self.answer = Answer()
+        self.request = request_id(session.id, index, attempt)
+        self.convicted = False  # by a detector, in its stream, and therefore given up
         self.lost: Disconnect | None = None  # the connection that we dropped on purpose
+        self._gives_up = gives_up
         self._stopped = False  # by us, at a piece of the answer
         self._owner = owner
         self._abort = _abort_of(turn, owner.fault("client.abort"))
@@ -178,15 +193,18 @@ class _Attempt:
         self._disconnect = fault if isinstance(fault, Disconnect) else None
         fault = owner.fault("client.slow_reader")
         self._slow = fault if isinstance(fault, SlowReader) else None
-        name = request_id(session.id, index, attempt)
         expected = turn.reply.content if turn.reply is not None else ""
-        self._record = RequestRecord(request=name, session=session.id, turn=index, attempt=attempt, expected=expected)
+        self._record = RequestRecord(
+            self.request, session.id, turn=index, attempt=attempt, expected=expected, retry_of=retry_of
+        )
         self._text_detectors: Sequence[TextDetector] = []
+        self._counts_detectors: Sequence[CountsDetector] = []
 
     async def run(self, prompt: Prompt, answer_tokens: int, due_s: float) -> None:
         """Send, watch, record."""
         owner, record = self._owner, self._record
         self._text_detectors = owner.detectors(record.request, prompt.text)
+        self._counts_detectors = owner.counts_detectors(record.request)
         record.due_us = due_s * 1e6
         record.dropped_turns = prompt.dropped_turns
         record.dropped_characters = prompt.dropped_characters
@@ -212,7 +230,8 @@ class _Attempt:
     def watch(self, answer: Answer, piece: Piece) -> Close | Pause | None:
         """Look at a piece the moment it arrives."""
         self._owner.crowd.grown(answer)
-        if self._convicts(answer, piece) and self._owner.plan.abort_on_finding:
+        if self._convicts(answer, piece) and self._gives_up:
+            self.convicted = True
             return self._stop(answer)
         for fault in (self._abort, self._disconnect):
             if fault is not None and fault.after_tokens is not None and answer.tokens_seen >= fault.after_tokens:
@@ -223,13 +242,15 @@ class _Attempt:
         return None
 
     def _convicts(self, answer: Answer, piece: Piece) -> bool:
+        found: list[OnlineFinding | None] = []
         text = last_part(answer)
-        if not text and not piece.tokens:
-            return False
-        found = [detector.feed(text, piece.tokens, piece.logprobs) for detector in self._text_detectors]
+        if text or piece.tokens:
+            found += [detector.feed(text, piece.tokens, piece.logprobs) for detector in self._text_detectors]
+        if piece.spec is not None:
+            found += [detector.feed(piece.spec) for detector in self._counts_detectors]
         return self._note(found)
 
-    def _note(self, found: Sequence[TextFinding | None]) -> bool:
+    def _note(self, found: Sequence[OnlineFinding | None]) -> bool:
         sure = [finding for finding in found if finding is not None]
         for finding in sure:
             self._record.detectors.append(finding.detector)
@@ -245,6 +266,7 @@ class _Attempt:
         """Let the detectors finish, and deliver the record."""
         answer = self.answer
         self._note([detector.close() for detector in self._text_detectors])
+        self._note([detector.close() for detector in self._counts_detectors])
         record = self._record
         record.finish = "disconnect" if self.lost is not None else answer.finish
         record.error = f"{answer.error_kind}: {answer.error}" if answer.error else ""
@@ -262,6 +284,11 @@ class _Attempt:
             by_tier = counts.cached_device_tokens is not None
             record.cached_device_tokens = (counts.cached_device_tokens or 0) if by_tier else counts.cached_tokens
             record.cached_host_tokens = counts.cached_host_tokens or 0
+        if answer.spec is not None:
+            record.completion_tokens = answer.spec.completion_tokens
+            record.spec_verify_ct = answer.spec.spec_verify_ct
+            record.spec_accept_token_num = answer.spec.spec_accept_token_num
+            record.spec_draft_token_num = answer.spec.spec_draft_token_num
         self._owner.crowd.finished(record, answer)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from repro.load.sse import MalformedStreamError
+from repro.record.requests import SpecCounts
 
 Api = Literal["chat", "completions", "generate"]
 PATHS: dict[Api, str] = {
@@ -51,6 +52,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     counts: Counts | None = None
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    spec: SpecCounts | None = None  # of the answer so far, where the server drafts and tells
 
 
 class ServerSaidError(Exception):
@@ -109,17 +111,24 @@ class _Extension(msgspec.Struct, gc=False):
     cached_tokens_details: _CachedDetails | None = None
 
 
+class _SpecMeta(msgspec.Struct, gc=False):
+    completion_tokens: int = 0
+    spec_verify_ct: int | None = None
+    spec_accept_token_num: int | None = None
+    spec_draft_token_num: int | None = None
+
+
 class _OpenAiEvent(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     sglext: _Extension | None = None
+    meta_info: _SpecMeta | None = None
     error: Any = None
 
 
-class _Meta(msgspec.Struct, gc=False):
+class _Meta(_SpecMeta, gc=False):
     finish_reason: dict[str, Any] | None = None
     prompt_tokens: int = 0
-    completion_tokens: int = 0
     cached_tokens: int = 0
     cached_tokens_details: _CachedDetails | None = None
     output_token_logprobs: list[tuple[float, int, str | None]] | None = None
@@ -154,12 +163,13 @@ class OpenAiReader:
         if event.sglext is not None and event.sglext.cached_tokens_details is not None:
             self._cached = event.sglext.cached_tokens_details  # comes in an event before the usage
         counts = None if event.usage is None else self._counts(event.usage)
+        spec = None if event.meta_info is None else _spec_counts(event.meta_info)
         if not event.choices:
-            return Piece(counts=counts)
+            return Piece(counts=counts, spec=spec)
         choice = event.choices[0]
         delta = choice.delta or _NO_DELTA
         if counts is None and choice.finish_reason is None and choice.logprobs is None and not delta.tool_calls:
-            return Piece(delta.content or choice.text or "", delta.reasoning_content or "")  # nearly all of them
+            return Piece(delta.content or choice.text or "", delta.reasoning_content or "", spec=spec)  # nearly all
         return Piece(
             text=(choice.text or "") + (delta.content or ""),
             reasoning=delta.reasoning_content or "",
@@ -167,6 +177,7 @@ class OpenAiReader:
             finish=choice.finish_reason or "",
             counts=counts,
             logprobs=() if choice.logprobs is None else _logprobs(choice.logprobs),
+            spec=spec,
         )
 
     def _counts(self, usage: _Usage) -> Counts:
@@ -210,6 +221,7 @@ class GenerateReader:
             counts=_meta_counts(meta),
             tokens=tokens,
             logprobs=tuple(logprob for logprob, _, _ in scored),
+            spec=_spec_counts(meta),
         )
 
 
@@ -248,6 +260,13 @@ def _logprobs(logprobs: _Logprobs) -> tuple[float, ...]:
     if logprobs.content is not None:
         return tuple(entry.logprob for entry in logprobs.content)
     return tuple(value for value in logprobs.token_logprobs or () if value is not None)
+
+
+def _spec_counts(meta: _SpecMeta) -> SpecCounts | None:
+    verifies, accepted, drafted = meta.spec_verify_ct, meta.spec_accept_token_num, meta.spec_draft_token_num
+    if verifies is None or accepted is None or drafted is None:
+        return None
+    return SpecCounts(meta.completion_tokens, verifies, accepted, drafted)
 
 
 def _meta_counts(meta: _Meta) -> Counts:

@@ -3,6 +3,39 @@
 import msgspec
 
 
+class SpecCounts(msgspec.Struct, frozen=True, gc=False):
+    """Counts of speculative decoding in one answer so far, under SGLang's names."""
+
+    completion_tokens: int = 0
+    spec_verify_ct: int = 0  # forward passes that checked drafts
+    spec_accept_token_num: int = 0  # drafted tokens that were accepted
+    spec_draft_token_num: int = 0  # drafted tokens
+
+    @property
+    def accept_length(self) -> float:
+        """Return the tokens a verify brought, its bonus token included; 0.0 before the first one."""
+        return self.completion_tokens / self.spec_verify_ct if self.spec_verify_ct else 0.0
+
+    @property
+    def accept_rate(self) -> float:
+        """Return which share of the drafted tokens was accepted; 0.0 before the first one."""
+        return self.spec_accept_token_num / self.spec_draft_token_num if self.spec_draft_token_num else 0.0
+
+    @property
+    def drafts(self) -> float:
+        """Return how many tokens were drafted for a verify."""
+        return self.spec_draft_token_num / self.spec_verify_ct if self.spec_verify_ct else 0.0
+
+    def since(self, earlier: "SpecCounts") -> "SpecCounts":
+        """Return what has come since `earlier`."""
+        return SpecCounts(
+            self.completion_tokens - earlier.completion_tokens,
+            self.spec_verify_ct - earlier.spec_verify_ct,
+            self.spec_accept_token_num - earlier.spec_accept_token_num,
+            self.spec_draft_token_num - earlier.spec_draft_token_num,
+        )
+
+
 class RequestRecord(msgspec.Struct):
     """One request as the client saw it, and what the judges said about it afterwards.
 
@@ -30,11 +63,17 @@ class RequestRecord(msgspec.Struct):
     expected: str = ""  # the trace's recorded answer, "" when there is none
     tokens: list[int] = msgspec.field(default_factory=list)  # known on the bundled stack
     logprobs: list[float] = msgspec.field(default_factory=list)
+    retry_of: str = ""  # the request that a detector convicted in its stream, and that was given up for this one
+    spec_verify_ct: int = 0  # this and the next two as SpecCounts has them, 0 where the server tells none
+    spec_accept_token_num: int = 0
+    spec_draft_token_num: int = 0
+    spec_window_rates: list[float] = msgspec.field(default_factory=list)  # accept rate of each 64 tokens
 
     raced: bool = False  # an access of it conflicts with another without a happens-before edge
     corrupted: bool = False  # it read bytes that were not the expected ones at first hand
     poisoned: bool = False  # it read bytes that a corrupted request had written
     origin: str = ""  # the request whose wrong read it inherited
+    acceptance: bool = False  # the acceptance detector convicts it
     # "" not decoded | same | diverged | other: a server asked again said something else, which may be rounding
     oracle: str = ""
     clean_text: str = ""
@@ -44,6 +83,13 @@ class RequestRecord(msgspec.Struct):
     visible: bool = False  # a text detector convicts it and the clean decode does not have it
     own: bool = False  # a text finding that the clean decode has too
     detectors: list[str] = msgspec.field(default_factory=list)
+
+    @property
+    def spec(self) -> SpecCounts:
+        """Return the counts of speculative decoding; all but the tokens 0 where the server told none."""
+        return SpecCounts(
+            self.completion_tokens, self.spec_verify_ct, self.spec_accept_token_num, self.spec_draft_token_num
+        )
 
     @property
     def suspect(self) -> bool:

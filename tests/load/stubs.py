@@ -16,8 +16,17 @@ def event(**fields: Any) -> bytes:
     return b"data: " + json.dumps(fields).encode() + b"\n\n"
 
 
-def delta(text: str = "", *, finish: str | None = None, **more: Any) -> bytes:
-    return event(choices=[{"index": 0, "delta": {"content": text, **more}, "finish_reason": finish}])
+def delta(text: str = "", *, finish: str | None = None, meta_info: dict[str, int] | None = None, **more: Any) -> bytes:
+    beside = {} if meta_info is None else {"meta_info": meta_info}
+    return event(choices=[{"index": 0, "delta": {"content": text, **more}, "finish_reason": finish}], **beside)
+
+
+def meta(completion: int, verifies: int, accepted: int, drafted: int) -> dict[str, int]:
+    """The counts of speculative decoding so far, as SGLang names them."""
+    return {
+        "completion_tokens": completion, "spec_verify_ct": verifies, "spec_accept_token_num": accepted,
+        "spec_draft_token_num": drafted,
+    }  # fmt: skip
 
 
 def usage(prompt: int = 10, completion: int = 3) -> bytes:

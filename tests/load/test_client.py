@@ -15,7 +15,8 @@ from repro.load.client import Ask, ChatClient, open_client
 from repro.load.exchange import Close, Pause
 from repro.load.transport import PushTransport
 from repro.load.wire import Api, Piece
-from tests.load.stubs import ChatStub, chunked, delta, event, read_request, sending, tcp_server, usage
+from repro.record.requests import SpecCounts
+from tests.load.stubs import ChatStub, chunked, delta, event, meta, read_request, sending, tcp_server, usage
 
 MESSAGE = json.dumps({"role": "user", "content": "say"}).encode()
 DONE = b"data: [DONE]\n\n"
@@ -313,3 +314,26 @@ def test_an_app_still_running_is_told_when_the_transport_closes() -> None:
 
     stub = run_virtual(main(), IdleWorld())
     assert stub.active == 0 and len(stub.disconnects) == 1
+
+
+def test_counts_of_speculative_decoding_arrive_with_the_pieces() -> None:
+    seen: list[SpecCounts | None] = []
+
+    def watch(answer: Answer, piece: Piece) -> None:
+        seen.append(piece.spec)
+
+    chunks = (delta("a", meta_info=meta(3, 1, 2, 3)), delta("b"), delta(finish="stop", meta_info=meta(6, 2, 4, 6)))
+    answer = run_virtual(asked(opened(sending(*chunks, usage(), DONE)), watch=watch), IdleWorld())
+    assert seen == [SpecCounts(3, 1, 2, 3), None, SpecCounts(6, 2, 4, 6), None]
+    assert (answer.spec, answer.text, answer.finish) == (SpecCounts(6, 2, 4, 6), "ab", "stop")
+
+
+def test_generate_tells_them_in_its_meta_info_too() -> None:
+    said = event(text="a b", output_ids=[5, 6], meta_info={**meta(2, 1, 1, 3), "finish_reason": {"type": "stop"}})
+    assert answer_of(said, DONE, api="generate").spec == SpecCounts(2, 1, 1, 3)
+
+
+@pytest.mark.parametrize("told", [{}, {"completion_tokens": 4}, {"spec_verify_ct": 2}, {"spec_verify_ct": None}])
+def test_meta_info_without_all_counts_tells_none(told: dict[str, Any]) -> None:
+    answer = answer_of(event(choices=[], meta_info=told), delta("a", finish="stop"), DONE)
+    assert (answer.spec, answer.text) == (None, "a")

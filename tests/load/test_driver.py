@@ -26,15 +26,15 @@ from repro.load.faults import (
     SlowReader,
     faults_of,
 )
-from repro.load.plan import LoadPlan, LoadResult, Progress, TextDetector, TextFinding
+from repro.load.plan import LoadPlan, LoadResult, OnlineFinding, Progress, TextDetector
 from repro.load.session import LENGTH_NUMBER, LENGTH_WORDS, request_id
 from repro.load.shapes import Burst, Poisson, Recorded
-from repro.record.requests import RequestRecord
+from repro.record.requests import RequestRecord, SpecCounts
 from repro.serve.server.errors import ApiError
 from repro.serve.server.intake import answer_tokens_max
 from repro.trace.format import Message, Session, ToolCall, Turn
 from repro.trace.load import load_traces
-from tests.load.stubs import ChatStub, Receive, Send, reply, sending
+from tests.load.stubs import ChatStub, Receive, Send, meta, reply, sending
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "traces"
 REPLY = Message("assistant", "recorded answer", (ToolCall("run", {"cmd": "ls"}),))
@@ -61,7 +61,7 @@ class Seen:
         self.findings: list[tuple[str, str]] = []
         self.progress: list[Progress] = []
 
-    def finding(self, request: str, finding: TextFinding) -> None:
+    def finding(self, request: str, finding: OnlineFinding) -> None:
         self.findings.append((request, finding.claim))
 
     def of(self, session: str) -> list[RequestRecord]:
@@ -369,11 +369,11 @@ class WordDetector:
         self._word = word
         self._log = log
 
-    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> TextFinding | None:
+    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> OnlineFinding | None:
         self._log.append(text)
         return Claim("words", f"said {text}") if text == self._word else None
 
-    def close(self) -> TextFinding | None:
+    def close(self) -> OnlineFinding | None:
         return Claim("words", "closed") if self._word == "at the end" else None
 
 
@@ -382,18 +382,106 @@ class Claim(msgspec.Struct, frozen=True):
     claim: str
 
 
-@pytest.mark.parametrize(("abort", "text"), [(False, "w0 w1 w2 w3 "), (True, "w0 w1 ")])
-def test_detectors_are_fed_piece_by_piece_and_may_abort(abort: bool, text: str) -> None:
+@pytest.mark.parametrize(("retries", "text"), [(0, "w0 w1 w2 w3 "), (1, "w0 w1 ")])
+def test_detectors_are_fed_piece_by_piece_and_may_abort(retries: int, text: str) -> None:
     log: list[str] = []
     result, seen = run(
         [session("a", 1)],
-        LoadPlan(abort_on_finding=abort),
-        text_detectors=lambda request, prompt: [WordDetector("w1 ", log)],
+        LoadPlan(on_anomaly="abort-retry", anomaly_retries_max=retries),
+        text_detectors=lambda request, prompt: [WordDetector("w1 " if request == "a:0" else "never", log)],
     )
-    assert [part for part in log if part] == [part + " " for part in text.split()]
+    assert [part for part in log if part][: len(text.split())] == [part + " " for part in text.split()]
     assert seen.findings == [("a:0", "said w1 ")] and seen.records[0].detectors == ["words"]
-    assert (seen.records[0].text, seen.records[0].finish) == (text, "abort" if abort else "stop")
+    assert (seen.records[0].text, seen.records[0].finish) == (text, "abort" if retries else "stop")
     assert result.findings == seen.progress[-1].anomalies == 1
+
+
+class CountingDetector:
+    """Convicts an answer whose counts reach two verifies."""
+
+    name = "counts"
+
+    def __init__(self, wrong: bool) -> None:
+        self._wrong = wrong
+
+    def feed(self, counts: SpecCounts) -> OnlineFinding | None:
+        return (
+            Claim("counts", f"{counts.spec_verify_ct} verifies") if self._wrong and counts.spec_verify_ct == 2 else None
+        )
+
+    def close(self) -> OnlineFinding | None:
+        return None
+
+
+class DraftingStub(ChatStub):
+    """Says with each word that another verify has accepted one of three drafts."""
+
+    async def answer(self, body: dict[str, Any], name: str, receive: Receive, send: Send) -> None:
+        words = 0
+
+        async def counting(sent: dict[str, Any]) -> None:
+            nonlocal words
+            if b"delta" in sent.get("body", b""):
+                words += 1
+                told = json.dumps(meta(2 * words, words, words, 3 * words)).encode()
+                sent = {**sent, "body": sent["body"].replace(b"data: {", b'data: {"meta_info": %b, ' % told)}
+            await send(sent)
+
+        await super().answer(body, name, receive, counting)
+
+
+def given_up(wrong: Callable[[str], bool], turns: int = 2, **plan: Any) -> tuple[LoadResult, Seen, DraftingStub]:
+    """Run one session whose requests are convicted where `wrong` says so, and given up then."""
+    stub = DraftingStub()
+    result, seen = run(
+        [session("a", turns)],
+        LoadPlan(**({"on_anomaly": "abort-retry"} | plan)),
+        stub,
+        counts_detectors=lambda request: [CountingDetector(wrong(request))],
+    )
+    return result, seen, stub
+
+
+def test_a_convicted_answer_is_given_up_and_the_session_goes_on_with_the_next() -> None:
+    result, seen, stub = given_up(lambda request: request == "a:0")
+    assert [(record.request, record.retry_of, record.finish) for record in seen.records] == [
+        ("a:0", "", "abort"),
+        ("a:0.1", "a:0", "stop"),
+        ("a:1", "", "stop"),
+    ]
+    assert stub.disconnects == [("a:0", 2)] and stub.bodies[0] == stub.bodies[1]
+    assert stub.bodies[2]["messages"][1]["content"] == "w0 w1 w2 w3 "
+    assert seen.records[0].detectors == ["counts"] and seen.records[1].detectors == []
+    assert (seen.records[0].completion_tokens, seen.records[0].spec) == (4, SpecCounts(4, 2, 2, 6))
+    assert (result.aborted, result.answered, result.retries) == (1, 2, 1)
+    assert seen.records[1].sent_us == pytest.approx(seen.records[0].finished_us)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_retries_are_bounded_and_the_last_answer_is_taken_as_it_comes(retries: int) -> None:
+    _, seen, _ = given_up(lambda request: True, turns=1, anomaly_retries_max=retries)
+    assert [record.finish for record in seen.records] == ["abort"] * retries + ["stop"]
+    assert [record.retry_of for record in seen.records[1:]] == [record.request for record in seen.records[:-1]]
+    assert all(record.detectors == ["counts"] for record in seen.records)
+
+
+def test_a_report_only_run_gives_nothing_up() -> None:
+    _, seen, _ = given_up(lambda request: True, turns=1, on_anomaly="report")
+    assert [(record.finish, record.detectors) for record in seen.records] == [("stop", ["counts"])]
+
+
+def test_a_retry_whose_connection_breaks_is_still_the_retry_of_its_request() -> None:
+    lost = [None, Disconnect(after_tokens=1)]
+
+    def faults(point: ClientPoint, actor: str) -> ClientAction | None:
+        return lost.pop(0) if point == "client.disconnect" and lost else None
+
+    _, seen, _ = given_up(lambda request: request == "a:0", turns=1, faults=faults)
+    assert [(record.request, record.retry_of, record.finish) for record in seen.records] == [
+        ("a:0", "", "abort"),
+        ("a:0.1", "a:0", "disconnect"),
+        ("a:0.2", "a:0", "stop"),
+    ]
 
 
 def test_detectors_are_made_for_the_request_and_its_whole_prompt() -> None:

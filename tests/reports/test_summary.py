@@ -14,8 +14,8 @@ from reports.story import (
     time_text,
     wrong_reads,
 )
-from reports.summary import DetectorRow, funnel, funnel_counts, grouped, headline, summarise
-from reports.words import compared_text, cut_text
+from reports.summary import DetectorRow, funnel, funnel_counts, grouped, headline, retry_counts, summarise
+from reports.words import compared_text, cut_text, retries_text
 from repro.record.requests import RequestRecord
 from repro.record.view import open_run
 from tests.builders import (
@@ -69,7 +69,8 @@ def test_the_funnel_of_the_verdict_is_counted_from_the_requests() -> None:
         make_request("c", own=True),
     ]
     assert funnel_counts(records) == {
-        "requests": 3, "raced": 1, "corrupted": 1, "poisoned": 1, "diverged": 1, "visible": 1, "model_own": 1,
+        "requests": 3, "raced": 1, "corrupted": 1, "poisoned": 1, "diverged": 1, "acceptance": 0, "visible": 1,
+        "model_own": 1,
     }  # fmt: skip
 
 
@@ -144,6 +145,38 @@ def test_a_dropped_turn_is_counted_once_however_many_requests_go_without_it(tmp_
     assert cut_text(summarise(make_run(tmp_path)).cut) == ""
 
 
+def test_what_became_of_answers_that_were_given_up_is_counted_by_the_last_retry(tmp_path: Path) -> None:
+    requests = [
+        make_request("a:0", finish="abort", detectors=["acceptance"]),
+        make_request("a:0.1", retry_of="a:0"),
+        make_request("b:0", finish="abort", detectors=["repetition"]),
+        make_request("b:0.1", finish="abort", retry_of="b:0", detectors=["garbled"]),
+        make_request("b:0.2", retry_of="b:0.1", finish="length"),
+        make_request("c:0", finish="abort", detectors=["repetition"]),
+        make_request("c:0.1", retry_of="c:0", finish="disconnect"),
+        make_request("c:0.2", retry_of="c:0", finish="error", error="busy: 503"),
+        make_request("d:0", detectors=["repetition"]),
+        make_request("d:1", attempt=1),
+    ]
+    assert retry_counts(requests) == {
+        "aborted_retried": 4, "retried_clean": 2, "retried_convicted": 1, "retried_unanswered": 1,
+    }  # fmt: skip
+    told = retries_text(summarise(make_run(tmp_path, requests=requests)).retries)
+    assert told == (
+        "4 answers were convicted in the stream, given up and asked for again: 2 came back clean, 1 convicted again, "
+        "1 not at all."
+    )
+    assert retries_text(summarise(make_run(tmp_path)).retries) == ""
+
+
+def test_the_acceptance_stage_is_there_where_the_detector_applies() -> None:
+    requests = [make_request("a", acceptance=True), make_request("b")]
+    for answer, count in (("anomaly", 1), ("clean", 1), ("not_applicable", None)):
+        stages = {stage.key: stage.count for stage in funnel(requests, [DetectorRow("acceptance", answer)])}
+        assert stages.get("acceptance") == count
+    assert "acceptance" not in {stage.key for stage in funnel(requests, [])}  # a run of an earlier version
+
+
 def test_a_run_of_ones_own_traces_is_replayed_from_its_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path, scenario_toml='title = "mine"\n')  # a token names bundled scenarios only
     assert replay_command(summarise(run)) == f"repro reproduce {run.path}"
@@ -151,9 +184,11 @@ def test_a_run_of_ones_own_traces_is_replayed_from_its_folder(tmp_path: Path) ->
 
 def test_a_load_on_a_server_is_sent_again_with_the_same_options(tmp_path: Path) -> None:
     toml = '[load]\ntrace = ["my traces/a.json"]\nconcurrency = 4\nanswer_tokens_max = 64\n'
+    toml += 'on_anomaly = "abort-retry"\n[acceptance]\nlength_min = 1.5\nprofile = "a.json"\n'
     run = make_run(tmp_path, scenario_toml=toml, config={"url": "http://127.0.0.1:30000"})
     assert replay_command(summarise(run)) == (
-        "repro replay 'my traces/a.json' --target http://127.0.0.1:30000 --concurrency 4 --answer-tokens 64 --seed 7"
+        "repro replay 'my traces/a.json' --target http://127.0.0.1:30000 --concurrency 4 --answer-tokens 64 "
+        "--on-anomaly abort-retry --acceptance length_min=1.5 --acceptance profile=a.json --seed 7"
     )
 
 
