@@ -366,10 +366,7 @@ def list_all() -> None:
         listed["Scenarios (repro run NAME)"].append((found.name, found.title))
     for defect in DEFECTS.values():
         listed["Defects (--defect NAME)"] += [(defect.name, defect.races), ("", defect.reference)]
-    listed["Configurations (repro serve --config NAME)"] = [
-        (name, f"{config.context_tokens:,} tokens of context, {'with' if config.hicache else 'without'} host tier")
-        for name, config in CONFIGS.items()
-    ]
+    listed["Configurations (repro serve --config NAME)"] = [(name, config.in_words) for name, config in CONFIGS.items()]
     output = _Output(highlight=False)
     for title, rows in listed.items():
         table = Table.grid(padding=(0, 2), pad_edge=True)

@@ -68,6 +68,16 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     speculative_drafts: int = 0  # tokens that the MTP layer drafts for each decode step; 0: no speculation
     cache_check: bool = True  # verify the pools' invariants whenever the engine is idle
 
+    @property
+    def in_words(self) -> str:
+        """Return what tells this configuration from others."""
+        said = [f"{self.context_tokens:,} tokens of context", f"{'with' if self.hicache else 'without'} host tier"]
+        if self.speculative_drafts:
+            said.append(f"{self.speculative_drafts} drafts a step")
+        if self.pd is not None:
+            said.append(f"{self.pd.prefill} prefill and {self.pd.decode} decode workers")
+        return ", ".join(said)
+
     def __post_init__(self) -> None:
         if self.context_tokens > self.device_pages * self.page_tokens // 2:
             raise ValueError(
@@ -90,4 +100,6 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 CONFIGS = {
     "tiny-hicache": EngineConfig(),
     "tiny": EngineConfig(name="tiny", hicache=False),
+    "tiny-mtp": EngineConfig(name="tiny-mtp", speculative_drafts=3),
+    "tiny-pd": EngineConfig(name="tiny-pd", pd=PdConfig(prefill=2)),
 }

@@ -14,6 +14,7 @@ from repro.fault.plan import Do, Fault, When
 from repro.serve.guards import Guards
 from tests.engine.builders import make_request, prompt, stamps_answer
 from tests.pd.builders import PdStack, pd_config
+from tests.spec.builders import drafting_model
 
 FAMILIES = 3
 PROMPT_TOKENS = (5, 24)
@@ -61,12 +62,15 @@ def storm(
     seed: int = 0,
     impatient: float = 0.3,
     pages: int = 24,
+    drafts: int = 0,
     **pd: float,
 ) -> tuple[PdStack, Seen]:
     """Serve so many requests and return the stack and how they ended."""
     settings = {"prefill": 2, "decode": 1, "transfer_timeout_s": 0.4, "destination_timeout_s": 0.4,
                 "ack_timeout_s": 0.1} | pd  # fmt: skip
-    stack = PdStack(pd_config(pages=pages, **settings), guards=guards, faults=faults, seed=seed)
+    stack = PdStack(
+        pd_config(pages=pages, drafts=drafts, **settings), drafting_model(), guards=guards, faults=faults, seed=seed
+    )
     seen = Seen()
 
     async def client(number: int) -> None:
