@@ -12,7 +12,7 @@ from repro.serve.guards import Guards
 from repro.serve.kv.stamps import token_words
 from repro.serve.sched.batch import Batch, Member
 from repro.serve.sched.request import Request, TextStream
-from repro.serve.sched.rows import STAGING_BUFFERS, DeviceRows, Staging, StagingRing
+from repro.serve.sched.rows import STAGING_BUFFERS, DeviceRows, Seat, Staging, StagingRing
 from tests.engine.builders import letters, make_request
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9], np.int64)
@@ -40,7 +40,7 @@ def test_an_upload_writes_pages_where_they_belong_and_leaves_other_rows_alone() 
     rows = DeviceRows(rows=3, context_tokens=16, page_tokens=4)
     staging = Staging(SimDevice().event("uploaded"))
     staging.pages += [(1, 0, np.array([7, 8], np.int32)), (1, 2, np.array([9], np.int32))]
-    staging.prompts.append((1, TOKENS, 12))
+    staging.prompts.append(Seat(1, TOKENS, 12))
     staging.write_to(rows)
     assert rows.table.tolist() == [[0, 0, 0, 0], [7, 8, 9, 0], [0, 0, 0, 0]]
     assert rows.tokens[1, :6].tolist() == TOKENS.tolist() and not rows.tokens[[0, 2]].any()
@@ -110,3 +110,14 @@ def test_a_batch_lays_its_tokens_out_member_by_member() -> None:
 def test_the_scored_pairs_of_a_member_are_each_tokens_whole_context(first: int, count: int) -> None:
     pairs = sum(position + 1 for position in range(first, first + count))
     assert make_batch(member(first, count, True)).token_keys == pairs
+
+
+def test_a_row_that_is_taken_twice_in_one_step_is_the_second_ones() -> None:
+    rows, staging = DeviceRows(1, 16, 4), Staging(SimDevice().event("uploaded"))
+    longer = np.arange(10, 19)
+    staging.prompts += [Seat(0, TOKENS, 12, first_token=7), Seat(0, longer, 16, first_token=8)]
+    staging.write_to(rows)
+    whole = np.array([*longer, 8, 8])
+    assert rows.tokens[0, : len(whole)].tolist() == whole.tolist()
+    assert (rows.prefix[0, : len(whole)] == prefix_words(whole)).all(), "a draft that belongs to another prefix"
+    assert (rows.length[0], rows.next_token[0]) == (len(longer), 8)

@@ -153,7 +153,7 @@ class DecodeWorker:
         scheduler, cache = self.engine.scheduler, self.engine.cache
         request = waiting.request
         promised = scheduler.promised_pages + sum(
-            self._answer_pages(held.request) for held in self._reservations.values() if held.awaited
+            self._answer_pages(held.request) for held in self._reservations.values() if held.request.state != "finished"
         )
         needed = self._prompt_pages(request) + self._answer_pages(request)
         if cache.available_pages - promised < needed or not self._slots.free_pages:

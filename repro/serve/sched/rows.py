@@ -5,6 +5,7 @@ runs, not when it is enqueued. So a buffer is rewritten only after its last uplo
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,11 +47,16 @@ class DeviceRows:
         self.limit[row] = limit
 
     def put_first(self, row: int, position: int, token: int) -> None:
-        """Write the first token of an answer whose prompt was computed elsewhere; it comes without drafts."""
+        """Write the first token of an answer whose prompt was computed elsewhere.
+
+        Its first draft is the token again: nothing was drafted for it, and what the row's former owner has
+        left there is no continuation of this prefix.
+        """
         self.next_token[row] = token
         self.length[row] = position
-        at, tokens = np.array([position]), np.array([token])
-        self.put(np.array([row]), at, tokens)
+        self.draft_hidden[row] = 0
+        for place in (position, position + 1):
+            self.put(np.array([row]), np.array([place]), np.array([token]))
 
     def append(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
         """Take each row's future token as its token at `position`."""
@@ -62,23 +68,31 @@ class DeviceRows:
         self.prefix[rows, positions] = self.prefix[rows, positions - 1] + token_words(tokens, positions)
 
 
+class Seat(NamedTuple):
+    """A request that takes a row."""
+
+    row: int
+    prompt: NDArray[np.int64]
+    limit: int
+    first_token: int | None = None  # of an answer whose prompt was computed elsewhere
+
+
 @dataclass
 class Staging:
     """Pinned memory of one step: what the host wants written into the rows."""
 
     uploaded: Event
     pages: list[tuple[int, int, Pages]] = field(default_factory=list)  # row, first place, pages
-    prompts: list[tuple[int, NDArray[np.int64], int]] = field(default_factory=list)  # row, prompt, limit
-    first_tokens: list[tuple[int, int, int]] = field(default_factory=list)  # row, position, token chosen elsewhere
+    prompts: list[Seat] = field(default_factory=list)  # in order: a row may be taken twice in one step
 
     def write_to(self, rows: DeviceRows) -> None:
         """Copy this buffer's contents of now into the rows."""
         for row, first, pages in self.pages:
             rows.table[row, first : first + len(pages)] = pages
-        for row, tokens, limit in self.prompts:
-            rows.put_prompt(row, tokens, limit)
-        for row, position, token in self.first_tokens:
-            rows.put_first(row, position, token)
+        for seat in self.prompts:
+            rows.put_prompt(seat.row, seat.prompt, seat.limit)
+            if seat.first_token is not None:
+                rows.put_first(seat.row, len(seat.prompt), seat.first_token)
 
 
 class StagingRing:
@@ -96,5 +110,4 @@ class StagingRing:
         await self._guards.before_staging_reuse(staging.uploaded)
         staging.pages.clear()
         staging.prompts.clear()
-        staging.first_tokens.clear()
         return staging

@@ -24,7 +24,7 @@ from repro.serve.kv.radix import Node
 from repro.serve.kv.tiers import HiCache
 from repro.serve.sched.batch import Batch, Member
 from repro.serve.sched.request import Decode, Request, TextStream
-from repro.serve.sched.rows import Staging
+from repro.serve.sched.rows import Seat, Staging
 from repro.serve.sched.sampling import Chosen, Sampled
 from repro.serve.spec.acceptance import Acceptance
 from repro.serve.spec.keys import pair_keys
@@ -178,10 +178,9 @@ class Scheduler:
             request, first = self._arrived.popleft()
             root = self._cache.match(()).device_node
             self._cache.tree.pin(root)
-            self._seat(request, root, staging)
+            self._seat(request, root, staging, int(first.tokens[0]))
             request.computed = len(request.prompt)
             request.planned = 1
-            staging.first_tokens.append((request.row, request.computed, int(first.tokens[0])))
             self._take(request, first, verified=False)
 
     # -- planning a step ----------------------------------------------------------------------------
@@ -192,6 +191,8 @@ class Scheduler:
         prefill = self._plan_prefill(staging)
         members = prefill or self._plan_decode(staging)
         if not members:
+            seated = {seat.row for seat in staging.prompts}  # of one-token answers, which have ended already
+            assert not any(request.row in seated for request in self.running), "no step tells the device of a row"
             return None
         loads = self._cache.start_loading()
         self.steps += 1
@@ -294,13 +295,13 @@ class Scheduler:
         if len(shared):
             self._probes.emit(CacheEvent("prefix_hit", request.computed, self._device.now_us, request.id, detail))
 
-    def _seat(self, request: Request, node: Node, staging: Staging) -> None:
+    def _seat(self, request: Request, node: Node, staging: Staging, first_token: int | None = None) -> None:
         """Give a request with its pages a row, and tell the device of both."""
         request.state = "running"
         request.row = self._free_rows.pop()
         request.node = node
         staging.pages.append((request.row, 0, np.asarray(request.pages, np.int32)))
-        staging.prompts.append((request.row, request.prompt, request.limit))
+        staging.prompts.append(Seat(request.row, request.prompt, request.limit, first_token))
         self.running.append(request)
         self.prompt_tokens += len(request.prompt)
 
