@@ -9,10 +9,9 @@ import pytest
 from repro.base.clock import run_virtual
 from repro.serve.device.sim import SimDevice
 from repro.serve.guards import Guards
-from repro.serve.kv.stamps import token_words
+from repro.serve.kv.stamps import prefix_words, token_words
 from repro.serve.sched.batch import Batch, Member
 from repro.serve.sched.request import Request, TextStream
-from repro.serve.kv.stamps import prefix_words
 from repro.serve.sched.rows import STAGING_BUFFERS, DeviceRows, Seat, Staging, StagingRing
 from tests.engine.builders import letters, make_request
 
