@@ -34,7 +34,7 @@ ANCHOR_PIECES_MIN = 6
 LINE_TOKENS_MAX = 40  # a longer line is data, not code
 SEARCH_HITS_MAX = 6
 DRAWS_MAX = 30  # tries to find a quotable range before another exchange is drawn
-RUN_PIECES = 6
+RUN_PIECES = 4
 END = "\0"  # what follows the last piece of a message
 TURNS_MAX = 2000
 EXCHANGES_MAX = 10_000  # drawn, some of them in vain
@@ -165,7 +165,7 @@ class _Writer:
         lines = self._pick_range(excerpt, alone)
         if lines is None or not self._new_here(lines):
             return
-        self._ask(f"Open {excerpt.path} and show the code {_between(lines)}")
+        self._ask(f"Open:\n{excerpt.path}\nand show the code {_between(lines)}")
         self._call("read_file", {"path": excerpt.path}, text)
         self._answer("\n".join(lines))
         self.excerpts.append(excerpt)
@@ -176,7 +176,7 @@ class _Writer:
         lines = self._pick_range(excerpt, self._context)
         if lines is None:
             return
-        self._ask(f"Show the code of {excerpt.path} {_between(lines)}")
+        self._ask(f"Show the code of:\n{excerpt.path}\n{_between(lines)}")
         self._answer("\n".join(lines))
 
     def exchange_search(self) -> None:
@@ -192,7 +192,7 @@ class _Writer:
             for number, line in enumerate(found.lines, 1)
             if word in line
         ][:SEARCH_HITS_MAX]
-        self._ask(f"Search for {word} and show the first match.")
+        self._ask(f"Search for:\n{word}\nand show the first match.")
         self._call("search", {"text": word}, "\n".join(hits))
         self._answer(hits[0])
 
@@ -208,7 +208,7 @@ class _Writer:
             return
         word = words[int(self._draw.integers(len(words)))]
         new = old.replace(word, f"{word}_{self._draw.integers(10, 100)}")
-        self._ask(f"In {excerpt.path} replace:\n{old}\nwith:\n{new}")
+        self._ask(f"In:\n{excerpt.path}\nreplace:\n{old}\nwith:\n{new}")
         self._call("edit_file", {"path": excerpt.path, "old": old, "new": new}, "ok")
         self._answer(new)
 
@@ -221,7 +221,7 @@ class _Writer:
             line = int(self._draw.integers(1, 400))
             output.append(f"{excerpt.path}:{line}: AssertionError")
         summary = f"{failed} failed, {passed} passed in {self._draw.integers(1, 900) / 100:.2f}s"
-        self._ask(f"Run the tests of {excerpt.path} and show the summary.")
+        self._ask(f"Run the tests of:\n{excerpt.path}\nand show the summary.")
         self._call("run_tests", {"path": excerpt.path}, "\n".join([*output, summary]))
         self._answer(summary)
 

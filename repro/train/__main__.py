@@ -1,4 +1,4 @@
-"""`python -m repro.train`: prepare, train, export, evaluate."""
+"""`python -m repro.train`: prepare, train (or resume and train), export, evaluate."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ TOKENIZER_FILE_STRIDE = 8
 
 
 def main() -> None:
-    """Run one of the four commands from the repository's root."""
+    """Run one of the commands from the repository's root."""
     arguments = _parser().parse_args()
     arguments.command(arguments)
 
@@ -43,10 +43,20 @@ def prepare_command(arguments: argparse.Namespace) -> None:
     print(f"{len(learned)} files learned, {len(held_out)} held out, {tokenizer.get_vocab_size()} tokens")
 
 
+def resume_command(arguments: argparse.Namespace) -> None:
+    """Write a state that starts from the checkpoint's weights: step 0, the optimiser's moments new."""
+    model = export.read(arguments.model, _config())
+    arguments.state.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"steps_done": 0, "model": model.state_dict(), "optimizer": None}, arguments.state)
+
+
 def train_command(arguments: argparse.Namespace) -> None:
     """Train, from the state file if there is one, and write it as it goes."""
     settings = Settings(
-        phases=tuple(map(_phase, arguments.phase)), seed=arguments.seed, batch_tokens=arguments.batch_tokens
+        phases=tuple(map(_phase, arguments.phase)),
+        seed=arguments.seed,
+        batch_tokens=arguments.batch_tokens,
+        learning_rate=arguments.learning_rate,
     )
     state: Path = arguments.state
     steps_done = 0
@@ -143,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     made.set_defaults(command=prepare_command)
     made.add_argument("--learned", type=Path, default=LEARNED)
 
+    resumed = commands.add_parser("resume", help=resume_command.__doc__)
+    resumed.set_defaults(command=resume_command)
+    resumed.add_argument("--model", type=Path, default=CHECKPOINT / "model.safetensors")
+    resumed.add_argument("--state", type=Path, default=STATE)
+
     trained = commands.add_parser("train", help=train_command.__doc__)
     trained.set_defaults(command=train_command)
     trained.add_argument("--learned", type=Path, default=LEARNED)
@@ -150,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     trained.add_argument("--phase", action="append", required=True, help="CONTEXT_TOKENS:STEPS, repeatable")
     trained.add_argument("--seed", type=int, default=0)
     trained.add_argument("--batch-tokens", type=int, default=65_536)
+    trained.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
     trained.add_argument("--workers", type=int, default=14)
     trained.add_argument("--device", default=device)
     trained.add_argument("--compile", action="store_true")
