@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Answer, Finding, Verdict
 from detectors.happens_before import ACTORS_MAX, Clock, HappensBefore
-from detectors.pages import Grid, PageHistory, Pages, PageSetTable
+from detectors.pages import Grid, PageHistory, Pages, PageSetTable, kind_of
 from repro.base.probe import Access, Component, Event, Op, OpRef, Tier
 
 EXAMPLES_MAX = 5  # findings of one signature that keep their evidence
@@ -210,19 +210,25 @@ class OrderingDetector:
 
 def _signature(other: _Other, touch: _Touch) -> str:
     op = touch.op
-    earlier = other.op.name if other.op else other.ref[0]
+    earlier = other.op.name if other.op else kind_of(other.ref[0])
     ends = sorted([f"{earlier} {_KINDS[other.write]}", f"{op.name} {_KINDS[touch.write]}"], reverse=True)
-    streams = " and ".join(sorted((other.ref[0], op.stream)))
-    return f"ordering: {ends[0]} x {ends[1]} of {touch.tier} {touch.component}, no edge between {streams}"
+    streams = " and ".join(sorted((kind_of(other.ref[0]), kind_of(op.stream))))
+    return f"ordering: {ends[0]} x {ends[1]} of {kind_of(touch.tier)} {touch.component}, no edge between {streams}"
 
 
 def _missing_edge(touch: _Touch, other: _Other) -> str:
-    """Return what would have kept the order in which the host enqueued the two."""
+    """Return what would have kept the order in which the two were enqueued."""
     op, first = touch.op, other.op
     ends = [(other.ref[0], other.name), (op.stream, op.name)]
-    if first is not None and (op.host, op.enqueued_us) < (first.host, first.enqueued_us):
+    if first is not None and _enqueued_first(op, first):
         ends.reverse()
     (source, earlier), (waiting, later) = ends
+    if first is not None and first.by != op.by:
+        told = op.by if waiting == op.stream else first.by
+        return (
+            f"no message told host {told}, before it enqueued {later} (layer {touch.layer}), that {earlier} "
+            f"of {source} had completed"
+        )
     return f"{waiting} waits for no event that {source} records behind {earlier} (layer {touch.layer}) before {later}"
 
 
@@ -230,8 +236,15 @@ def _is_inverted(touch: _Touch, other: _Other) -> bool:
     """Return whether the one enqueued later began before the other had ended: then the bytes are wrong."""
     if other.op is None:
         return False
-    earlier, later = sorted((touch.op, other.op), key=lambda op: (op.host, op.enqueued_us))
-    return later.start_us < earlier.end_us
+    ends = (touch.op, other.op) if _enqueued_first(touch.op, other.op) else (other.op, touch.op)
+    return ends[1].start_us < ends[0].end_us
+
+
+def _enqueued_first(one: Op, other: Op) -> bool:
+    """Return whether `one` was enqueued before `other`; the clocks of two hosts can't be compared."""
+    if one.by == other.by:
+        return (one.host, one.enqueued_us) < (other.host, other.enqueued_us)
+    return one.enqueued_us < other.enqueued_us
 
 
 def _described(op: Op | None, ref: OpRef, write: bool) -> dict[str, object]:

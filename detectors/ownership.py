@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from detectors.base import Answer, Finding, Verdict
-from detectors.pages import Grid, PageHistory, Pages, PageSetTable
+from detectors.pages import Grid, PageHistory, Pages, PageSetTable, kind_of
 from repro.base.probe import Access, Event, Op, PageEvent
 
 NEVER = -1
@@ -92,7 +92,7 @@ class OwnershipDetector:
 
     def _convict(self, op: Op, tier: str, access: Access, pages: Pages, what: str) -> None:
         page, verb = int(pages[0]), "writes" if access.write else "reads"
-        signature = f"ownership: {op.name} {verb} a {tier} page {what}"
+        signature = f"ownership: {op.name} {verb} a {kind_of(tier)} page {what}"
         self._counts[signature] = self._counts.get(signature, 0) + 1
         if signature in self._findings:
             return

@@ -1,5 +1,6 @@
 """Page sets and page histories, as several detectors need them."""
 
+import re
 from collections import deque
 from typing import NamedTuple
 
@@ -11,6 +12,16 @@ from repro.base.probe import PAGE_SETS_VALID, Event, PageEvent, PageSet
 Pages = NDArray[np.int64]
 HISTORY_EVENTS_MAX = 12
 UNIONS_KEPT = 1024
+
+_NUMBERS = re.compile(r"\d+")
+
+
+def kind_of(name: str) -> str:
+    """Return a stream's or tier's name without the numbers of its worker and lane: P0.transfer1 is a P.transfer.
+
+    Findings of one cause have one signature, whichever worker met it.
+    """
+    return _NUMBERS.sub("", name) if "." in name else name
 
 
 class Union(NamedTuple):

@@ -159,6 +159,7 @@ def summarise(run: Run) -> Summary:
     detectors = _detectors(run)
     url = str(meta.config.get("url") or "")
     scenario, exercised = _scenario(run.scenario_toml), _counts(verdict.get("exercised"))
+    hits_untold = bool(url) or exercised.get("host_hit_tokens", 0) > 0
     return Summary(
         scenario=meta.scenario,
         title=str(scenario.get("title") or meta.scenario),
@@ -174,7 +175,7 @@ def summarise(run: Run) -> Summary:
         why=_sentence(verdict.get("why")),
         judged=judged,
         rate=_rate(records, detectors),
-        funnel=_told(funnel(records, detectors), judged, bool(url) or exercised.get("host_hit_tokens", 0) > 0),
+        funnel=_told(_stages_of(exercised, funnel(records, detectors)), judged, hits_untold),
         own=sum(record.own for record in records),
         compared=compared_counts(records),
         groups=grouped(run.findings(Finding)),
@@ -244,6 +245,11 @@ _STAGES = (
     ("acceptance", "Odd acceptance", "had more or fewer of their drafts accepted than a clean answer"),
     ("visible", "Visible", "convicted by a text detector, and the clean decode does not have it"),
 )
+
+
+def _stages_of(exercised: dict[str, int], stages: Sequence[Stage]) -> Sequence[Stage]:
+    """Leave out the exposure to load-backs where prompts come from another machine anyway."""
+    return [stage for stage in stages if stage.key != "exposed"] if exercised.get("transfers") else stages
 
 
 def _told(stages: Sequence[Stage], judged: bool, hits_untold: bool) -> tuple[Stage, ...]:
