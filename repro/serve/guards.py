@@ -28,7 +28,7 @@ DrainGuard = Callable[[Awaitable[None]], Awaitable[None]]
 AskForSafety = Callable[[], Coroutine[Any, Any, bool]]
 ReclaimGuard = Callable[[AskForSafety], Coroutine[Any, Any, bool]]
 SlotGuard = Callable[[Awaitable[bool]], Awaitable[bool]]
-LayersGuard = Callable[[range], range]
+LayersGuard = Callable[[range, range], tuple[int, ...]]
 
 
 def wait_for_latent_load(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
@@ -52,10 +52,10 @@ def wait_for_draft_load(compute: Stream, loads: LayerLoads | None, layer: int) -
         compute.wait(loads.layer_done(layer), "rows of the draft layer are loaded back")
 
 
-def load_all_layers(layers: range) -> range:
+def load_all_layers(model: range, draft: range) -> tuple[int, ...]:
     """Load-back copies every layer, the draft layer behind the model's own. A draft layer that is left out
     drafts from the pages' previous owner until the prefix is computed anew."""
-    return layers
+    return (*model, *draft)
 
 
 def store_alone(compute: Stream, loads: LayerLoads | None, layer: int) -> None:

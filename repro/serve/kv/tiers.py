@@ -214,7 +214,8 @@ class HiCache:
         events = self._loaded.produce()
         self._transfers += 1
         layers = range(self._pools["device"].layers)
-        copied = self._guards.loaded_layers(layers)
+        model = len(layers) - (self._config.speculative_drafts > 0)
+        copied = self._guards.loaded_layers(layers[:model], layers[model:])
         for layer in layers:
             if layer in copied:
                 self._copy_layer(self._load, LOAD_BACK, layer, source, target)
