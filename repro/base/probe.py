@@ -117,7 +117,7 @@ class BadRead(Event, frozen=True, tag="bad_read"):
 
 
 class RequestEvent(Event, frozen=True, tag="request"):
-    """A request moved: received, admitted, first_token, finished, aborted, retracted."""
+    """A request moved: received, admitted, first_token, finished, aborted, late_result, retracted."""
 
     what: str
     request: str

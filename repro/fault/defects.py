@@ -36,6 +36,10 @@ def _load_the_models_layers_only(model: range, draft: range) -> tuple[int, ...]:
     return tuple(model)
 
 
+def _the_step_frees_it_again(aborted: bool) -> bool:
+    return aborted
+
+
 def _wait_for_the_last_chunk_only(transfer: Stream, stored: Event, last: bool) -> None:
     if last:
         wait_for_chunk(transfer, stored, last)
@@ -77,6 +81,12 @@ DEFECTS: dict[str, Defect] = {
             "https://github.com/sgl-project/sglang/issues/32176",
             lambda guards: replace(guards, loaded_layers=_load_the_models_layers_only),
             needs="speculative_drafts",
+        ),
+        Defect(
+            "sched_double_free",
+            "an abort frees a request whose step is in flight, and the step's result frees it again",
+            "https://github.com/sgl-project/mini-sglang/issues/111",
+            lambda guards: replace(guards, still_owner=_the_step_frees_it_again, on_double_free=_no_wait),
         ),
         Defect(
             "pd_reuse_before_drain",

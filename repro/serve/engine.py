@@ -164,7 +164,15 @@ class Engine:
         check = ReadCheck(device, pools["device"], names, self._probes, shape.index_topk)
         self._forward = Forward(device, compute, memory, check, guards, cost, speculative)
         self.scheduler = Scheduler(
-            config, device, self.cache, self._probes, shape.vocab_size, model.decode, model.eos, duties.prefilled
+            config,
+            device,
+            self.cache,
+            guards,
+            self._probes,
+            shape.vocab_size,
+            model.decode,
+            model.eos,
+            duties.prefilled,
         )
         self._staging = StagingRing(device, guards)
         self._wake = asyncio.Event()

@@ -29,6 +29,8 @@ AskForSafety = Callable[[], Coroutine[Any, Any, bool]]
 ReclaimGuard = Callable[[AskForSafety], Coroutine[Any, Any, bool]]
 SlotGuard = Callable[[Awaitable[bool]], Awaitable[bool]]
 LayersGuard = Callable[[range, range], tuple[int, ...]]
+OwnerGuard = Callable[[bool], bool]
+FreeGuard = Callable[[str], None]
 
 
 def wait_for_latent_load(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
@@ -87,6 +89,17 @@ async def wait_for_upload(uploaded: Event) -> None:
     await uploaded.synchronize("the staging buffer's last upload has run")
 
 
+def owns_nothing_any_more(aborted: bool) -> bool:
+    """A step's result may come for a request that was released while it ran: it has ended, or was `aborted`.
+    Whoever takes it for the owner still gives its pages back twice, and two requests get the same page."""
+    return False
+
+
+def refuse_double_free(why: str) -> None:
+    """A free list knows no owners: a page that is given back twice is in it twice. `why` names the page."""
+    raise AssertionError(why)
+
+
 def wait_for_chunk(transfer: Stream, stored: Event, last: bool) -> None:
     """The forward of a prompt's chunk may still run when its transfer is posted. Without this wait the
     network reads rows that are not stored yet. `last`: it is the prompt's last chunk."""
@@ -134,6 +147,8 @@ class Guards:
     before_page_reuse: EventGuard = wait_for_last_use
     before_write_back: EventGuard = wait_for_store
     before_staging_reuse: HostGuard = wait_for_upload
+    still_owner: OwnerGuard = owns_nothing_any_more
+    on_double_free: FreeGuard = refuse_double_free
     before_transfer_read: ChunkGuard = wait_for_chunk
     before_pages_offered: HostGuard = wait_for_riders
     transfer_arrived: ArrivalGuard = all_arrived

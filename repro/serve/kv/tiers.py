@@ -104,7 +104,7 @@ class HiCache:
             number = self.page_sets.intern(changed_pages)
             self._probes.emit(PageEvent(what, self._pools[place].tier, number, owner, tick, now_us))
 
-        return PageAllocator(pages, self._config.free_list, changed)
+        return PageAllocator(pages, self._config.free_list, changed, on_double_free=self._guards.on_double_free)
 
     # -- pages ----------------------------------------------------------------------------------
 
