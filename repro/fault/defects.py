@@ -89,6 +89,13 @@ DEFECTS: dict[str, Defect] = {
             lambda guards: replace(guards, still_owner=_the_step_frees_it_again, on_double_free=_no_wait),
         ),
         Defect(
+            "sched_row_recycled",
+            "an ended request's row is given to the next one while a step in flight still reads it",
+            "https://github.com/sgl-project/sglang/issues/18803",
+            lambda guards: replace(guards, before_row_reuse=_no_wait),
+            needs="upload_stream",
+        ),
+        Defect(
             "pd_reuse_before_drain",
             "decode gives an aborted request's pages to another while prefill still writes into them",
             "https://github.com/sgl-project/sglang/issues/24527",

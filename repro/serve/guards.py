@@ -89,6 +89,18 @@ async def wait_for_upload(uploaded: Event) -> None:
     await uploaded.synchronize("the staging buffer's last upload has run")
 
 
+def wait_for_row_users(upload: Stream, last_use: Event) -> None:
+    """A step in flight may still read and write a row whose request has ended. Without this wait the row is
+    the next request's already, and that step stores into its pages and writes into its tokens."""
+    upload.wait(last_use, "the last step that used these rows has finished")
+
+
+def wait_for_rows(compute: Stream, uploaded: Event) -> None:
+    """Rows may be uploaded on a stream of their own. Without this wait the step computes what the row's
+    previous request had asked for."""
+    compute.wait(uploaded, "the rows of this step are uploaded")
+
+
 def owns_nothing_any_more(aborted: bool) -> bool:
     """A step's result may come for a request that was released while it ran: it has ended, or was `aborted`.
     Whoever takes it for the owner still gives its pages back twice, and two requests get the same page."""
@@ -147,6 +159,8 @@ class Guards:
     before_page_reuse: EventGuard = wait_for_last_use
     before_write_back: EventGuard = wait_for_store
     before_staging_reuse: HostGuard = wait_for_upload
+    before_row_reuse: EventGuard = wait_for_row_users
+    before_row_read: EventGuard = wait_for_rows
     still_owner: OwnerGuard = owns_nothing_any_more
     on_double_free: FreeGuard = refuse_double_free
     before_transfer_read: ChunkGuard = wait_for_chunk

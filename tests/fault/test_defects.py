@@ -37,7 +37,10 @@ def test_an_unknown_defect_is_refused_with_the_nearest() -> None:
         with_defects(("hicache_erly_read",), "x.toml")
 
 
-@pytest.mark.parametrize(("name", "setting"), [("hicache_draft_not_restored", {"speculative_drafts": 3})])
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("hicache_draft_not_restored", {"speculative_drafts": 3}), ("sched_row_recycled", {"upload_stream": True})],
+)
 def test_a_defect_that_needs_a_setting_is_refused_without_it(name: str, setting: dict[str, int]) -> None:
     with pytest.raises(ScenarioError, match=f'^x.toml: "{name}" takes a \\[target\\] with {next(iter(setting))}'):
         check((name,), EngineConfig(), "x.toml")
