@@ -38,8 +38,10 @@ class CanaryDetector:
             elif (origin := self._requests.get(event.origin, UNKNOWN)) != event.request:
                 self.poisoned.setdefault(event.request, origin)
         elif isinstance(event, Op):
-            # Copies move stamps along and check none; the reads of a step name their request.
-            self._checked += sum(not access.write and access.request != "" for access in event.accesses)
+            # Copies move stamps along and check none; the reads of a step name their request. Rows have no stamps.
+            self._checked += sum(
+                not access.write and access.request != "" and access.component != "row" for access in event.accesses
+            )
             if self._pending:
                 self._settle(event)
 

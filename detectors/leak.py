@@ -1,6 +1,6 @@
 """Finds another session's words in an answer, by the nonce that each session carries.
 
-A nonce is drawn at random and stands in its own session's first message only. So no model can know one that is
+A nonce is drawn at random and stands in its own session only. So no model can know one that is
 not in its prompt: a stretch of it in the answer came out of another session's cache or buffers, and it convicts
 whatever an undisturbed answer would have been. (TensorRT-LLM issue 8813, llama.cpp issue 28056.)
 """

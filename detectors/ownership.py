@@ -1,4 +1,4 @@
-"""Accesses by somebody who does not own the page: after the free, or under a stale generation.
+"""Pages with two owners, and accesses by somebody who owns none: after the free, or of a stale generation.
 
 An operation belongs to the owner that the page had when the host enqueued it; a remote write, to the one
 that the page had when its own host offered it. It may still run after the page went to somebody else, as
@@ -49,10 +49,7 @@ class OwnershipDetector:
         self._sets.feed(event)
         self._history.feed(event)
         if isinstance(event, PageEvent) and event.what != "publish":
-            owners = self._owners[event.tier]
-            pages, stop = self._sets.union((event.pages,))
-            clocks = owners.allocated if event.what == "alloc" else owners.freed
-            clocks.row(0, stop)[pages] = event.host
+            self._change(event)
 
     def verdict(self) -> Verdict:
         """Return the answer about all events fed so far."""
@@ -63,6 +60,34 @@ class OwnershipDetector:
         answer: Answer = "anomaly" if found else ("clean" if self._checked else "not_applicable")
         why = "" if self._checked else "no page access was recorded: the target does not tell them"
         return Verdict(self.name, answer, found, why, self._checked)
+
+    def _change(self, event: PageEvent) -> None:
+        owners = self._owners[event.tier]
+        pages, stop = self._sets.union((event.pages,))
+        allocated, freed = owners.allocated.row(0, stop), owners.freed.row(0, stop)
+        owned = allocated.take(pages) > freed.take(pages)
+        if event.what == "alloc":
+            wrong, what = pages[owned], "is handed out while somebody owns it"
+            allocated[pages] = event.host
+        else:
+            wrong, what = pages[~owned & (freed.take(pages) != NEVER)], "is freed twice"
+            freed[pages] = event.host
+        if len(wrong):
+            self._convict_change(event, wrong, what)
+
+    def _convict_change(self, event: PageEvent, pages: Pages, what: str) -> None:
+        page, tier = int(pages[0]), event.tier
+        signature = f"ownership: a {kind_of(tier)} page {what}"
+        if self._is_known(signature):
+            return
+        claim = f"{tier} page {page} {what}, for {event.owner or 'nobody'}"
+        evidence: dict[str, object] = {
+            "page": page,
+            "pages": len(pages),
+            "tier": tier,
+            "history": self._history.lines(tier, page),
+        }
+        self._findings[signature] = Finding(self.name, "ordering", claim, signature, "", event.at_us, 1, evidence)
 
     def _check(self, op: Op, tier: str, accesses: list[Access]) -> None:
         owners = self._owners[tier]
@@ -93,8 +118,7 @@ class OwnershipDetector:
     def _convict(self, op: Op, tier: str, access: Access, pages: Pages, what: str) -> None:
         page, verb = int(pages[0]), "writes" if access.write else "reads"
         signature = f"ownership: {op.name} {verb} a {kind_of(tier)} page {what}"
-        self._counts[signature] = self._counts.get(signature, 0) + 1
-        if signature in self._findings:
+        if self._is_known(signature):
             return
         claim = f"{op.name} on stream {op.stream}, layer {op.layer}, {verb} {tier} page {page} {what}"
         evidence: dict[str, object] = {
@@ -110,3 +134,8 @@ class OwnershipDetector:
         }
         finding = Finding(self.name, "ordering", claim, signature, access.request, op.start_us, 1, evidence)
         self._findings[signature] = finding
+
+    def _is_known(self, signature: str) -> bool:
+        """Count a finding, and return whether it is not the first of its signature."""
+        self._counts[signature] = self._counts.get(signature, 0) + 1
+        return signature in self._findings

@@ -14,8 +14,7 @@ from detectors.acceptance import Acceptance
 from detectors.leak import CrossPromptLeak
 from detectors.text import NAMES as TEXT_DETECTORS
 from repro.base.errors import ScenarioError, UsageError, nearest
-from repro.fault import plan
-from repro.fault.defects import with_defects
+from repro.fault import defects, plan
 from repro.fault.plan import Fault
 from repro.load.plan import OnAnomaly
 from repro.load.shapes import Closed, Recorded, Shape, arrival_times
@@ -178,7 +177,7 @@ def parse(text: str, name: str, where: str) -> Scenario:
 
 
 def _check(file: _File, config: EngineConfig, where: str) -> None:
-    with_defects(file.defects, f"{where} defects")
+    defects.check(file.defects, config, f"{where} defects")
     plan.check(file.fault, where)
     for number, fault in enumerate(file.fault, 1):
         if 0 < fault.do.tokens < config.page_tokens:

@@ -9,7 +9,7 @@ import torch
 from repro.base.clock import VirtualLoop
 from repro.base.errors import UsageError, nearest
 from repro.base.probe import NullProbes
-from repro.fault.defects import with_defects
+from repro.fault.defects import check, with_defects
 from repro.serve.config import CONFIGS
 from repro.serve.device.sim import SimDevice
 from repro.serve.launch import serve
@@ -25,6 +25,7 @@ def serve_bundled(
     if name not in CONFIGS:
         raise UsageError(f'--config {name}: there is no such configuration; nearest: "{nearest(name, CONFIGS)}"')
     config = CONFIGS[name]
+    check(defects, config, "--defect")
     guards = with_defects(defects, "--defect")
     checkpoint = load_checkpoint(config)
 

@@ -45,11 +45,15 @@ reads_overlapping_load = 1
 """
 
 
-def small_scenario(numerics: str = "stamps", index_store_waits: bool = False, drafts: int = 0) -> Scenario:
+def small_scenario(
+    numerics: str = "stamps", index_store_waits: bool = False, drafts: int = 0, upload_stream: bool = False
+) -> Scenario:
     """Return a scenario of 15 requests: seconds with tensors, a fraction of that with stamps."""
     text = SMALL.format(numerics=numerics, index_store_waits=str(index_store_waits).lower())
     if drafts:
         text = text.replace("[load]", f"speculative_drafts = {drafts}\n\n[load]")
+    if upload_stream:
+        text = text.replace("[load]", "upload_stream = true\n\n[load]")
     return parse(text, "small", "small.toml")
 
 

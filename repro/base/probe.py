@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import msgspec
 
 Tier = str  # "device" or "host"; with the worker's name before it where there are several: "D0.device"
-Component = Literal["latent", "index", "slot"]  # a slot holds a transfer's metadata
+Component = Literal["latent", "index", "slot", "row"]  # a slot holds a transfer's metadata, a row a request's
 OpRef = tuple[str, int]  # (stream, index on it)
 PAGE_SETS_VALID = 32_768  # a PageSet's id may be used until so many newer ones have been named
 
@@ -117,7 +117,7 @@ class BadRead(Event, frozen=True, tag="bad_read"):
 
 
 class RequestEvent(Event, frozen=True, tag="request"):
-    """A request moved: received, admitted, first_token, finished, aborted, retracted."""
+    """A request moved: received, admitted, first_token, finished, aborted, late_result, retracted."""
 
     what: str
     request: str

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from repro.base.errors import ScenarioError, nearest
 from repro.base.probe import Component
+from repro.serve.config import EngineConfig
 from repro.serve.device.base import Event, Stream
 from repro.serve.guards import AskForSafety, Guards, wait_for_chunk
 
@@ -21,6 +22,7 @@ class Defect:
     races: str
     reference: str
     apply: Callable[[Guards], Guards]
+    needs: str = ""  # the setting of the target without which it can't show
 
 
 PRODUCER_TIMEOUT_S = 5.0  # after which VA #11140's producer frees what it has offered
@@ -28,6 +30,14 @@ PRODUCER_TIMEOUT_S = 5.0  # after which VA #11140's producer frees what it has o
 
 def _no_wait(*_: object) -> None:
     """Order nothing."""
+
+
+def _load_the_models_layers_only(model: range, draft: range) -> tuple[int, ...]:
+    return tuple(model)
+
+
+def _the_step_frees_it_again(aborted: bool) -> bool:
+    return aborted
 
 
 def _wait_for_the_last_chunk_only(transfer: Stream, stored: Event, last: bool) -> None:
@@ -64,6 +74,26 @@ DEFECTS: dict[str, Defect] = {
             "the indexer reads a layer's index keys before their load-back has finished",
             "https://github.com/sgl-project/sglang/pull/22811",
             lambda guards: replace(guards, before_index_read=_no_wait),
+        ),
+        Defect(
+            "hicache_draft_not_restored",
+            "load-back restores the model's layers and leaves out the draft layer",
+            "https://github.com/sgl-project/sglang/issues/32176",
+            lambda guards: replace(guards, loaded_layers=_load_the_models_layers_only),
+            needs="speculative_drafts",
+        ),
+        Defect(
+            "sched_double_free",
+            "an abort frees a request whose step is in flight, and the step's result frees it again",
+            "https://github.com/sgl-project/mini-sglang/issues/111",
+            lambda guards: replace(guards, still_owner=_the_step_frees_it_again, on_double_free=_no_wait),
+        ),
+        Defect(
+            "sched_row_recycled",
+            "an ended request's row is given to the next one while a step in flight still reads it",
+            "https://github.com/sgl-project/sglang/issues/18803",
+            lambda guards: replace(guards, before_row_reuse=_no_wait),
+            needs="upload_stream",
         ),
         Defect(
             "pd_reuse_before_drain",
@@ -113,3 +143,12 @@ def with_defects(names: tuple[str, ...], where: str) -> Guards:
             raise ScenarioError(f'{where}: "{name}" is no defect; nearest: "{nearest(name, DEFECTS)}"')
         guards = DEFECTS[name].apply(guards)
     return guards
+
+
+def check(names: tuple[str, ...], config: EngineConfig, where: str) -> None:
+    """Raise ScenarioError for a defect that is unknown, or that could never show on such a target."""
+    with_defects(names, where)
+    for name in names:
+        needs = DEFECTS[name].needs
+        if needs and not getattr(config, needs):
+            raise ScenarioError(f'{where}: "{name}" takes a [target] with {needs}: without it nothing can go wrong')

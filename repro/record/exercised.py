@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from repro.base.probe import CacheEvent, Event, Op
+from repro.base.probe import CacheEvent, Event, Op, RequestEvent
 
 LOADS_KEPT = 512  # finished copies that a step still running may have overlapped
 
@@ -20,6 +20,7 @@ class Exercised(msgspec.Struct):
     transfers: int = 0  # chunks of prompts written from prefill to decode
     transfer_aborts: int = 0  # requests given up while their rows were awaited
     quarantined_tokens: int = 0
+    late_results: int = 0  # of steps, for requests that were aborted while they ran
 
 
 class ExerciseMeter:
@@ -38,6 +39,8 @@ class ExerciseMeter:
         """Take the next event."""
         if isinstance(event, CacheEvent):
             self._cache(event)
+        elif isinstance(event, RequestEvent):
+            self.counts.late_results += event.what == "late_result"
         elif isinstance(event, Op) and event.name == "loadback.copy_layer":
             self._copies.append((event.start_us, event.end_us))
             # A read that ended before this copy did could only be counted now.

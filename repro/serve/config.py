@@ -8,7 +8,7 @@ Numerics = Literal["tensors", "stamps"]
 WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
 DRAFTS_MAX = 8  # a longer chain is hardly ever right to its end
-PD_WORKERS_MAX = 8  # a worker has up to six streams, and the detectors tell 63 actors apart
+PD_WORKERS_MAX = 8  # a worker has up to seven streams, and the detectors tell 63 actors apart
 
 
 class PdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +64,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     index_store_waits: bool = False
     copy_group_pages: int = 16  # pages that one copy operation moves
     pd: PdConfig | None = None  # None: prefill and decode in one engine
+    upload_stream: bool = False  # whether request rows are uploaded beside the forward, on a stream of their own
     prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree
     speculative_drafts: int = 0  # tokens that the MTP layer drafts for each decode step; 0: no speculation
     cache_check: bool = True  # verify the pools' invariants whenever the engine is idle

@@ -30,7 +30,7 @@ from repro.serve.model.config import ModelConfig, read_config
 from repro.serve.model.glm5 import Glm5, load_model
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.request import Decode, Request
-from repro.serve.sched.rows import DeviceRows, StagingRing
+from repro.serve.sched.rows import DeviceRows, RowAccesses, StagingRing
 from repro.serve.sched.sampling import Sampled
 from repro.serve.sched.scheduler import Scheduler
 from repro.serve.types import EngineStats, GenerateRequest, Update
@@ -159,12 +159,22 @@ class Engine:
         compute = device.stream("compute")
         self.cache = HiCache(config, device, compute, pools, names, guards, cost, self._probes)
         draft_width = shape.hidden_size if speculative and model.weights is not None else 0
-        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens, draft_width)
+        accesses = RowAccesses(device.named("rows"), names.page_sets) if config.upload_stream else None
+        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens, draft_width, accesses)
         memory = Memory(pools["device"], rows, model.weights, shape.vocab_size)
         check = ReadCheck(device, pools["device"], names, self._probes, shape.index_topk)
-        self._forward = Forward(device, compute, memory, check, guards, cost, speculative)
+        upload = device.stream("upload") if config.upload_stream else compute
+        self._forward = Forward(device, compute, upload, memory, check, guards, cost, speculative)
         self.scheduler = Scheduler(
-            config, device, self.cache, self._probes, shape.vocab_size, model.decode, model.eos, duties.prefilled
+            config,
+            device,
+            self.cache,
+            guards,
+            self._probes,
+            shape.vocab_size,
+            model.decode,
+            model.eos,
+            duties.prefilled,
         )
         self._staging = StagingRing(device, guards)
         self._wake = asyncio.Event()

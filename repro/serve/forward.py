@@ -39,6 +39,7 @@ class Forward:
         self,
         device: Device,
         compute: Stream,
+        upload: Stream,
         memory: Memory,
         check: ReadCheck,
         guards: Guards,
@@ -53,6 +54,8 @@ class Forward:
         self._speculative = speculative
         self._layers = memory.pool.layers - speculative
         self.compute = compute
+        self._upload = upload
+        self._last_use: dict[int, tuple[int, Event]] = {}  # by row: the last step enqueued, and the event behind it
 
     def launch(self, batch: Batch) -> "StepWork":
         """Enqueue a whole step and return it; its `done` event is behind the download."""
@@ -60,13 +63,12 @@ class Forward:
         work = StepWork(batch, self._memory, self._check, done, self._speculative)
         self._device.charge(self._cost.prepare_us)
         tokens, prefill, cost = batch.num_tokens, batch.prefill, self._cost
-        self._put("forward.upload", work.upload, batch, cost.embed_us(tokens))
-        batch.staging.uploaded.record(self.compute)
+        self._put_upload(work)
         stored, context = self._check.planned(batch)
         for number in range(1, batch.drafts):
             source = chained(batch, self._memory, number)
             self._draft(batch, source, stored, context, len(batch.members), batch.token_keys // (1 + batch.drafts))
-        self._put("forward.embed", work.embed, batch, cost.embed_us(tokens))
+        self._put("forward.embed", work.embed, batch, cost.embed_us(tokens), declared=self._rows(batch))
         for layer in range(self._layers):
             self._guards.before_index_store(self.compute, batch.loads, layer)
             stores = self._stores(layer, stored)
@@ -82,26 +84,46 @@ class Forward:
             self._put("forward.feed_forward", work.at(layer).feed_forward, batch, duration_us, layer)
         sampled = tokens if batch.drafts else len(batch.members)
         tail_us = cost.tail_us(sampled, tokens, batch.token_keys, prefill, self._layers)
-        self._put("forward.sample", work.sample, batch, tail_us)
+        self._put("forward.sample", work.sample, batch, tail_us, declared=self._rows(batch))
         if self._speculative:
             self._draft(batch, work.standing, stored, context, tokens, batch.token_keys)
         self._put("forward.download", work.download, batch, cost.embed_us(tokens))
         work.done.record(self.compute)
+        self._last_use.update(dict.fromkeys(batch.rows.tolist(), (batch.number, work.done)))
         return work
+
+    def _put_upload(self, work: "StepWork") -> None:
+        """Enqueue the upload of a step's rows, behind the last step that used them, and let the step wait for it."""
+        batch, staging = work.batch, work.batch.staging
+        used = [self._last_use[row] for row in staging.rows.tolist() if row in self._last_use]
+        if used:
+            _, last_use = max(used, key=lambda step: step[0])
+            self._guards.before_row_reuse(self._upload, last_use)
+        declared = self._memory.rows.touched(staging.rows, write=True)
+        duration_us = self._cost.embed_us(batch.num_tokens)
+        self._put("forward.upload", work.upload, batch, duration_us, declared=declared, stream=self._upload)
+        staging.uploaded.record(self._upload)
+        self._guards.before_row_read(self.compute, staging.uploaded)
+
+    def _rows(self, batch: Batch) -> tuple[Access, ...]:
+        """Return what a step may do to its members' rows."""
+        rows = self._memory.rows
+        return rows.touched(batch.rows, write=False) + rows.touched(batch.rows, write=True)
 
     def _draft(self, batch: Batch, source: Source, stored: int, context: int, tokens: int, token_keys: int) -> None:
         """Enqueue a pass of the draft layer over at most so many tokens."""
         work = DraftPass(self._memory, self._check, source)
         layer, prefill, cost = work.layer, batch.prefill, self._cost
         self._guards.before_index_store(self.compute, batch.loads, layer)
-        stores = self._stores(layer, stored)
+        stores = self._stores(layer, stored) + self._rows(batch)
         self._put("spec.store", work.store, batch, cost.store_us(tokens, prefill), layer, stores)
         self._guards.before_draft_read(self.compute, batch.loads, layer)
         scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
         self._put("spec.index", work.index, batch, cost.index_us(token_keys, prefill), layer, scores)
         gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)
         self._put("spec.attend", work.attend, batch, cost.attend_us(tokens, prefill), layer, gathers)
-        self._put("spec.propose", work.propose, batch, cost.propose_us(len(batch.members)), layer)
+        propose_us, proposed = cost.propose_us(len(batch.members)), self._rows(batch)
+        self._put("spec.propose", work.propose, batch, propose_us, layer, proposed)
 
     def _stores(self, layer: int, pages: int) -> tuple[Access, ...]:
         return tuple(Access(True, self._memory.pool.tier, component, layer, pages, "") for component in COMPONENTS)
@@ -114,9 +136,10 @@ class Forward:
         duration_us: float,
         layer: int = -1,
         declared: tuple[Access, ...] = (),
+        stream: Stream | None = None,
     ) -> None:
         self._device.charge(self._cost.launch_prefill_us if batch.prefill else self._cost.launch_decode_us)
-        self.compute.enqueue(
+        (stream or self.compute).enqueue(
             name,
             body,
             duration_us=duration_us,
@@ -149,7 +172,9 @@ class StepWork:
 
     def upload(self, recorder: Recorder) -> Commit:
         """Copy the staging buffer, as it is when this runs, into the request rows."""
-        return lambda: self.batch.staging.write_to(self._memory.rows)
+        staging, rows = self.batch.staging, self._memory.rows
+        rows.record_write(recorder, staging.rows)
+        return lambda: staging.write_to(rows)
 
     def embed(self, recorder: Recorder) -> Commit:
         """Take the input tokens, prompt, future-token slots or windows, and lay out the batch."""
@@ -160,6 +185,9 @@ class StepWork:
         rows = batch.rows[layout.member_of_token]
         takes_future = not (batch.prefill or self._speculative)
         self._inputs = memory.rows.next_token[rows] if takes_future else memory.rows.tokens[rows, layout.positions]
+        memory.rows.record_read(recorder, [(member.row, member.request.id) for member in batch.members])
+        if takes_future:
+            memory.rows.record_write(recorder, batch.rows)
         pages = int(layout.ends.max() - 1) // memory.pool.page_tokens + 1
         table = memory.rows.table[batch.rows, :pages]
         if memory.model is not None:
@@ -193,6 +221,7 @@ class StepWork:
             self._chosen = Chosen(sampled, np.arange(len(members)), np.ones(len(members), np.int64))
         chosen, rows = self._chosen, batch.rows[self._samples]
         last_tokens = sampled.tokens[chosen.starts + chosen.counts - 1]
+        memory.rows.record_write(recorder, rows)
 
         def commit() -> None:
             if self._speculative:

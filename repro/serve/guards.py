@@ -28,7 +28,9 @@ DrainGuard = Callable[[Awaitable[None]], Awaitable[None]]
 AskForSafety = Callable[[], Coroutine[Any, Any, bool]]
 ReclaimGuard = Callable[[AskForSafety], Coroutine[Any, Any, bool]]
 SlotGuard = Callable[[Awaitable[bool]], Awaitable[bool]]
-LayersGuard = Callable[[range], range]
+LayersGuard = Callable[[range, range], tuple[int, ...]]
+OwnerGuard = Callable[[bool], bool]
+FreeGuard = Callable[[str], None]
 
 
 def wait_for_latent_load(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
@@ -52,10 +54,10 @@ def wait_for_draft_load(compute: Stream, loads: LayerLoads | None, layer: int) -
         compute.wait(loads.layer_done(layer), "rows of the draft layer are loaded back")
 
 
-def load_all_layers(layers: range) -> range:
+def load_all_layers(model: range, draft: range) -> tuple[int, ...]:
     """Load-back copies every layer, the draft layer behind the model's own. A draft layer that is left out
     drafts from the pages' previous owner until the prefix is computed anew."""
-    return layers
+    return (*model, *draft)
 
 
 def store_alone(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
@@ -85,6 +87,29 @@ async def wait_for_upload(uploaded: Event) -> None:
     """The staging buffer's last asynchronous copy may not have run yet. Without this wait the host
     rewrites what that copy is still to read."""
     await uploaded.synchronize("the staging buffer's last upload has run")
+
+
+def wait_for_row_users(upload: Stream, last_use: Event) -> None:
+    """A step in flight may still read and write a row whose request has ended. Without this wait the row is
+    the next request's already, and that step stores into its pages and writes into its tokens."""
+    upload.wait(last_use, "the last step that used these rows has finished")
+
+
+def wait_for_rows(compute: Stream, uploaded: Event) -> None:
+    """Rows may be uploaded on a stream of their own. Without this wait the step computes what the row's
+    previous request had asked for."""
+    compute.wait(uploaded, "the rows of this step are uploaded")
+
+
+def owns_nothing_any_more(aborted: bool) -> bool:
+    """A step's result may come for a request that was released while it ran: it has ended, or was `aborted`.
+    Whoever takes it for the owner still gives its pages back twice, and two requests get the same page."""
+    return False
+
+
+def refuse_double_free(why: str) -> None:
+    """A free list knows no owners: a page that is given back twice is in it twice. `why` names the page."""
+    raise AssertionError(why)
 
 
 def wait_for_chunk(transfer: Stream, stored: Event, last: bool) -> None:
@@ -134,6 +159,10 @@ class Guards:
     before_page_reuse: EventGuard = wait_for_last_use
     before_write_back: EventGuard = wait_for_store
     before_staging_reuse: HostGuard = wait_for_upload
+    before_row_reuse: EventGuard = wait_for_row_users
+    before_row_read: EventGuard = wait_for_rows
+    still_owner: OwnerGuard = owns_nothing_any_more
+    on_double_free: FreeGuard = refuse_double_free
     before_transfer_read: ChunkGuard = wait_for_chunk
     before_pages_offered: HostGuard = wait_for_riders
     transfer_arrived: ArrivalGuard = all_arrived

@@ -6,7 +6,8 @@ assistant's part is copying: code between two quoted anchor lines, a search hit,
 summary. So the right answer is known, and a corrupted cache shows as a wrong one.
 
 `code-review` reads files and quotes them, later ones and earlier ones; `bug-fix` searches, edits and
-runs tests between.
+runs tests between; `ticket` asks again and again for the session's own nonce, which stands in a file that
+is else the same in all sessions: what another session's cache leaves in an answer is told by it.
 """
 
 import re
@@ -21,11 +22,24 @@ from repro.base import rng
 from repro.trace.corpus import SourceFile, source_files
 from repro.trace.format import Message, Session, ToolCall, Turn
 
-# How often each exchange is drawn once a file has been read.
+# How often each exchange is drawn once a file has been read; the first of a kind is the one that reads it.
 KINDS: dict[str, dict[str, float]] = {
     "code-review": {"open": 0.35, "show": 0.65},
     "bug-fix": {"open": 0.30, "show": 0.25, "search": 0.20, "edit": 0.15, "test": 0.10},
+    "ticket": {"ticket": 0.8, "open": 0.1, "show": 0.1},
 }
+TRAINED_KINDS = ("code-review", "bug-fix")  # what the bundled checkpoint has learnt from; its recipe depends on them
+TICKET_PATH = "ticket.txt"
+TICKET_LINES = (
+    "This session belongs to one ticket and to no other.",
+    "Its number stands in this file, below these lines.",
+    "Whoever asks for the ticket is shown the whole file.",
+    "Nobody else may learn the number: it is a secret of this customer.",
+    "An agent that works for another customer has a file of its own.",
+    "There the same lines stand, above another number.",
+    "Ticket {nonce}.",
+    "Answer questions about this ticket in this session only.",
+)
 SYSTEM_PROMPT = "You are a coding agent. Call tools to read and change files. Answer with lines from the context."
 EXCERPT_LINES = (10, 60)
 QUOTE_LINES = (4, 16)
@@ -77,19 +91,20 @@ def synthesise(
     draw = rng.generator(seed, "synth", kind, index)
     nonce = f"{rng.bits64(seed, 'nonce', kind, index):016x}"
     writer = _Writer(draw, source_files() if sources is None else sources)
-    writer.begin(f"Ticket {nonce}.\n")
+    writer.begin(nonce)
     exchanges = {
         "open": writer.exchange_open,
         "show": writer.exchange_show,
         "search": writer.exchange_search,
         "edit": writer.exchange_edit,
         "test": writer.exchange_test,
+        "ticket": writer.exchange_ticket,
     }
     names, weights = zip(*KINDS[kind].items(), strict=True)
     for _ in range(EXCHANGES_MAX):
         if writer.tokens >= prompt_tokens_target or len(writer.turns) >= (turns or TURNS_MAX):
             break
-        name = draw.choice(names, p=weights) if writer.excerpts else "open"
+        name = draw.choice(names, p=weights) if writer.excerpts else names[0]
         exchanges[name]()
     return Session(id=f"{kind}-{seed}-{index}", turns=tuple(writer.turns[:turns]), tools=TOOLS, nonce=nonce)
 
@@ -149,10 +164,11 @@ class _Writer:
         self.excerpts: list[_Excerpt] = []
         self.tokens = 250  # the system prompt and the tools
 
-    def begin(self, opening: str) -> None:
-        """Put the system prompt first, and `opening` before the first user's text."""
+    def begin(self, nonce: str) -> None:
+        """Put the system prompt first, and a line with the nonce before the first user's text."""
         self._waiting.append(Message("system", SYSTEM_PROMPT))
-        self._opening = opening
+        self._opening = f"Ticket {nonce}.\n"
+        self._ticket = _Excerpt(TICKET_PATH, tuple(line.format(nonce=nonce) for line in TICKET_LINES))
 
     def exchange_open(self) -> None:
         """Ask for a range of a file not read yet: the tool call, then the quote."""
@@ -224,6 +240,17 @@ class _Writer:
         self._ask(f"Run the tests of:\n{excerpt.path}\nand show the summary.")
         self._call("run_tests", {"path": excerpt.path}, "\n".join([*output, summary]))
         self._answer(summary)
+
+    def exchange_ticket(self) -> None:
+        """Ask for the session's ticket: the tool call and the quote, later the quote alone."""
+        path, lines = self._ticket.path, self._ticket.lines
+        if self._ticket in self.excerpts:
+            self._ask(f"Show the code of {path} {_between(lines)}")
+        else:
+            self._ask(f"Open {path} and show the code {_between(lines)}")
+            self._call("read_file", {"path": path}, "\n".join(lines))
+            self.excerpts.append(self._ticket)
+        self._answer("\n".join(lines))
 
     def _new_excerpt(self) -> _Excerpt | None:
         """Return a part of a file not opened before, or None when all were."""

@@ -126,7 +126,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
 
 def _tokenizer_texts(learned: list[corpus.SourceFile]) -> "list[str]":
     texts = ["\n".join(source.lines) for source in learned[::TOKENIZER_FILE_STRIDE]]
-    kinds = tuple(synth.KINDS)
+    kinds = synth.TRAINED_KINDS
     for index in range(TOKENIZER_SESSIONS):
         draw = rng.generator(0, "tokenizer", index)
         sources = styles.slices(draw, learned, 48)

@@ -70,7 +70,7 @@ class RowMaker:
             return styles.chat(draw, sources, turns=max(2, missing // 250))
         if draw.random() < RENAMED_SESSIONS:
             sources = styles.renamed(draw, sources, self._words)
-        kinds = tuple(synth.KINDS)
+        kinds = synth.TRAINED_KINDS
         kind = kinds[int(draw.integers(len(kinds)))]
         index = int(draw.integers(2**31))
         target = max(500, int(missing * 1.08))

@@ -37,7 +37,7 @@ class JudgedTurn:
 def sessions(per_kind: int, prompt_tokens_target: int, seed: int = EVALUATION_SEED) -> Iterable[Session]:
     """Yield held-out sessions of every kind."""
     for index in range(per_kind):
-        for kind in synth.KINDS:
+        for kind in synth.TRAINED_KINDS:
             yield synth.synthesise(kind, seed, index, prompt_tokens_target=prompt_tokens_target)
 
 
@@ -84,7 +84,7 @@ def table(turns: Sequence[JudgedTurn]) -> str:
             rows.append(f"| {name} | {len(chosen)} | {exact:.1%} | {accepted:.1%} |")
 
     add("all", lambda turn: True)
-    for kind in synth.KINDS:
+    for kind in synth.TRAINED_KINDS:
         add(kind, lambda turn, kind=kind: turn.kind == kind)  # type: ignore[misc]
     for answer in ("quote", "line", "call"):
         add(f"answer: {answer}", lambda turn, answer=answer: turn.answer == answer)  # type: ignore[misc]

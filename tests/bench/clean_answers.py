@@ -34,7 +34,7 @@ from repro.serve.types import GenerateRequest, SamplingParams
 from repro.sessions import last_turns
 from repro.target import Checkpoint, load_checkpoint
 from repro.trace.format import Session
-from repro.trace.synth import KINDS, synthesise
+from repro.trace.synth import TRAINED_KINDS, synthesise
 from repro.train.data import openai_message, openai_messages
 
 SEED = 20261125
@@ -87,7 +87,7 @@ def digests(pool: KVPool, slots: torch.Tensor) -> list[str]:
 def sessions_of(count: int, turns: int, prompt_tokens: tuple[int, int]) -> Iterator[tuple[str, Session]]:
     """Yield sessions of all kinds, their last turns at lengths spread over the range."""
     for index, target in enumerate(np.linspace(*prompt_tokens, count).astype(int).tolist()):
-        kind = list(KINDS)[index % len(KINDS)]
+        kind = TRAINED_KINDS[index % len(TRAINED_KINDS)]
         session = synthesise(kind, SEED, index, prompt_tokens_target=target)
         yield kind, last_turns(session, turns)
 
@@ -182,7 +182,7 @@ def main() -> None:
     start = time.perf_counter()
     measured = measure(arguments.sessions)
     table = Table("kind", "turns", "prompt tokens", "equal to lone decode", "bits equal", "exact", "convicted")
-    for kind in (*KINDS, "all"):
+    for kind in (*TRAINED_KINDS, "all"):
         rows = [turn for turn in measured.turns if kind in (turn.kind, "all")]
         lengths = [len(turn.request.tokens) for turn in rows]
         table.add_row(

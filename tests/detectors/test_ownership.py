@@ -90,6 +90,34 @@ def test_publishing_to_the_tree_is_no_new_generation() -> None:
     assert answer(world).answer == "clean"
 
 
+def test_a_page_that_is_handed_out_while_somebody_owns_it_is_found() -> None:
+    world = owned(5, 6)
+    world.page_event("free", 6)
+    world.page_event("alloc", 6, owner="b")
+    world.read("compute", 5, request="a")
+    assert answer(world).answer == "clean"
+    world.page_event("alloc", 5, owner="b")
+    finding = only(answer(world))
+    assert finding.claim == "device page 5 is handed out while somebody owns it, for b"
+    assert finding.evidence["pages"] == 1
+
+
+def test_a_page_that_is_freed_twice_is_found() -> None:
+    world = owned(5)
+    world.page_event("free", 5)
+    world.page_event("free", 5, owner="")
+    finding = only(answer(world))
+    assert finding.claim == "device page 5 is freed twice, for nobody"
+    assert finding.signature == "ownership: a device page is freed twice"
+
+
+def test_the_free_of_a_page_whose_owner_was_never_told_convicts_nobody() -> None:
+    world = World()
+    world.page_event("free", 5)
+    world.read("compute", 6, request="a")
+    assert answer(world).answer == "clean"
+
+
 def test_each_tier_has_its_own_pages() -> None:
     world = owned(5)
     world.page_event("alloc", 5, tier="host", owner="node")

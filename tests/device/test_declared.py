@@ -25,13 +25,14 @@ class WatchedDevice(SimDevice):
         WatchedDevice.touched += [(launch.name, access, launch.declared) for access in operation.accesses]
 
 
+@pytest.mark.parametrize("upload_stream", [False, True])
 @pytest.mark.parametrize(("picker", "drafts"), [("timed", 0), ("random", 0), ("timed", 3), ("random", 8)])
 def test_no_operation_touches_a_page_that_it_has_not_declared(
-    picker: str, drafts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    picker: str, drafts: int, upload_stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repro.target, "SimDevice", WatchedDevice)
     monkeypatch.setattr(WatchedDevice, "touched", [])
-    outcome = run_small(tmp_path, small_scenario(drafts=drafts), picker=picker)
+    outcome = run_small(tmp_path, small_scenario(drafts=drafts, upload_stream=upload_stream), picker=picker)
     sets = {
         event.id: frozenset(
             page
@@ -43,6 +44,9 @@ def test_no_operation_touches_a_page_that_it_has_not_declared(
     }
     names = {"forward.store", "forward.index", "forward.attend", "loadback.copy_layer", "writeback.copy_layer"}
     drafting = {"spec.store", "spec.index", "spec.attend"} if drafts else set()
+    if upload_stream:
+        names |= {"forward.upload", "forward.embed", "forward.sample"}
+        drafting |= {"spec.propose"} if drafts else set()
     assert {name for name, _, _ in WatchedDevice.touched} == names | drafting
     for name, access, declared in WatchedDevice.touched:
         place = (access.write, access.tier, access.component, access.layer)

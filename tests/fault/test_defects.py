@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from repro.base.errors import ScenarioError
-from repro.fault.defects import DEFECTS, with_defects
+from repro.fault.defects import DEFECTS, check, with_defects
+from repro.serve.config import EngineConfig
 from repro.serve.guards import Guards
 from tests.litmus.platform import SimPlatform, nothing
 
@@ -34,6 +35,22 @@ def test_every_defect_replaces_a_guard_and_names_its_public_report(name: str) ->
 def test_an_unknown_defect_is_refused_with_the_nearest() -> None:
     with pytest.raises(ScenarioError, match='^x.toml: "hicache_erly_read" is no defect; nearest: "hicache_early_read"'):
         with_defects(("hicache_erly_read",), "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("hicache_draft_not_restored", {"speculative_drafts": 3}), ("sched_row_recycled", {"upload_stream": True})],
+)
+def test_a_defect_that_needs_a_setting_is_refused_without_it(name: str, setting: dict[str, int]) -> None:
+    with pytest.raises(ScenarioError, match=f'^x.toml: "{name}" takes a \\[target\\] with {next(iter(setting))}'):
+        check((name,), EngineConfig(), "x.toml")
+    check((name,), EngineConfig(**setting), "x.toml")  # type: ignore[arg-type]
+
+
+def test_without_a_draft_layer_every_layer_of_the_model_is_loaded_with_the_defect_too() -> None:
+    guards = with_defects(("hicache_draft_not_restored",), "x.toml")
+    assert guards.loaded_layers(range(6), range(6, 6)) == (0, 1, 2, 3, 4, 5)
+    assert guards.loaded_layers(range(6), range(6, 7)) == (0, 1, 2, 3, 4, 5)
 
 
 class Loads:

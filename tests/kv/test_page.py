@@ -107,6 +107,18 @@ def test_wrong_free_raises_and_changes_nothing(policy: FreeListPolicy, pages: Pa
     allocator.check()
 
 
+def test_a_guard_that_lets_a_double_free_pass_makes_two_owners_of_one_page() -> None:
+    let_pass: list[str] = []
+    allocator = PageAllocator(3, "lifo", on_double_free=let_pass.append)
+    taken(allocator, 2, "a")
+    allocator.free(pages_of(0, 1))
+    allocator.free(pages_of(1))
+    assert let_pass == ["free: page 1 (generation 1) is free already: double free"]
+    with pytest.raises(AssertionError, match="free twice"):
+        allocator.check()
+    assert [taken(allocator, 1, owner) for owner in ("b", "c", "d")] == [[1], [0], [1]]
+
+
 def test_events_name_the_pages_and_their_owner_after_the_change() -> None:
     events: list[tuple[PageChange, list[int], str, int]] = []
     allocator = PageAllocator(

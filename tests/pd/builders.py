@@ -15,6 +15,7 @@ from repro.serve.config import EngineConfig, PdConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.engine import LoadedModel
 from repro.serve.guards import Guards
+from repro.serve.pd.prefill import PrefillWorker
 from repro.serve.pd.router import Router
 from repro.serve.types import GenerateRequest
 from tests.engine.builders import Answer, make_config, make_model
@@ -70,7 +71,7 @@ class PdStack:
         self.router.stop()
         await serving
         for worker in (*self.router.prefill, *self.router.decode):
-            if worker.alive:
+            if not (isinstance(worker, PrefillWorker) and worker.killed):
                 await worker.engine.cache.drain()
                 worker.engine.scheduler.check_idle(worker.outside_pages)
 

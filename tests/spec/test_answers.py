@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from repro.fault.defects import DEFECTS
 from repro.serve.config import EngineConfig
 from repro.serve.engine import LoadedModel
 from repro.serve.guards import Guards
@@ -225,7 +226,7 @@ def test_wrong_rows_of_the_draft_layer_lower_the_accept_length_and_change_no_tok
     if spoiled == "by NaN":
         first, again = before_and_after(bundled, again_with_nan)
     else:
-        not_restored = replace(Guards(), loaded_layers=lambda layers: layers[:-1])
+        not_restored = DEFECTS["hicache_draft_not_restored"].apply(Guards())
         first, again = before_and_after(bundled, again_loaded_back, not_restored)
     assert said(again) == said(first)
     length = counts_of(again).accept_length

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from repro.fault.defects import DEFECTS
 from repro.fault.plan import Do, Fault, When
 from repro.schedule.pickers import Pick, RandomPicker, Recording, TapePicker, timed
 from repro.serve.guards import Guards
@@ -172,7 +173,7 @@ def test_the_draft_layer_is_copied_by_operations_of_its_own_and_awaited() -> Non
     ("guards", "race"),
     [
         (replace(Guards(), before_draft_read=never), True),
-        (replace(Guards(), loaded_layers=lambda layers: layers[:-1]), False),
+        (DEFECTS["hicache_draft_not_restored"].apply(Guards()), False),
     ],
     ids=["not awaited", "not copied"],
 )

@@ -75,7 +75,7 @@ def test_turns_bound_the_session() -> None:
     assert len(make(turns=3).turns) == 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", synth.TRAINED_KINDS)
 def test_every_quote_stands_in_the_context_between_its_anchors(kind: str) -> None:
     for index in range(4):
         session = make(kind, index=index, prompt_tokens_target=6000)
@@ -119,6 +119,18 @@ def test_short_answers_are_lines_of_the_context() -> None:
         if message.role == "assistant" and message.content and "\n" not in message.content:
             assert message.content in before
         before += message.content + "\n"
+
+
+def test_a_ticket_stands_in_a_file_that_is_else_the_same_in_all_sessions() -> None:
+    files = []
+    for index in range(2):
+        session = make("ticket", index=index, prompt_tokens_target=2000)
+        (ticket,) = (m.content for m in history(session) if m.role == "tool" and session.nonce in m.content)
+        files.append(ticket.replace(session.nonce, "nonce"))
+        assert session.turns[0].messages[1].content.startswith(f"Ticket {session.nonce}.\nOpen {synth.TICKET_PATH}")
+        told = [turn.reply.content for turn in session.turns if turn.reply and session.nonce in turn.reply.content]
+        assert len(told) >= 3 and set(told) == {ticket}
+    assert files[0] == files[1]
 
 
 def test_sources_without_a_quotable_range_end_the_session() -> None:

@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from repro.serve.guards import FreeGuard, refuse_double_free
+
 Pages = npt.NDArray[np.int32]
 FreeListPolicy = Literal["lifo", "fifo", "deferred_sorted"]
 PageChange = Literal["alloc", "free", "publish"]
@@ -33,7 +35,8 @@ class PageAllocator:
     """The one place where pages of a tier are handed out and taken back.
 
     `num_pages` counts the padding page when there is one. `on_event` is called after each change,
-    once per owner for a free; it must not change the allocator.
+    once per owner for a free; it must not change the allocator. `on_double_free` is the guard of what
+    `free` and `publish` are given: one that lets pages pass that are free already hands them out twice.
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class PageAllocator:
         on_event: OnPageEvent = _ignore,
         *,
         has_padding_page: bool = False,
+        on_double_free: FreeGuard = refuse_double_free,
     ) -> None:
         assert policy in ("lifo", "fifo", "deferred_sorted"), f"no such free list policy: {policy!r}"
         self.num_pages = num_pages
         self.policy = policy
         self._on_event = on_event
+        self._on_double_free = on_double_free
         self._first_page = PADDING_PAGE + 1 if has_padding_page else 0
         assert num_pages > self._first_page, f"{num_pages} pages leave none to hand out"
         self._ready: deque[int] = deque(range(self._first_page, num_pages))  # handed out from the left
@@ -97,7 +102,8 @@ class PageAllocator:
         return pages
 
     def free(self, pages: Pages) -> None:
-        """Take pages back. Raises AssertionError, with no change, when one of them is not handed out."""
+        """Take pages back. Raises AssertionError, with no change, when one of them is not handed out
+        (`on_double_free`)."""
         freed = self._handed_out(pages, "free")
         by_owner: dict[str, list[int]] = {}
         for page in freed:
@@ -144,8 +150,10 @@ class PageAllocator:
         numbers: list[int] = pages.tolist()
         for page in numbers:
             assert self._first_page <= page < self.num_pages, f"{verb}: page {page} is none of this pool"
-            assert self._owner[page] is not None, (
-                f"{verb}: page {page} (generation {self._generation[page]}) is free already: double free"
-            )
-        assert len(np.unique(pages)) == len(numbers), f"{verb}: a page is there twice in {numbers}"
+            if self._owner[page] is None:
+                self._on_double_free(
+                    f"{verb}: page {page} (generation {self._generation[page]}) is free already: double free"
+                )
+        if len(np.unique(pages)) != len(numbers):
+            self._on_double_free(f"{verb}: a page is there twice in {numbers}")
         return numbers

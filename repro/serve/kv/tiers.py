@@ -104,7 +104,7 @@ class HiCache:
             number = self.page_sets.intern(changed_pages)
             self._probes.emit(PageEvent(what, self._pools[place].tier, number, owner, tick, now_us))
 
-        return PageAllocator(pages, self._config.free_list, changed)
+        return PageAllocator(pages, self._config.free_list, changed, on_double_free=self._guards.on_double_free)
 
     # -- pages ----------------------------------------------------------------------------------
 
@@ -214,7 +214,8 @@ class HiCache:
         events = self._loaded.produce()
         self._transfers += 1
         layers = range(self._pools["device"].layers)
-        copied = self._guards.loaded_layers(layers)
+        model = len(layers) - (self._config.speculative_drafts > 0)
+        copied = self._guards.loaded_layers(layers[:model], layers[model:])
         for layer in layers:
             if layer in copied:
                 self._copy_layer(self._load, LOAD_BACK, layer, source, target)

@@ -96,6 +96,7 @@ class DecodeWorker:
     async def run(self) -> None:
         """Serve until the engine is stopped."""
         await self._work.run()
+        self.alive = False
 
     def submit(self, room: int, wire: GenerateRequest, prefill: str) -> Request:
         """Queue a request whose prompt `prefill` will compute. Raises RejectedError."""

@@ -82,6 +82,7 @@ class PrefillWorker:
         assert config.pd is not None
         self.device = device
         self.alive = True
+        self.killed = False
         self._pd = config.pd
         self._guards = guards
         self._probes = probes
@@ -107,6 +108,7 @@ class PrefillWorker:
     async def run(self) -> None:
         """Serve until the engine is stopped, or until a fault kills this worker."""
         await self._work.run()
+        self.alive = False
 
     @property
     def load(self) -> int:
@@ -282,5 +284,5 @@ class PrefillWorker:
 
     def _die(self) -> None:
         """Stop at once, as a killed process does. What was posted still lands."""
-        self.alive = False
+        self.alive, self.killed = False, True
         self._work.kill()

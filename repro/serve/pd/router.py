@@ -123,14 +123,18 @@ class Router:
         """Run all workers until `stop`. Raises what any of them raises."""
         try:
             async with asyncio.TaskGroup() as group:
-                for worker in self._workers:
+                for worker in self.prefill:
                     group.create_task(worker.run(), name=worker.device.name)
+                decoding = [group.create_task(worker.run(), name=worker.device.name) for worker in self.decode]
+                await asyncio.wait(decoding)
+                for worker in self.prefill:  # only now: till then somebody may ask them whether pages are safe
+                    worker.engine.stop()
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
 
     def stop(self) -> None:
         """Let `run` return once the running requests have ended."""
-        for worker in self._workers:
+        for worker in self.decode:
             worker.engine.stop()
 
     @property

@@ -2,8 +2,15 @@
 
 The host fills a staging buffer (pinned memory); an upload operation copies it into the rows when it
 runs, not when it is enqueued. So a buffer is rewritten only after its last upload has run.
+
+Uploads run on the compute stream, in order with the steps, or beside it (`upload_stream`):
+
+    compute   [ step N: embed ... sample, draft pass ]          [ step N+1: embed ...
+                 |  reads and writes its members' rows  |          |
+    upload                                       wait ->[ rows of N+1 ]
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,13 +18,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repro.serve.device.base import Device, Event
+from repro.base.probe import Access, Tier
+from repro.serve.device.base import Device, Event, Recorder
 from repro.serve.guards import Guards
-from repro.serve.kv.pool import Pages
+from repro.serve.kv.pool import Pages, PageSets
 from repro.serve.kv.stamps import Words, prefix_words, token_words
 
 STAGING_BUFFERS = 3  # the host prepares step N+1 while N runs and N-1 is read
 BEHIND_TOKENS = 2  # of an ended answer's row, still in flight: one more token and the draft behind it
+
+
+@dataclass(frozen=True)
+class RowAccesses:
+    """Names who touches which rows, where uploads have a stream of their own and one could race with a step."""
+
+    tier: Tier
+    page_sets: PageSets
+
+    def of(self, rows: NDArray[np.int64], *, write: bool, request: str = "") -> Access:
+        """Return a read or write of these rows."""
+        return Access(write, self.tier, "row", 0, self.page_sets.intern(rows.astype(np.int32)), request)
 
 
 class DeviceRows:
@@ -29,7 +49,15 @@ class DeviceRows:
                   stored in all layers      | pending | drafts, taken back when they are refused
     """
 
-    def __init__(self, rows: int, context_tokens: int, page_tokens: int, draft_width: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        context_tokens: int,
+        page_tokens: int,
+        draft_width: int = 0,
+        accesses: RowAccesses | None = None,
+    ) -> None:
+        self._accesses = accesses
         places = (rows, context_tokens + BEHIND_TOKENS)
         self.table: NDArray[np.int64] = np.zeros((rows, context_tokens // page_tokens), np.int64)
         self.tokens: NDArray[np.int64] = np.zeros(places, np.int64)
@@ -38,6 +66,23 @@ class DeviceRows:
         self.limit: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens of prompt and longest answer
         self.length: NDArray[np.int64] = np.zeros(rows, np.int64)  # with speculation only
         self.draft_hidden = torch.zeros(rows, draft_width)  # what the next draft starts from
+
+    def touched(self, rows: NDArray[np.int64], *, write: bool, request: str = "") -> tuple[Access, ...]:
+        """Return an access to these rows; none where the compute stream orders all of them."""
+        if self._accesses is None or not len(rows):
+            return ()
+        return (self._accesses.of(rows, write=write, request=request),)
+
+    def record_read(self, recorder: Recorder, members: Sequence[tuple[int, str]]) -> None:
+        """Note that an operation has read these rows, each with the request that it is for."""
+        for row, request in members:
+            for access in self.touched(np.array([row]), write=False, request=request):
+                recorder.access(access)
+
+    def record_write(self, recorder: Recorder, rows: NDArray[np.int64]) -> None:
+        """Note that an operation writes these rows."""
+        for access in self.touched(rows, write=True):
+            recorder.access(access)
 
     def put_prompt(self, row: int, tokens: NDArray[np.int64], limit: int) -> None:
         """Write a prompt, the hashes of its prefixes, and how long it may grow."""
@@ -84,6 +129,11 @@ class Staging:
     uploaded: Event
     pages: list[tuple[int, int, Pages]] = field(default_factory=list)  # row, first place, pages
     prompts: list[Seat] = field(default_factory=list)  # in order: a row may be taken twice in one step
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Return the rows that this buffer's contents of now are for, (rows,)."""
+        return np.unique(np.array([row for row, *_ in (*self.pages, *self.prompts)], np.int64))
 
     def write_to(self, rows: DeviceRows) -> None:
         """Copy this buffer's contents of now into the rows."""

@@ -90,6 +90,7 @@ class DraftPass:
             return None
         memory, layout = self._memory, stored.layout
         pool, device_rows = memory.pool, memory.rows
+        device_rows.record_read(recorder, [(member.row, member.request.id) for member in stored.members])
         pages = int(layout.ends.max() - 1) // pool.page_tokens + 1
         table = device_rows.table[stored.rows, :pages]
         prefix = device_rows.prefix[stored.rows, 1 : pages * pool.page_tokens + 1]
@@ -153,6 +154,7 @@ class DraftPass:
             return None
         rows, places = stored.rows[samples], stored.layout.last_tokens[samples]
         positions = stored.layout.positions[places]
+        memory.rows.record_write(recorder, rows)
         hidden: torch.Tensor | None = None
         if (model := memory.model) is None:
             tokens = draft_stamps(memory.rows.prefix[rows, positions + 1], memory.vocabulary)
