@@ -30,7 +30,8 @@ class PartCounts(msgspec.Struct, frozen=True):
     corrupted: int  # at first hand or by reuse
     diverged: int
     visible: int
-    rate: Rate  # of corrupted among the finished, clustered over the runs
+    runs_hit: int  # with a corrupted request
+    rate: Rate  # of corrupted among the finished, clustered over sessions
     differs: dict[str, object]  # what the part has of its own, by key
     numerics: str
 
@@ -62,24 +63,29 @@ class StepCounts(msgspec.Struct, frozen=True):
 
     @property
     def met(self) -> bool | None:
-        """Return whether every run came to what is expected, and there was one."""
+        """Return whether every run came to what is expected; what is to be found includes a request that is hit."""
         word = {"silent": "clean", "found": "anomaly"}.get(self.expect)
         if word is None:
             return None
         runs = sum(part.runs for part in self.parts)
-        return runs > 0 and sum(part.verdicts.get(word, 0) for part in self.parts) == runs
+        convicted = word == "clean" or any(part.corrupted for part in self.parts)
+        return runs > 0 and convicted and sum(part.verdicts.get(word, 0) for part in self.parts) == runs
 
     @property
     def told(self) -> str:
         """Return in a word what came of it."""
         if not any(part.runs for part in self.parts):
             return "not run"
+        if self.expect == "rate":
+            return "measured"
         words = Counter[str]()
         for part in self.parts:
             words.update(part.verdicts)
         if set(words) == {"clean"}:
             return "silent"
-        return "found" if set(words) == {"anomaly"} else ", ".join(f"{n} {word}" for word, n in sorted(words.items()))
+        if set(words) == {"anomaly"}:
+            return "found" if any(part.corrupted for part in self.parts) else "found, no request hit"
+        return ", ".join(f"{n} {word}" for word, n in sorted(words.items()))
 
 
 def part_counts(
@@ -97,7 +103,7 @@ def part_counts(
     """Add up runs of one part."""
     records = [record for run in runs for record in run.requests]
     finished = [record for record in records if record.finish in WHOLE]
-    clusters = [_hit(run.requests) for run in runs]
+    hits = [_hits(run.requests) for run in runs]
     return PartCounts(
         key, variant, sensitivity, len(runs),
         dict(Counter(str(run.verdict.get("verdict")) for run in runs)),
@@ -108,7 +114,8 @@ def part_counts(
         corrupted=sum(map(is_corrupted, finished)),
         diverged=sum(record.oracle == "diverged" for record in finished),
         visible=sum(record.visible for record in finished),
-        rate=rate_of(CORRUPTED, clusters),
+        runs_hit=sum(any(hit for hit, _ in sessions) for sessions in hits),
+        rate=rate_of(CORRUPTED, [session for sessions in hits for session in sessions]),
         differs=differs,
         numerics=numerics,
     )  # fmt: skip
@@ -119,7 +126,10 @@ def is_corrupted(record: RequestRecord) -> bool:
     return record.corrupted or record.poisoned
 
 
-def _hit(records: Sequence[RequestRecord]) -> tuple[int, int]:
-    """Return how many of a run's finished requests were corrupted, and how many there are."""
-    finished = [record for record in records if record.finish in WHOLE]
-    return sum(map(is_corrupted, finished)), len(finished)
+def _hits(records: Sequence[RequestRecord]) -> list[tuple[int, int]]:
+    """Return of each session how many of its finished requests were corrupted, and how many there are."""
+    sessions: dict[str, list[bool]] = {}
+    for record in records:
+        if record.finish in WHOLE:
+            sessions.setdefault(record.session, []).append(is_corrupted(record))
+    return [(sum(hit), len(hit)) for hit in sessions.values()]

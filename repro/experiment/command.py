@@ -8,11 +8,12 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from reports.experiment import Result, render_experiment, score_text
 from reports.rates import interval_text, share_text
 from reports.steps import PartCounts, StepCounts
 from repro.experiment.folder import ExperimentFolder
 from repro.experiment.plan import Experiment, Part
-from repro.experiment.result import Result, result_of
+from repro.experiment.result import result_of
 from repro.experiment.runs import run_parts
 
 
@@ -41,6 +42,7 @@ def run_experiment(experiment: Experiment, command: Command, console: Console, e
 
     result = result_of(experiment, folder, run_parts(experiment, folder, workers=command.workers, done=done))
     folder.write(folder.result.name, msgspec.json.format(msgspec.json.encode(result), indent=2))
+    folder.write(folder.report.name, render_experiment(result).encode())
     if command.json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
         sys.stdout.flush()
@@ -63,7 +65,9 @@ def _print(result: Result, console: Console) -> None:
             console.print(_sensitivity(step))
     for told in result.why:
         console.print(told, markup=False)
-    console.print(f"folder: {result.folder}", markup=False, soft_wrap=True)
+    for score in result.separation.scores:
+        console.print(score_text(score), markup=False)
+    console.print(f"report: {result.report}", markup=False, soft_wrap=True)
 
 
 def _row(step: StepCounts, part: PartCounts, *, with_name: bool) -> tuple[str, ...]:

@@ -4,32 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from reports.experiment import Result
+from reports.separation import Answer, answer_of, separate
 from reports.steps import PartCounts, StepCounts, part_counts
 from repro.experiment.folder import ExperimentFolder
 from repro.experiment.plan import Experiment, Part
 from repro.experiment.runs import PartRuns
-from repro.record.view import open_run
+from repro.record.view import Run, open_run
 
 WORDS = {0: "as expected", 1: "not as expected", 4: "failed", 5: "inconclusive"}
-
-
-class Result(msgspec.Struct, frozen=True):
-    """The JSON object of the command line. All rates are simulated: priced by the cost model."""
-
-    experiment: str
-    title: str
-    about: str
-    exit_code: int
-    verdict: str
-    why: tuple[str, ...]
-    first_seed: int
-    steps: tuple[StepCounts, ...]
-    missing: int
-    folder: str
-    report: str
-    simulated: bool = True
 
 
 def result_of(experiment: Experiment, folder: ExperimentFolder, results: Sequence[PartRuns]) -> Result:
@@ -42,10 +25,23 @@ def result_of(experiment: Experiment, folder: ExperimentFolder, results: Sequenc
         for step in experiment.steps
     )  # fmt: skip
     code, why = exit_code(steps)
+    with_faults = [answer for runs in results if runs.part.step.faults for answer in _answers(runs)]
+    clean = [answer for runs in results for answer in _answers(runs) if not runs.part.sensitivity]
     return Result(
-        experiment.name, experiment.title, experiment.about.strip(), code, WORDS[code], why, folder.plan.first_seed,
-        steps, sum(runs.missing for runs in results), str(folder.path), str(folder.report),
+        experiment.name, experiment.title, experiment.about.strip(), experiment.defects, code, WORDS[code], why,
+        folder.plan.first_seed, steps, separate(with_faults, clean), sum(runs.missing for runs in results),
+        str(folder.path), str(folder.report),
     )  # fmt: skip
+
+
+def _answers(runs: PartRuns) -> list[Answer]:
+    """Return the whole answers of a part's runs that have counts of drafts."""
+    found = [(answer_of(record, run.meta.seed)) for run in _opened(runs) for record in run.requests]
+    return [answer for answer in found if answer is not None]
+
+
+def _opened(runs: PartRuns) -> list[Run]:
+    return [open_run(Path(verdict.run_dir)) for _, verdict in sorted(runs.verdicts.items())]
 
 
 def exit_code(steps: Sequence[StepCounts]) -> tuple[int, tuple[str, ...]]:
@@ -88,7 +84,7 @@ def _conditions(faults: bool, control: bool) -> tuple[str, ...]:
 def _counts(runs: PartRuns) -> PartCounts:
     part = runs.part
     return part_counts(
-        [open_run(Path(verdict.run_dir)) for _, verdict in sorted(runs.verdicts.items())],
+        _opened(runs),
         key=part.key,
         variant=part.variant,
         sensitivity=part.sensitivity,
