@@ -143,7 +143,7 @@ def run(
             )
         from repro.experiment.command import Command, run_experiment
 
-        command = Command(runs, seed, seeds, workers or WORKERS, resume, json)
+        command = Command(scenario, runs, seed, seeds, workers or WORKERS, resume, json)
         out, told = _Output(highlight=False), _Output(stderr=True, highlight=False, quiet=quiet)
         raise typer.Exit(run_experiment(experiment, command, out, told))
     if workers or seeds or resume:
@@ -397,7 +397,7 @@ def list_all() -> None:
     from repro.serve.config import CONFIGS
 
     bundled = map(scenarios.find, scenarios.bundled_names())
-    stepped = filter(None, map(experiments.find, experiments.bundled_names()))
+    stepped = filter(None, map(experiments.find, scenarios.experiment_names()))
     listed: dict[str, list[tuple[str, str]]] = {
         "Scenarios (repro run NAME)": [(each.name, each.title) for each in bundled],
         "Experiments, in steps (repro run NAME)": [(each.name, each.title) for each in stepped],

@@ -20,6 +20,7 @@ from repro.experiment.runs import run_parts
 class Command(msgspec.Struct, frozen=True):
     """What the command line asks for."""
 
+    given: str  # the experiment's name or path
     root: Path
     first: int  # seed
     seeds: int | None  # at most, of each part
@@ -49,7 +50,8 @@ def run_experiment(experiment: Experiment, command: Command, console: Console, e
     else:
         _print(result, console)
     if result.missing:
-        again = f"repro run {experiment.name} --resume {folder.path}"
+        limit = f" --seeds {seeds}" if seeds else ""
+        again = f"repro run {command.given} --seed {first}{limit} --resume {folder.path}"
         errors.print(f"{result.missing} runs are missing; `{again}` continues", markup=False, soft_wrap=True)
     return result.exit_code
 

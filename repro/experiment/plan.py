@@ -18,7 +18,7 @@ import msgspec
 
 from repro.base.errors import ScenarioError, nearest
 from repro.experiment.toml import to_toml
-from repro.scenario import Scenario, parse
+from repro.scenario import Scenario, experiment_names, parse
 from repro.strict import shown, to_struct
 
 Expected = Literal["silent", "found", "rate"]
@@ -104,18 +104,11 @@ class Experiment(msgspec.Struct, frozen=True):
         return tuple(part for part in self.parts if part.step.name == step)
 
 
-def bundled_names() -> list[str]:
-    """Return the names of the experiments in the package, sorted."""
-    return sorted(
-        entry.name[:-5] for entry in (files("scenarios") / "experiments").iterdir() if entry.name.endswith(".toml")
-    )
-
-
 def find(name: str) -> Experiment | None:
     """Return an experiment by its bundled name or by its path; None for what is none, a scenario perhaps."""
     if name.endswith(".toml") or os.sep in name:
         return _in_file(Path(name), name)
-    if name not in bundled_names():
+    if name not in experiment_names():
         return None
     text = (files("scenarios") / "experiments" / f"{name}.toml").read_text(encoding="utf-8")
     return parse_experiment(text, name, f"scenarios/experiments/{name}.toml")

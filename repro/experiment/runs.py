@@ -116,3 +116,5 @@ def _take(runs: PartRuns, seed: int, result: Verdict | str, folder: ExperimentFo
     elif result.cut is None:  # one that a limit or Ctrl-C has cut short is run again by a resume
         runs.verdicts[seed] = result
         folder.keep(runs.part, seed, result)
+        if seed != folder.plan.first_seed:  # its seed brings the log again: tens of megabytes a run
+            (Path(result.run_dir) / "events.jsonl").unlink(missing_ok=True)
