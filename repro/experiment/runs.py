@@ -41,10 +41,7 @@ def run_parts(experiment: Experiment, folder: ExperimentFolder, *, workers: int,
     processes = Processes()
     pool = ThreadPoolExecutor(workers)
     try:
-        for wave in (
-            [part for part in parts if not part.step.bad_requests_of],
-            [part for part in parts if part.step.bad_requests_of],
-        ):
+        for wave in _waves(parts):
             jobs = _jobs(wave, folder, results, done)
             futures = {
                 pool.submit(processes.run, _command(part, scenario, seed, folder, workers)): (part, seed)
@@ -61,6 +58,14 @@ def run_parts(experiment: Experiment, folder: ExperimentFolder, *, workers: int,
     finally:
         pool.shutdown(cancel_futures=True)
     return list(results.values())
+
+
+def _waves(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
+    """Return the parts that others ask again, and all others; what has most runs, and judges nothing, is last."""
+    asked_again = {part.step.bad_requests_of for part in parts}
+    others = [part for part in parts if part.step.name not in asked_again]
+    others.sort(key=lambda part: (part.step.expect == "rate", part.sensitivity))
+    return [part for part in parts if part.step.name in asked_again], others
 
 
 def _jobs(
