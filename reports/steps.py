@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from reports.rates import PER_MANY, Rate, rate_of
+from reports.rates import Rate, rate_of
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
 
@@ -32,13 +32,8 @@ class PartCounts(msgspec.Struct, frozen=True):
     visible: int
     runs_hit: int  # with a corrupted request
     rate: Rate  # of corrupted among the finished, clustered over sessions
-    differs: dict[str, object]  # what the part has of its own, by key
+    differs: dict[str, object]  # what the variant sets beyond its step, by key
     numerics: str
-
-    @property
-    def per_many(self) -> float:
-        """Return the corrupted requests of PER_MANY finished ones."""
-        return self.rate.share * PER_MANY
 
 
 class StepCounts(msgspec.Struct, frozen=True):
@@ -49,6 +44,7 @@ class StepCounts(msgspec.Struct, frozen=True):
     about: str
     expect: str
     conditions: tuple[str, ...]
+    differs: dict[str, object]  # what the step sets beyond the common tables, by key
     parts: tuple[PartCounts, ...]
 
     @property

@@ -99,10 +99,6 @@ class Experiment(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
     source: str
 
-    def parts_of(self, step: str) -> tuple[Part, ...]:
-        """Return a step's parts, those of its sensitivity table last."""
-        return tuple(part for part in self.parts if part.step.name == step)
-
 
 def find(name: str) -> Experiment | None:
     """Return an experiment by its bundled name or by its path; None for what is none, a scenario perhaps."""

@@ -8,7 +8,7 @@ from reports.experiment import Result
 from reports.separation import Answer, answer_of, separate
 from reports.steps import PartCounts, StepCounts, part_counts
 from repro.experiment.folder import ExperimentFolder
-from repro.experiment.plan import Experiment, Part
+from repro.experiment.plan import Experiment, Step
 from repro.experiment.runs import PartRuns
 from repro.record.view import Run, open_run
 
@@ -17,31 +17,29 @@ WORDS = {0: "as expected", 1: "not as expected", 4: "failed", 5: "inconclusive"}
 
 def result_of(experiment: Experiment, folder: ExperimentFolder, results: Sequence[PartRuns]) -> Result:
     """Add up the runs of all parts. Raises UsageError for a run folder that is gone."""
+    opened = [(each, [open_run(Path(verdict.run_dir)) for verdict in each.verdicts.values()]) for each in results]
+    counts = [_counts(each, runs) for each, runs in opened]
     steps = tuple(
         StepCounts(
-            step.name, step.title, step.about, step.expect, _conditions(step.faults, step.control),
-            tuple(_counts(runs) for runs in results if runs.part.step.name == step.name),
+            step.name, step.title, step.about.strip(), step.expect, _conditions(step), _differs(step.target, step.load),
+            tuple(part for each, part in zip(results, counts, strict=True) if each.part.step.name == step.name),
         )
         for step in experiment.steps
     )  # fmt: skip
     code, why = exit_code(steps)
-    with_faults = [answer for runs in results if runs.part.step.faults for answer in _answers(runs)]
-    clean = [answer for runs in results for answer in _answers(runs) if not runs.part.sensitivity]
+    with_faults = [answer for each, runs in opened if each.part.step.faults for answer in _answers(runs)]
+    all_answers = [answer for _, runs in opened for answer in _answers(runs)]
     return Result(
         experiment.name, experiment.title, experiment.about.strip(), experiment.defects, code, WORDS[code], why,
-        folder.plan.first_seed, steps, separate(with_faults, clean), sum(runs.missing for runs in results),
+        folder.plan.first_seed, steps, separate(with_faults, all_answers), sum(each.missing for each in results),
         str(folder.path), str(folder.report),
     )  # fmt: skip
 
 
-def _answers(runs: PartRuns) -> list[Answer]:
-    """Return the whole answers of a part's runs that have counts of drafts."""
-    found = [(answer_of(record, run.meta.seed)) for run in _opened(runs) for record in run.requests]
+def _answers(runs: Sequence[Run]) -> list[Answer]:
+    """Return the whole answers of runs that have counts of drafts."""
+    found = [answer_of(record, run.meta.seed) for run in runs for record in run.requests]
     return [answer for answer in found if answer is not None]
-
-
-def _opened(runs: PartRuns) -> list[Run]:
-    return [open_run(Path(verdict.run_dir)) for _, verdict in sorted(runs.verdicts.items())]
 
 
 def exit_code(steps: Sequence[StepCounts]) -> tuple[int, tuple[str, ...]]:
@@ -77,36 +75,29 @@ def _open(step: StepCounts) -> bool:
     return told <= {word, "inconclusive"} and ("inconclusive" in told or any(part.missing for part in step.parts))
 
 
-def _conditions(faults: bool, control: bool) -> tuple[str, ...]:
-    return ("faults on" if faults else "no faults", "guard in place" if control else "with the defect")
+def _conditions(step: Step) -> tuple[str, ...]:
+    return ("faults on" if step.faults else "no faults", "guard in place" if step.control else "with the defect")
 
 
-def _counts(runs: PartRuns) -> PartCounts:
+def _counts(runs: PartRuns, opened: Sequence[Run]) -> PartCounts:
     part = runs.part
+    variants = [each for each in (*part.step.variant, *part.step.sensitivity) if each.name == part.variant]
     return part_counts(
-        _opened(runs),
+        opened,
         key=part.key,
         variant=part.variant,
         sensitivity=part.sensitivity,
         died=tuple(runs.errors.values()),
         empty=tuple(runs.empty.values()),
         missing=runs.missing,
-        differs=_differs(part),
+        differs={key: value for each in variants for key, value in _differs(each.target, each.load).items()},
         numerics=str(part.tables.get("target", {}).get("numerics", "tensors")),
     )
 
 
-def _differs(part: Part) -> dict[str, object]:
-    """Return what the step and the variant set beyond the common tables, flat."""
-    variants = [each for each in (*part.step.variant, *part.step.sensitivity) if each.name == part.variant]
-    flat = _flat(part.step.target | part.step.load)
-    for variant in variants:
-        flat |= _flat(variant.target | variant.load)
-    return flat
-
-
-def _flat(table: dict[str, Any]) -> dict[str, object]:
+def _differs(target: dict[str, Any], load: dict[str, Any]) -> dict[str, object]:
+    """Return what overrides set, flat."""
     flat: dict[str, object] = {}
-    for key, value in table.items():
+    for key, value in (target | load).items():
         flat |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
     return flat

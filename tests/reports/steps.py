@@ -37,7 +37,12 @@ def make_part(key: str, hit: int = 0, of: int = 40, **changes: Any) -> PartCount
 
 def make_step(name: str, expect: str, *parts: PartCounts, **changes: Any) -> StepCounts:
     """Return a step with these parts."""
-    fields: dict[str, Any] = {"title": f"Title of {name}", "about": f"About {name}.", "conditions": ALONE}
+    fields: dict[str, Any] = {
+        "title": f"Title of {name}",
+        "about": f"About {name}.",
+        "conditions": ALONE,
+        "differs": {},
+    }
     return StepCounts(name=name, expect=expect, parts=parts, **(fields | changes))
 
 
