@@ -6,7 +6,7 @@ answers of other seeds: the order statistics of `detectors.acceptance_profile`, 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ RESAMPLES = 2000
 RESAMPLES_MIN = 200  # that have answers of both kinds; with fewer there is no interval
 LEARNED_FALSE_ALARMS = 0.05  # at which the learned rule convicts; few answers vouch for no less
 LEARNED_MIN = 20  # clean answers to learn from
+BAD: tuple[Truth, ...] = ("diverged", "looping")
 
 Floats = NDArray[np.float64]
 
@@ -52,12 +53,12 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class Separation(msgspec.Struct, frozen=True):
-    """All answers of the scatter, and the scores of those that were not learned from."""
+    """All answers of the scatter, and how well each rule separates them."""
 
     answers: tuple[Answer, ...]
     scores: tuple[Score, ...]
-    evaluated: dict[str, int]  # answers by truth, of the seeds that were not learned from
-    learned_from: int  # clean answers of the other seeds
+    counts: dict[str, int]  # answers by truth
+    learned_from: int  # clean answers of the other half of the seeds, at least
     why: str = ""  # where there is no score
 
 
@@ -79,30 +80,34 @@ def _truth(record: RequestRecord) -> Truth:
 
 
 def separate(judged: Sequence[Answer], clean: Sequence[Answer]) -> Separation:
-    """Score `judged` on every second seed, learning from the `clean` answers of the other seeds."""
+    """Score `judged`, each half of the seeds by what the `clean` answers of the other half teach."""
     seeds = sorted({answer.seed for answer in judged})
-    held_out = set(seeds[::2])
-    # The same request asked in several steps has the same clean answer: it counts once.
-    unique = {each.request: each for each in clean if each.seed not in held_out and each.truth == "clean"}
-    learned = list(unique.values())
-    evaluated = [answer for answer in judged if answer.seed in held_out]
-    counts = {truth: sum(each.truth == truth for each in evaluated) for truth in Truth.__args__}  # type: ignore[attr-defined]
-    bad = np.array([each.truth in ("diverged", "looping") for each in evaluated])
-    good = np.array([each.truth == "clean" for each in evaluated])
-    why = ""
+    halves = [frozenset(seeds[::2]), frozenset(seeds[1::2])]
+    learned = [_unique_clean(clean, half) for half in reversed(halves)]
+    counts = {truth: sum(each.truth == truth for each in judged) for truth in get_args(Truth)}
+    bad = np.array([each.truth in BAD for each in judged], bool)
+    good = np.array([each.truth == "clean" for each in judged], bool)
+    fewest = min(map(len, learned))
     if not bad.any() or not good.any():
-        why = "the seeds that are judged have no answers of both kinds"
-    elif len(learned) < LEARNED_MIN:
-        why = f"{len(learned)} clean answers of other seeds are too few to learn from; {LEARNED_MIN} are needed"
-    scores: tuple[Score, ...] = ()
-    if not why:
-        sessions = [each.session for each in evaluated]
-        far_out = _learned_scores(evaluated, learned)
-        scores = (
-            _score("fixed", _fixed_scores(evaluated), 1.0, bad, good, sessions),
-            _score("learned", far_out, -LEARNED_FALSE_ALARMS, bad, good, sessions),
-        )
-    return Separation(tuple(judged), scores, counts, len(learned), why)
+        return Separation(tuple(judged), (), counts, fewest, "there are no answers of both kinds")
+    if fewest < LEARNED_MIN:
+        why = f"{fewest} clean answers of other seeds are too few to learn from; {LEARNED_MIN} are needed"
+        return Separation(tuple(judged), (), counts, fewest, why)
+    far_out = np.zeros(len(judged))
+    for half, known in zip(halves, learned, strict=True):
+        inside = np.array([each.seed in half for each in judged])
+        far_out[inside] = _learned_scores([each for each in judged if each.seed in half], known)
+    sessions = [each.session for each in judged]
+    scores = (
+        _score("fixed", _fixed_scores(judged), 1.0, bad, good, sessions),
+        _score("learned", far_out, -LEARNED_FALSE_ALARMS, bad, good, sessions),
+    )
+    return Separation(tuple(judged), scores, counts, fewest)
+
+
+def _unique_clean(answers: Sequence[Answer], seeds: frozenset[int]) -> list[Answer]:
+    """Return the clean answers of these seeds; a request that several steps have asked counts once."""
+    return list({each.request: each for each in answers if each.seed in seeds and each.truth == "clean"}.values())
 
 
 def _fixed_scores(answers: Sequence[Answer]) -> Floats:

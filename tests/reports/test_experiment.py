@@ -24,7 +24,7 @@ def test_the_scatter_has_the_lines_of_the_fixed_rule_and_both_scores() -> None:
     page = assert_inert(source)
     assert source.count("stroke-dasharray") >= 4  # two limits, wide and narrow
     assert "The fixed rule: AUROC 1.00" in page.text and "The learned rule: AUROC 1.00" in page.text
-    assert "30 clean" in page.text and "5 diverged" in page.text
+    assert "60 clean" in page.text and "10 diverged" in page.text
 
 
 def test_without_drafts_the_page_says_so() -> None:

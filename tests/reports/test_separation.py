@@ -36,13 +36,20 @@ def test_an_answer_that_was_cut_off_or_has_no_counts_is_left_out() -> None:
     assert answer_of(make_request(), 0) is None
 
 
-def test_the_learned_rule_never_knows_the_seeds_that_are_judged() -> None:
+def test_the_learned_rule_never_knows_the_seeds_that_it_judges() -> None:
     answers = make_answers((0, 1, 2, 3))
     separation = separate(answers, answers)
-    assert separation.learned_from == 60 and separation.evaluated["clean"] == 60
-    assert separation.evaluated["diverged"] == 10 and len(separation.answers) == 140
-    alone = separate([each for each in answers if each.seed == 0], [each for each in answers if each.seed == 0])
+    assert separation.learned_from == 60 and len(separation.answers) == 140
+    assert separation.counts == {"clean": 120, "unharmed": 0, "diverged": 20, "looping": 0}
+    alone = separate(make_answers((0,)), make_answers((0,)))
     assert not alone.scores and alone.why.startswith("0 clean answers of other seeds are too few")
+
+
+def test_what_only_one_half_calls_odd_is_judged_by_the_other() -> None:
+    odd = [msgspec.structs.replace(each, length=1.15, rate=0.05) for each in make_answers((1, 3))]
+    answers = [*make_answers((0, 2)), *odd]
+    _, learned = separate(answers, answers).scores
+    assert learned.false_alarms == 1.0  # each half lies outside of what the other half teaches
 
 
 def test_a_request_that_several_steps_ask_is_learned_from_once() -> None:
