@@ -82,7 +82,7 @@ def acceptance_chart(answers: Sequence[Answer], *, width: int) -> str:
         alt.Chart(frame)
         .mark_point(size=46, opacity=0.85)
         .encode(
-            x=alt.X("length:Q", title="accept length, tokens a verify", scale=alt.Scale(zero=False)),
+            x=alt.X("length:Q", title="accept length, tokens a verify", scale=alt.Scale(zero=False, domainMin=1)),
             y=alt.Y("rate:Q", title="accept rate", scale=alt.Scale(domain=[0, 1])),
             color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[MUTED, INK, ACCENT, ACCENT]), title=None),
             shape=alt.Shape(
