@@ -1,11 +1,14 @@
 """Charts as inline SVG that take their colours from the page, so they follow light and dark mode."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
 import vl_convert as vlc
 
+from detectors.acceptance import LENGTH_MIN, RATE_MAX
+from reports.separation import Answer, Truth
 from repro.record.requests import RequestRecord
 
 POINTS_MAX = 1200
@@ -17,6 +20,13 @@ FONT = "system-ui, sans-serif"
 INK, MUTED, LINE, ACCENT = "#010101", "#020202", "#030303", "#040404"
 _PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", ACCENT: "var(--accent)"}
 HEALTHY, WRONG = "healthy", "read wrong bytes or diverged"
+SCATTER_HEIGHT = 320
+TRUTHS: dict[Truth, str] = {
+    "clean": "clean",
+    "unharmed": "unharmed",
+    "diverged": "diverged",
+    "looping": "looping",
+}
 
 
 def first_token_chart(records: Sequence[RequestRecord], *, width: int, real_time: bool = False) -> str:
@@ -60,7 +70,43 @@ def _row(record: RequestRecord, origin_us: float) -> dict[str, object]:
     }
 
 
-def _svg(chart: alt.Chart) -> str:
+def acceptance_chart(answers: Sequence[Answer], *, width: int) -> str:
+    """Return an SVG of accept length and accept rate with the fixed rule's lines; "" without answers."""
+    if not answers:
+        return ""
+    frame = pd.DataFrame(
+        [{"length": each.length, "rate": each.rate, "kind": TRUTHS[each.truth]} for each in _bad_last(answers)]
+    )
+    kinds = [*TRUTHS.values()]
+    points = (
+        alt.Chart(frame)
+        .mark_point(size=46, opacity=0.85)
+        .encode(
+            x=alt.X("length:Q", title="accept length, tokens a verify", scale=alt.Scale(zero=False, domainMin=1)),
+            y=alt.Y("rate:Q", title="accept rate", scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[MUTED, INK, ACCENT, ACCENT]), title=None),
+            shape=alt.Shape(
+                "kind:N", scale=alt.Scale(domain=kinds, range=["circle", "square", "diamond", "cross"]), title=None
+            ),
+        )
+    )
+    length, rate = pd.DataFrame({"length": [LENGTH_MIN]}), pd.DataFrame({"rate": [RATE_MAX]})
+    dashes: dict[str, Any] = {"strokeDash": [5, 4], "color": ACCENT}
+    limits = alt.layer(
+        alt.Chart(length).mark_rule(**dashes).encode(x="length:Q"),
+        alt.Chart(rate).mark_rule(**dashes).encode(y="rate:Q"),
+    )
+    return _svg(alt.layer(points, limits).properties(width=width, height=SCATTER_HEIGHT))
+
+
+def _bad_last(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers in the order in which they are drawn, and no more clean ones than a page bears."""
+    order = list(TRUTHS)
+    ranked = sorted(answers, key=lambda each: -order.index(each.truth))[:POINTS_MAX]
+    return ranked[::-1]
+
+
+def _svg(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> str:
     styled = (
         chart.configure(background="transparent", font=FONT)
         .configure_axis(

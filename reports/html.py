@@ -5,24 +5,20 @@ cannot be seen becomes a visible escape before that. The page's own policy forbi
 any script but its own, so that even a mistake here could not make an answer active.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 from markupsafe import Markup
 
 from detectors.base import Finding
 from reports import charts
-from reports.answers import Comparison, compare, pieces, visible_text
+from reports.answers import Comparison, compare
 from reports.evidence import Window, windows
 from reports.lanes import Lanes, draw
-from reports.rates import cluster_text, share_text
+from reports.page import environment, page_parts
+from reports.rates import cluster_text
 from reports.story import (
     Operation,
     lead_example,
@@ -30,14 +26,12 @@ from reports.story import (
     operations,
     replay_command,
     story,
-    time_text,
     wrong_reads,
 )
-from reports.summary import Group, Summary, exercise_label, headline, summarise
+from reports.summary import Group, Summary, headline, summarise
 from reports.words import compared_text, cut_text, loop_lag_text, own_text, retries_text
 from repro.base.errors import RecordError
 from repro.base.probe import OpRef
-from repro.record.folder import STAMP
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
 
@@ -121,15 +115,12 @@ def render_report(run: Run, bounds: Bounds | None = None) -> str:
 
 
 def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
-    script = _resource("report.js")
     answers = _answers(run.requests)
     real_time = bool(summary.url)
-    return _environment().get_template("report.html.jinja").render(
+    return environment().get_template("report.html.jinja").render(
         s=summary,
         bounds=bounds,
-        style=Markup(_resource("report.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **page_parts(),
         headline=headline(summary),
         cluster_text=cluster_text(summary.rate),
         compared=compared_text(summary),
@@ -147,42 +138,6 @@ def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
         chart_wide=Markup(charts.first_token_chart(run.requests, width=charts.WIDE, real_time=real_time)),
         chart_narrow=Markup(charts.first_token_chart(run.requests, width=charts.NARROW, real_time=real_time)),
     )  # fmt: skip
-
-
-def _resource(name: str) -> str:
-    return (files("reports") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reports"),
-        autoescape=True,
-        finalize=_seen,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "time": time_text,
-        "pieces": pieces,
-        "share": share_text,
-        "floor": exercise_label,
-        "date": _date,
-        "px": lambda value: f"{value:.1f}",
-    }
-    return environment
-
-
-def _date(utc: str) -> str:
-    try:
-        return datetime.strptime(utc, STAMP).strftime("%d %b %Y %H:%M:%S UTC")
-    except ValueError:
-        return utc
-
-
-def _seen(value: object) -> object:
-    """Make hidden characters visible in everything that the template prints."""
-    return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _findings(run: Run, summary: Summary, bounds: Bounds) -> list[FindingView]:

@@ -57,6 +57,7 @@ class Verdict(msgspec.Struct):
     token: str
     run_dir: str
     first: dict[str, First] = {}  # by layer of the truth
+    cut: dict[str, object] | None = None  # what ended the run early
 
 
 class _Failure(msgspec.Struct):
@@ -90,7 +91,7 @@ def run_campaign(
 
     A Ctrl-C ends the runs under way; what was done until then is returned.
     """
-    processes = _Processes()
+    processes = Processes()
     results: dict[tuple[str, int], Verdict | str] = {}
     pool = ThreadPoolExecutor(workers)
     try:
@@ -140,7 +141,7 @@ def corrupted_rate(side: Side) -> str:
     return f"{rate.count} of {rate.of} ({rate.count / max(1, rate.of):.2%}, 95 % {rate.low:.2%} to {rate.high:.2%})"
 
 
-class _Processes:
+class Processes:
     """The runs under way."""
 
     def __init__(self) -> None:

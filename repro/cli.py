@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import repro.experiment.plan as experiments
 import repro.scenario as scenarios
 from repro.base.errors import HarnessError, ReproError, StoppedError, UsageError
 
@@ -38,6 +39,7 @@ Threads = Annotated[
     ),
 ]
 RUNS = Path("runs")
+WORKERS = 2
 BUNDLED = "bundled"
 MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
 EXIT_CODES = "Exit codes: 0 clean, 1 anomaly, 2 usage error, 3 vacuous, 4 failed, 5 inconclusive."
@@ -96,10 +98,16 @@ def _told(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]
     return wrapped
 
 
-@app.command(epilog=_examples("repro run hicache_early_read --seed 7", "repro run my_race.toml --control --json"))
+@app.command(
+    epilog=_examples(
+        "repro run hicache_early_read --seed 7",
+        "repro run my_race.toml --control --json",
+        "repro run pd_scaling_pain --workers 4",
+    )
+)
 @_told
 def run(
-    scenario: Annotated[str, typer.Argument(help="A bundled scenario (see `repro list`) or a .toml file.")],
+    scenario: Annotated[str, typer.Argument(help="A bundled scenario or experiment (see `repro list`), or a file.")],
     seed: Seed = 0,
     control: Annotated[bool, typer.Option("--control", help="The same load and faults, no defect.")] = False,
     no_faults: Annotated[bool, typer.Option("--no-faults", help="The defect alone, nothing perturbed.")] = False,
@@ -107,17 +115,44 @@ def run(
         Literal["timed", "random"],
         typer.Option(help="Who goes next: timed is what a real machine does, random explores."),
     ] = "timed",
+    no_report: Annotated[bool, typer.Option("--no-report", help="Leave the HTML report to `repro report`.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help=f"Of an experiment: runs at once, {WORKERS} if not given.", metavar="N")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Of an experiment: at most so many seeds a part.", metavar="N")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Of an experiment: continue the one in this folder.", metavar="FOLDER")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     runs: Runs = RUNS,
     threads: Threads = None,
 ) -> None:
-    """Run a scenario on the bundled stack and judge it."""
+    """Run a scenario on the bundled stack and judge it, or an experiment: a scenario in steps.
+
+    Exit codes of an experiment: 0 every step came to what its file expects, 1 not so, 4 runs died, 5 runs are missing.
+    """
+    experiment = experiments.find(scenario)
+    if experiment is not None:
+        if control or no_faults or picker != "timed" or no_report or threads:
+            raise UsageError(
+                f"{scenario} is an experiment, whose steps say what they run; it takes --seed, --seeds, --workers, "
+                "--resume, --runs, --json and --quiet"
+            )
+        from repro.experiment.command import Command, run_experiment
+
+        command = Command(scenario, runs, seed, seeds, workers or WORKERS, resume, json)
+        out, told = _Output(highlight=False), _Output(stderr=True, highlight=False, quiet=quiet)
+        raise typer.Exit(run_experiment(experiment, command, out, told))
+    if workers or seeds or resume:
+        raise UsageError(f"{scenario} is no experiment: --workers, --seeds and --resume are for one")
     found = scenarios.find(scenario)
     from repro.run import RunOptions
 
     outcome = _run(found, RunOptions(seed, control, no_faults, picker), runs, quiet, threads)
-    _finish(outcome, json)
+    _finish(outcome, json, report=not no_report)
 
 
 @app.command(
@@ -361,9 +396,13 @@ def list_all() -> None:
     from repro.fault.defects import DEFECTS
     from repro.serve.config import CONFIGS
 
-    listed: dict[str, list[tuple[str, str]]] = {"Scenarios (repro run NAME)": [], "Defects (--defect NAME)": []}
-    for found in map(scenarios.find, scenarios.bundled_names()):
-        listed["Scenarios (repro run NAME)"].append((found.name, found.title))
+    bundled = map(scenarios.find, scenarios.bundled_names())
+    stepped = filter(None, map(experiments.find, scenarios.experiment_names()))
+    listed: dict[str, list[tuple[str, str]]] = {
+        "Scenarios (repro run NAME)": [(each.name, each.title) for each in bundled],
+        "Experiments, in steps (repro run NAME)": [(each.name, each.title) for each in stepped],
+        "Defects (--defect NAME)": [],
+    }
     for defect in DEFECTS.values():
         listed["Defects (--defect NAME)"] += [(defect.name, defect.races), ("", defect.reference)]
     listed["Configurations (repro serve --config NAME)"] = [(name, config.in_words) for name, config in CONFIGS.items()]
@@ -398,7 +437,7 @@ def _run(
         )
 
 
-def _finish(outcome: "Outcome", json: bool) -> None:
+def _finish(outcome: "Outcome", json: bool, *, report: bool = True) -> None:
     """Write the report, print the verdict, and exit with its code, whatever becomes of the printing."""
     from reports.html import write_report
     from reports.summary import summarise
@@ -407,7 +446,10 @@ def _finish(outcome: "Outcome", json: bool) -> None:
 
     opened, verdict = open_run(outcome.path), outcome.verdict
     try:
-        write_report(opened)
+        if report:
+            write_report(opened)
+        else:
+            verdict = verdict | {"report": ""}
     except (Exception, KeyboardInterrupt) as error:  # the run is whole and judged: the verdict stands
         verdict = verdict | {"report": ""}
         again = f"`repro report {outcome.path}` writes it again"

@@ -138,6 +138,13 @@ def bundled_names() -> list[str]:
     return sorted(entry.name[:-5] for entry in files("scenarios").iterdir() if entry.name.endswith(".toml"))
 
 
+def experiment_names() -> list[str]:
+    """Return the names of the experiments in the package, sorted; `repro.experiment.plan` reads them."""
+    return sorted(
+        entry.name[:-5] for entry in (files("scenarios") / "experiments").iterdir() if entry.name.endswith(".toml")
+    )
+
+
 def find(name: str) -> Scenario:
     """Return a scenario by its bundled name or by the path of a TOML file."""
     if name.endswith(".toml") or os.sep in name:
@@ -149,10 +156,12 @@ def find(name: str) -> Scenario:
         except ValueError as error:
             raise ScenarioError(f"{name}: not UTF-8 text ({error}); save it as UTF-8") from error
         return parse(text, path.stem, name)
+    if name in experiment_names():
+        raise ScenarioError(f'"{name}" is an experiment; `repro run {name}` runs it')
     if name not in bundled_names():
         beside = f"; the file beside you is `repro run ./{name}.toml`" if Path(f"{name}.toml").is_file() else ""
         raise ScenarioError(
-            f'"{name}" is no scenario; nearest: "{nearest(name, bundled_names())}". '
+            f'"{name}" is no scenario; nearest: "{nearest(name, [*bundled_names(), *experiment_names()])}". '
             f"`repro list` shows them; a path to a .toml file works too{beside}"
         )
     resource = files("scenarios") / f"{name}.toml"

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from reports.experiment import render_experiment
 from reports.html import write_report
 from tests.builders import divergence_finding, make_run, race_finding, text_finding
+from tests.reports.steps import make_result
 from tests.reports.test_html import HOSTILE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -112,6 +114,21 @@ def test_it_fits_a_phone_and_text_stands_out_in_light_and_dark(page: Any, width:
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     for selector in ("body", ".note", ".verdict", ".tag", "mark", ".same", "th small", "button"):
         assert page.execute_script(CONTRAST, selector) >= 4.5, selector
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_of_an_experiment_is_silent_and_fits(browser: Any, tmp_path: Path, width: int) -> None:
+    path = tmp_path / "experiment.html"
+    path.write_text(render_experiment(make_result(title=HOSTILE)), encoding="utf-8")
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    browser.get(path.as_uri())
+    use(browser, width=width, scheme="light")
+    assert requested(browser) == [browser.current_url] and browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    heads = browser.find_elements("css selector", ".steps thead th b")
+    assert [head.text for head in heads] == list("abcde")
+    assert sum(each.is_displayed() for each in browser.find_elements("css selector", ".chart svg")) == 1
 
 
 CONTRAST = """

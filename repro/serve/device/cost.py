@@ -136,4 +136,6 @@ class CostModel:
 PRESETS = {
     "h100x8-glm5": CostModel("h100x8-glm5", scale=16.0),
     "h100-glm5": CostModel("h100-glm5", scale=16.0, gpus=1),
+    # The same on one 100 Gb/s port, for sensitivity tables.
+    "h100x8-glm5-100g": CostModel("h100x8-glm5-100g", scale=16.0, network_bytes_per_us=11.25e3),
 }

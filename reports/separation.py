@@ -1,0 +1,158 @@
+"""How well acceptance metrics tell garbled and looping answers from clean ones, in the runs of an experiment.
+
+Two rules are compared. The *fixed* one is that of "Scaling Pain of Coding Agent Serving" (Z.ai, 2026): an accept
+length below 1.4, or an accept rate above 0.96. The *learned* one asks how far out an answer lies among clean
+answers of other seeds: the order statistics of `detectors.acceptance_profile`, at full resolution.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+
+from detectors.acceptance import LENGTH_MIN, RATE_MAX
+from detectors.repetition import Repetition
+from reports.steps import WHOLE, is_corrupted
+from repro.base import rng
+from repro.record.requests import RequestRecord
+
+Truth = Literal["clean", "unharmed", "diverged", "looping"]
+RESAMPLES = 2000
+RESAMPLES_MIN = 200  # that have answers of both kinds; with fewer there is no interval
+LEARNED_FALSE_ALARMS = 0.05  # at which the learned rule convicts; few answers vouch for no less
+LEARNED_MIN = 20  # clean answers to learn from
+BAD: tuple[Truth, ...] = ("diverged", "looping")
+
+Floats = NDArray[np.float64]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One whole answer with counts of speculative decoding."""
+
+    request: str
+    session: str
+    seed: int
+    length: float  # completion tokens a verify
+    rate: float  # of the drafts that were accepted
+    tokens: int
+    truth: Truth
+
+
+class Score(msgspec.Struct, frozen=True):
+    """How a rule's score separates diverged from clean answers. Shares are of what it convicts at its limits."""
+
+    rule: str
+    auroc: float
+    low: float | None  # 95 %, by resampling sessions; None where there are too few
+    high: float | None
+    recall: float
+    false_alarms: float
+
+
+class Separation(msgspec.Struct, frozen=True):
+    """All answers of the scatter, and how well each rule separates them."""
+
+    answers: tuple[Answer, ...]
+    scores: tuple[Score, ...]
+    counts: dict[str, int]  # answers by truth
+    learned_from: int  # clean answers of the other half of the seeds, at least
+    why: str = ""  # where there is no score
+
+
+def answer_of(record: RequestRecord, seed: int) -> Answer | None:
+    """Return a request's answer; None for one that was cut off or has no counts of drafts."""
+    if record.finish not in WHOLE or not record.spec_draft_token_num:
+        return None
+    spec = record.spec
+    return Answer(
+        record.request, record.session, seed, round(spec.accept_length, 4), round(spec.accept_rate, 4),
+        record.completion_tokens, _truth(record),
+    )  # fmt: skip
+
+
+def _truth(record: RequestRecord) -> Truth:
+    if record.oracle == "diverged" and is_corrupted(record):
+        return "looping" if record.visible and Repetition.name in record.detectors else "diverged"
+    return "unharmed" if is_corrupted(record) else "clean"
+
+
+def separate(judged: Sequence[Answer], clean: Sequence[Answer]) -> Separation:
+    """Score `judged`, each half of the seeds by what the `clean` answers of the other half teach."""
+    seeds = sorted({answer.seed for answer in judged})
+    halves = [frozenset(seeds[::2]), frozenset(seeds[1::2])]
+    learned = [_unique_clean(clean, half) for half in reversed(halves)]
+    counts = {truth: sum(each.truth == truth for each in judged) for truth in get_args(Truth)}
+    bad = np.array([each.truth in BAD for each in judged], bool)
+    good = np.array([each.truth == "clean" for each in judged], bool)
+    fewest = min(map(len, learned))
+    if not bad.any() or not good.any():
+        return Separation(tuple(judged), (), counts, fewest, "there are no answers of both kinds")
+    if fewest < LEARNED_MIN:
+        why = f"{fewest} clean answers of other seeds are too few to learn from; {LEARNED_MIN} are needed"
+        return Separation(tuple(judged), (), counts, fewest, why)
+    far_out = np.zeros(len(judged))
+    for half, known in zip(halves, learned, strict=True):
+        inside = np.array([each.seed in half for each in judged])
+        far_out[inside] = _learned_scores([each for each in judged if each.seed in half], known)
+    sessions = [each.session for each in judged]
+    scores = (
+        _score("fixed", _fixed_scores(judged), 1.0, bad, good, sessions),
+        _score("learned", far_out, -LEARNED_FALSE_ALARMS, bad, good, sessions),
+    )
+    return Separation(tuple(judged), scores, counts, fewest)
+
+
+def _unique_clean(answers: Sequence[Answer], seeds: frozenset[int]) -> list[Answer]:
+    """Return the clean answers of these seeds; a request that several steps have asked counts once."""
+    return list({each.request: each for each in answers if each.seed in seeds and each.truth == "clean"}.values())
+
+
+def _fixed_scores(answers: Sequence[Answer]) -> Floats:
+    """Return what is above 1 exactly where the fixed rule convicts, whatever the answer's tokens."""
+    return np.array([max(LENGTH_MIN / each.length, each.rate / RATE_MAX) for each in answers])
+
+
+def _learned_scores(answers: Sequence[Answer], clean: Sequence[Answer]) -> Floats:
+    """Return minus the share of clean answers that lie at least as far out, on the side of either limit."""
+    lengths, rates = np.sort([each.length for each in clean]), np.sort([each.rate for each in clean])
+    as_short = np.searchsorted(lengths, [each.length for each in answers], side="right")
+    as_high = len(clean) - np.searchsorted(rates, [each.rate for each in answers], side="left")
+    share: Floats = (np.minimum(as_short, as_high) + 1) / (len(clean) + 1)
+    return -np.minimum(1.0, 2 * share)
+
+
+def _score(
+    rule: str, scores: Floats, limit: float, bad: NDArray[np.bool_], good: NDArray[np.bool_], sessions: Sequence[str]
+) -> Score:
+    low, high = _interval(scores, bad, good, sessions)
+    return Score(
+        rule, auroc(scores[bad], scores[good]), low, high,
+        recall=float(np.mean(scores[bad] > limit)),
+        false_alarms=float(np.mean(scores[good] > limit)),
+    )  # fmt: skip
+
+
+def auroc(bad: Floats, good: Floats) -> float:
+    """Return how often a bad answer scores above a good one, ties counted half (Mann-Whitney U)."""
+    return float(mannwhitneyu(bad, good).statistic / (len(bad) * len(good)))
+
+
+def _interval(
+    scores: Floats, bad: NDArray[np.bool_], good: NDArray[np.bool_], sessions: Sequence[str]
+) -> tuple[float | None, float | None]:
+    """Return the 95 % percentile interval over resampled sessions."""
+    members = [np.flatnonzero(np.array(sessions) == name) for name in sorted(set(sessions))]
+    draw = rng.generator(0, "auroc")
+    found = []
+    for _ in range(RESAMPLES):
+        chosen = np.concatenate([members[each] for each in draw.integers(len(members), size=len(members))])
+        drawn_bad, drawn_good = scores[chosen[bad[chosen]]], scores[chosen[good[chosen]]]
+        if len(drawn_bad) and len(drawn_good):
+            found.append(auroc(drawn_bad, drawn_good))
+    if len(found) < RESAMPLES_MIN:
+        return None, None
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)

@@ -1,0 +1,131 @@
+"""An experiment in numbers: its steps side by side, made from the records of their runs. Pure data."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from reports.rates import Rate, rate_of
+from repro.record.requests import RequestRecord
+from repro.record.view import Run
+
+WHOLE = ("stop", "length", "tool_calls")  # finishes of answers that nobody cut off
+CORRUPTED = "read wrong bytes"
+
+
+class PartCounts(msgspec.Struct, frozen=True):
+    """The runs of one part, added up. Requests are counted where their answer was not cut off, but for `requests`."""
+
+    key: str
+    variant: str
+    sensitivity: bool
+    runs: int
+    verdicts: dict[str, int]
+    died: tuple[str, ...]
+    empty: tuple[str, ...]  # why seeds had nothing to ask
+    missing: int
+    requests: int
+    finished: int
+    raced: int
+    corrupted: int  # at first hand or by reuse
+    diverged: int
+    visible: int
+    runs_hit: int  # with a corrupted request
+    rate: Rate  # of corrupted among the finished, clustered over sessions
+    differs: dict[str, object]  # what the variant sets beyond its step, by key
+    numerics: str
+
+
+class StepCounts(msgspec.Struct, frozen=True):
+    """A step and what came of it; `met` is None for a step of which nothing is expected."""
+
+    name: str
+    title: str
+    about: str
+    expect: str
+    conditions: tuple[str, ...]
+    differs: dict[str, object]  # what the step sets beyond the common tables, by key
+    parts: tuple[PartCounts, ...]
+
+    @property
+    def main(self) -> tuple[PartCounts, ...]:
+        """Return the parts outside the sensitivity table."""
+        return tuple(part for part in self.parts if not part.sensitivity)
+
+    @property
+    def sensitivity(self) -> tuple[PartCounts, ...]:
+        """Return the parts of the sensitivity table."""
+        return tuple(part for part in self.parts if part.sensitivity)
+
+    @property
+    def met(self) -> bool | None:
+        """Return whether every run came to what is expected; what is to be found includes a request that is hit."""
+        word = {"silent": "clean", "found": "anomaly"}.get(self.expect)
+        if word is None:
+            return None
+        runs = sum(part.runs for part in self.parts)
+        convicted = word == "clean" or any(part.corrupted for part in self.parts)
+        return runs > 0 and convicted and sum(part.verdicts.get(word, 0) for part in self.parts) == runs
+
+    @property
+    def told(self) -> str:
+        """Return in a word what came of it."""
+        if not any(part.runs for part in self.parts):
+            return "not run"
+        if self.expect == "rate":
+            return "measured"
+        words = Counter[str]()
+        for part in self.parts:
+            words.update(part.verdicts)
+        if set(words) == {"clean"}:
+            return "silent"
+        if set(words) == {"anomaly"}:
+            return "found" if any(part.corrupted for part in self.parts) else "found, no request hit"
+        return ", ".join(f"{n} {word}" for word, n in sorted(words.items()))
+
+
+def part_counts(
+    runs: Sequence[Run],
+    *,
+    key: str,
+    variant: str,
+    sensitivity: bool,
+    died: tuple[str, ...],
+    empty: tuple[str, ...],
+    missing: int,
+    differs: dict[str, object],
+    numerics: str,
+) -> PartCounts:
+    """Add up runs of one part."""
+    records = [record for run in runs for record in run.requests]
+    finished = [record for record in records if record.finish in WHOLE]
+    hits = [_hits(run.requests) for run in runs]
+    return PartCounts(
+        key, variant, sensitivity, len(runs),
+        dict(Counter(str(run.verdict.get("verdict")) for run in runs)),
+        died, empty, missing,
+        requests=len(records),
+        finished=len(finished),
+        raced=sum(record.raced for record in finished),
+        corrupted=sum(map(is_corrupted, finished)),
+        diverged=sum(record.oracle == "diverged" for record in finished),
+        visible=sum(record.visible for record in finished),
+        runs_hit=sum(any(hit for hit, _ in sessions) for sessions in hits),
+        rate=rate_of(CORRUPTED, [session for sessions in hits for session in sessions]),
+        differs=differs,
+        numerics=numerics,
+    )  # fmt: skip
+
+
+def is_corrupted(record: RequestRecord) -> bool:
+    """Return whether a request read wrong bytes, at first hand or by reuse."""
+    return record.corrupted or record.poisoned
+
+
+def _hits(records: Sequence[RequestRecord]) -> list[tuple[int, int]]:
+    """Return of each session how many of its finished requests were corrupted, and how many there are."""
+    sessions: dict[str, list[bool]] = {}
+    for record in records:
+        if record.finish in WHOLE:
+            sessions.setdefault(record.session, []).append(is_corrupted(record))
+    return [(sum(hit), len(hit)) for hit in sessions.values()]

@@ -1,0 +1,46 @@
+"""Writes what `tomllib` reads: a scenario's tables as a file."""
+
+import json
+import re
+from typing import Any
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def to_toml(tables: dict[str, Any]) -> str:
+    """Return the text of a TOML file of these values, tables and arrays of tables; inner tables are inline."""
+    plain = [f"{_key(key)} = {_value(value)}" for key, value in tables.items() if not _is_table(value)]
+    parts = ["\n".join(plain)]
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            parts.append(_table(f"[{_key(key)}]", value))
+        elif _is_table(value):
+            parts += [_table(f"[[{_key(key)}]]", each) for each in value]
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _table(head: str, values: dict[str, Any]) -> str:
+    return "\n".join([head, *(f"{_key(key)} = {_value(value)}" for key, value in values.items())])
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else _text(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _text(value) if isinstance(value, str) else str(value)
+
+
+def _text(text: str) -> str:
+    """Return a text in quotes; JSON's form is TOML's but for the delete character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
