@@ -142,7 +142,10 @@ def test_the_programs_help_tells_the_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["run", "nope"], '"nope" is no scenario; nearest: "hicache_early_read". `repro list` shows them'),
+        (
+            ["run", "hicache_early"],
+            '"hicache_early" is no scenario; nearest: "hicache_early_read". `repro list` shows them',
+        ),
         (["run", "tiny"], "the file beside you is `repro run ./tiny.toml`"),
         (["run", "no.toml"], "no.toml: can't read the scenario file (No such file or directory)"),
         (["run", "broken.toml"], "broken.toml: not valid TOML:"),
@@ -151,7 +154,10 @@ def test_the_programs_help_tells_the_exit_codes() -> None:
         (["replay", "folder"], "folder: no trace in this folder; expected files named .json, .jsonl, .traj"),
         (["replay", "missing.jsonl"], "missing.jsonl:2: Object missing required field `turns`"),
         (["replay", "bad.jsonl"], "bad.jsonl:2: JSON is malformed"),
-        (["replay", "a.jsonl", "--defect", "no"], '--defect: "no" is no defect; nearest: "hicache_early_read"'),
+        (
+            ["replay", "a.jsonl", "--defect", "hicache_early"],
+            '--defect: "hicache_early" is no defect; nearest: "hicache_early_read"',
+        ),
         (["replay", "a.jsonl", "--target", ""], '--target "": give bundled, or a URL such as http://'),
         (["replay", "a.jsonl", "--target", "localhost:1"], '--target "localhost:1": give bundled, or a URL'),
         (["replay", "a.jsonl", "--target", "http://[::1"], "'http://[::1' is no URL"),
@@ -213,11 +219,11 @@ def test_an_impossible_option_is_a_usage_error(args: list[str]) -> None:
 
 
 def test_a_usage_error_is_an_object_with_json() -> None:
-    result = repro("run", "nope", "--json")
+    result = repro("run", "hicache_early", "--json")
     assert result.exit_code == 2
     assert only_object(result) == {
         "verdict": "usage_error",
-        "error": '"nope" is no scenario; nearest: "hicache_early_read". `repro list` shows them; '
+        "error": '"hicache_early" is no scenario; nearest: "hicache_early_read". `repro list` shows them; '
         "a path to a .toml file works too",
         "run_dir": "",
     }
