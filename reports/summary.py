@@ -159,6 +159,7 @@ def summarise(run: Run) -> Summary:
     detectors = _detectors(run)
     url = str(meta.config.get("url") or "")
     scenario, exercised = _scenario(run.scenario_toml), _counts(verdict.get("exercised"))
+    floors = _counts(scenario.get("exercise"))
     hits_untold = bool(url) or exercised.get("host_hit_tokens", 0) > 0
     return Summary(
         scenario=meta.scenario,
@@ -180,7 +181,7 @@ def summarise(run: Run) -> Summary:
         compared=compared_counts(records),
         groups=grouped(run.findings(Finding)),
         faults=_faults(verdict.get("faults")),
-        exercised={} if url else exercised,
+        exercised={} if url else {name: n for name, n in exercised.items() if n or name in floors},
         detectors=detectors,
         ttft_ms=_quantiles([(r.first_token_us - r.sent_us) / 1e3 for r in records if r.first_token_us >= 0]),
         token_ms=_quantiles([value for r in records if (value := _token_ms(r)) is not None]),
