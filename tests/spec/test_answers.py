@@ -186,7 +186,7 @@ async def again_loaded_back(stack: Stack, prompt: tuple[int, ...]) -> Answer:
     stack.engine.cache.evict_device(stack.engine.config.device_pages)
     await stack.ask(request("filler", source_tokens(900), 1))
     answer = await stack.ask(request("again", prompt, 60))
-    assert answer.last.cached_host_tokens > 600
+    assert answer.last.cached_host_tokens >= 512
     return answer
 
 

@@ -48,8 +48,8 @@ def test_a_session_is_the_same_on_every_machine() -> None:
     # Fails when the synthesiser or the corpus changes: then recorded tokens of old runs are void.
     session = make(prompt_tokens_target=2000)
     first = session.turns[0].messages[1].content
-    assert first.startswith(f"Ticket {session.nonce}.\nOpen ")
-    assert (session.nonce, len(session.turns)) == ("bf20886390f24cde", 9)
+    assert first.startswith(f"Ticket {session.nonce}.\nOpen:\n")
+    assert (session.nonce, len(session.turns)) == ("bf20886390f24cde", 8)
 
 
 def test_all_sessions_share_their_beginning_and_no_nonce() -> None:
