@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.base import Verdict
+from detectors.base import TextDetector, Verdict
 from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
 from repro.closing import kept
 from repro.fault.defects import with_defects
@@ -107,7 +107,8 @@ def run_scenario(
         limits = LimitWatch(bounds.wall_s, bounds.requests, clock_s, lambda: folder.log.events)
         vocabulary = vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos)
         judges = TextJudges(vocabulary, nonces_of(sessions))
-        observed = Observed(folder, limits, judges, acceptance)
+        speaks = options.url or checkpoint.model.weights is not None  # numerics = "stamps" says nothing to judge
+        observed = Observed(folder, limits, judges if speaks else _no_detectors, acceptance)
         injector = Injector(faults, options.seed, (observed.feed,))
         target = server or _bundled(scenario, options, checkpoint, injector)
         plan = _plan(scenario, options, checkpoint, injector)
@@ -139,6 +140,11 @@ def _bundled(scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, in
     guards = with_defects(() if options.control else scenario.defects, scenario.name)
     pick = RandomPicker(options.seed) if options.picker == "random" else timed
     return BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
+
+
+def _no_detectors(request: str, prompt: str) -> list[TextDetector]:
+    """Judge no text."""
+    return []
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,9 @@ Numerics = Literal["tensors", "stamps"]
 WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
 DRAFTS_MAX = 8  # a longer chain is hardly ever right to its end
-PD_WORKERS_MAX = 8  # a worker has up to seven streams, and the detectors tell 63 actors apart
+# What the detectors tell apart. A prefill worker has its host, five streams and its lanes, a decode worker its host
+# and five streams, and the router is a host.
+PD_ACTORS_MAX = 63
 
 
 class PdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,10 +36,11 @@ class PdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for key in ("prefill", "decode", "lanes", "slots", "ack_tries"):
             if getattr(self, key) < 1:
                 raise ValueError(f"pd.{key} = {getattr(self, key)}; must be at least 1")
-        if self.prefill + self.decode > PD_WORKERS_MAX:
+        actors = self.prefill * (self.lanes + 6) + self.decode * 6 + 1
+        if actors > PD_ACTORS_MAX:
             raise ValueError(
-                f"pd.prefill + pd.decode = {self.prefill + self.decode}; one simulation tells "
-                f"{PD_WORKERS_MAX} workers apart"
+                f"pd.prefill = {self.prefill}, pd.decode = {self.decode}, pd.lanes = {self.lanes}: {actors} streams "
+                f"and hosts; one simulation tells {PD_ACTORS_MAX} apart, so take fewer workers or lanes"
             )
         for key in ("message_us", "transfer_timeout_s", "destination_timeout_s", "ack_timeout_s"):
             if not 0 < getattr(self, key) <= 1e6:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from detectors.canary import CanaryDetector
 from detectors.ordering import OrderingDetector
 from detectors.ownership import OwnershipDetector
 from repro.base.clock import run_virtual
-from repro.base.probe import BadRead, Event, HostSync, Op, Probes
+from repro.base.probe import BadRead, Event, HostSync, Op
 from repro.fault.injector import Injector
 from repro.fault.plan import Do, Fault, When
 from repro.schedule.pickers import Pick, timed
@@ -24,6 +24,7 @@ from repro.serve.engine import BUNDLED_CHECKPOINT, Engine, LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.kv.stamps import mix, token_words
 from repro.serve.model.config import ModelConfig, RopeParameters
+from repro.serve.pd.router import Router
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.rows import Staging
 from repro.serve.types import GenerateRequest, SamplingParams, Update
@@ -122,8 +123,61 @@ class Answer:
         return self.updates[-1]
 
 
-class Stack:
-    """An engine on a simulated device, watched: run a client against it with `run`."""
+class Watched:
+    """A stack on a simulated device, watched by three detectors."""
+
+    serving: Engine | Router
+
+    def __init__(self, faults: tuple[Fault, ...], pick: Pick, seed: int) -> None:
+        self.events: list[Event] = []
+        self.ordering, self.ownership, self.canary = OrderingDetector(), OwnershipDetector(), CanaryDetector()
+        sinks = (self.events.append, self.ordering.feed, self.ownership.feed, self.canary.feed)
+        self.injector = Injector(faults, seed, sinks)
+        self.device = SimDevice(self.injector, pick)
+
+    def run(self, main: Callable[[Self], Coroutine[Any, Any, None]]) -> Self:
+        """Run a client to its end, then the stack until it is idle and has nothing in flight."""
+        with torch.inference_mode():
+            run_virtual(self._beside(main), self.device)
+        return self
+
+    async def ask(self, request: GenerateRequest) -> Answer:
+        """Send a request and return its whole answer."""
+        answer = Answer()
+        async for update in self.serving.generate(request):
+            answer.updates.append(update)
+        return answer
+
+    async def ask_all(self, *requests: GenerateRequest) -> list[Answer]:
+        """Send requests at once and return all answers."""
+        return await asyncio.gather(*(self.ask(request) for request in requests))
+
+    async def _beside(self, main: Callable[[Self], Coroutine[Any, Any, None]]) -> None:
+        serving = asyncio.create_task(self.serving.run(), name="stack")
+        client = asyncio.create_task(main(self), name="client")
+        await asyncio.wait((serving, client), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            client.cancel()
+            serving.result()
+            raise AssertionError("the stack stopped by itself")
+        client.result()
+        self.serving.stop()
+        await serving
+        await self.check_at_rest()
+
+    async def check_at_rest(self) -> None:
+        """Assert that nothing was lost; called when nothing runs any more."""
+        raise NotImplementedError
+
+    def assert_clean(self) -> None:
+        """Assert that no detector found anything, and that they had something to look at."""
+        for detector in (self.ordering, self.ownership, self.canary):
+            verdict = detector.verdict()
+            assert verdict.answer == "clean", verdict
+
+
+class Stack(Watched):
+    """An engine: run a client against it with `run`."""
 
     def __init__(
         self,
@@ -135,53 +189,23 @@ class Stack:
         pick: Pick = timed,
         seed: int = 0,
     ) -> None:
-        self.events: list[Event] = []
-        self.ordering, self.ownership, self.canary = OrderingDetector(), OwnershipDetector(), CanaryDetector()
-        sinks = (self.events.append, self.ordering.feed, self.ownership.feed, self.canary.feed)
-        self.injector = Injector(faults, seed, sinks)
-        self.device = SimDevice(self.injector, pick)
-        probes: Probes = self.injector
-        self.engine = Engine(config or make_config(), model or make_model(), self.device, guards, probes)
+        super().__init__(faults, pick, seed)
+        self.engine = Engine(config or make_config(), model or make_model(), self.device, guards, self.injector)
+        self.serving = self.engine
         self.batches: list[Batch] = []
         self._plan = self.engine.scheduler.next_batch
         self.engine.scheduler.next_batch = self._planned  # type: ignore[method-assign]
 
-    def run(self, main: Main) -> "Stack":
-        """Run a client to its end, then the engine until it is idle and has nothing in flight."""
-        with torch.inference_mode():
-            run_virtual(self._beside(main), self.device)
-        return self
-
-    async def ask(self, request: GenerateRequest) -> Answer:
-        """Send a request and return its whole answer."""
-        answer = Answer()
-        async for update in self.engine.generate(request):
-            answer.updates.append(update)
-        return answer
-
-    async def ask_all(self, *requests: GenerateRequest) -> list[Answer]:
-        """Send requests at once and return all answers."""
-        return await asyncio.gather(*(self.ask(request) for request in requests))
+    async def check_at_rest(self) -> None:
+        """Assert that nothing was lost."""
+        await self.engine.cache.drain()
+        self.engine.scheduler.check_idle()
 
     def _planned(self, staging: Staging) -> Batch | None:
         batch = self._plan(staging)
         if batch is not None:
             self.batches.append(batch)
         return batch
-
-    async def _beside(self, main: Main) -> None:
-        serving = asyncio.create_task(self.engine.run(), name="engine")
-        client = asyncio.create_task(main(self), name="client")
-        await asyncio.wait((serving, client), return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            client.cancel()
-            serving.result()
-            raise AssertionError("the engine stopped by itself")
-        client.result()
-        self.engine.stop()
-        await serving
-        await self.engine.cache.drain()
-        self.engine.scheduler.check_idle()
 
     # -- what was recorded ------------------------------------------------------------------------
 
@@ -207,12 +231,6 @@ class Stack:
 
     def syncs(self, why: str) -> list[HostSync]:
         return [event for event in self.events if isinstance(event, HostSync) and event.why.startswith(why)]
-
-    def assert_clean(self) -> None:
-        """Assert that no detector found anything, and that they had something to look at."""
-        for detector in (self.ordering, self.ownership, self.canary):
-            verdict = detector.verdict()
-            assert verdict.answer == "clean", verdict
 
 
 def same_events(one: Sequence[Event], other: Sequence[Event]) -> bool:

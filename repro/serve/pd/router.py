@@ -99,10 +99,11 @@ class Router:
             worker.engine.abort(request_id)
 
     async def flush_cache(self) -> bool:
-        """Drop all cached prefixes on all tiers; False (and no change) while requests run."""
-        if any(worker.engine.scheduler.busy or worker.busy for worker in self._workers):
+        """Drop all cached prefixes on all tiers; False while requests run, or when one came meanwhile."""
+        alive = [worker for worker in self._workers if worker.alive]
+        if any(worker.engine.scheduler.busy or worker.busy for worker in alive):
             return False
-        return all([await worker.engine.flush_cache() for worker in self.prefill])
+        return all([await worker.engine.flush_cache() for worker in alive])
 
     def stats(self) -> EngineStats:
         """Return the counters of all workers together; a prompt counts once, where it was computed."""

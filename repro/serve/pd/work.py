@@ -17,7 +17,7 @@ class Work:
         self._engine = engine
         self._group = asyncio.TaskGroup()
         self._serving: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order of their start
 
     @property
     def busy(self) -> bool:
@@ -35,7 +35,7 @@ class Work:
     def start(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Run something beside the engine, which goes on until it has ended."""
         task = self._group.create_task(work, name=f"{self._name}.work")
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
         return task
 
@@ -47,5 +47,5 @@ class Work:
             self._serving.cancel()
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         self._engine.wake()
