@@ -8,9 +8,7 @@ Numerics = Literal["tensors", "stamps"]
 WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
 DRAFTS_MAX = 8  # a longer chain is hardly ever right to its end
-# What the detectors tell apart. A prefill worker has its host, five streams and its lanes, a decode worker its host
-# and five streams, and the router is a host.
-PD_ACTORS_MAX = 63
+PD_ACTORS_MAX = 63  # hosts and streams that the detectors tell apart
 
 
 class PdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,12 +34,6 @@ class PdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for key in ("prefill", "decode", "lanes", "slots", "ack_tries"):
             if getattr(self, key) < 1:
                 raise ValueError(f"pd.{key} = {getattr(self, key)}; must be at least 1")
-        actors = self.prefill * (self.lanes + 6) + self.decode * 6 + 1
-        if actors > PD_ACTORS_MAX:
-            raise ValueError(
-                f"pd.prefill = {self.prefill}, pd.decode = {self.decode}, pd.lanes = {self.lanes}: {actors} streams "
-                f"and hosts; one simulation tells {PD_ACTORS_MAX} apart, so take fewer workers or lanes"
-            )
         for key in ("message_us", "transfer_timeout_s", "destination_timeout_s", "ack_timeout_s"):
             if not 0 < getattr(self, key) <= 1e6:
                 raise ValueError(f"pd.{key} = {getattr(self, key)}; must be above 0 and at most 1,000,000")
@@ -88,6 +80,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"context_tokens = {self.context_tokens}: two such requests don't fit device_pages = "
                 f"{self.device_pages} of {self.page_tokens} tokens; raise device_pages"
             )
+        if self.pd is not None:
+            self._check_actors(self.pd)
         if self.pd is not None and 0 < self.pd.decode_pages * self.page_tokens < 2 * self.context_tokens:
             raise ValueError(
                 f"pd.decode_pages = {self.pd.decode_pages}: two requests of context_tokens = "
@@ -98,6 +92,19 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not 0 <= self.speculative_drafts <= DRAFTS_MAX:
             raise ValueError(
                 f"speculative_drafts = {self.speculative_drafts}: must be between 0 (no speculation) and {DRAFTS_MAX}"
+            )
+
+    def _check_actors(self, pd: PdConfig) -> None:
+        """Raise ValueError for more hosts and streams than one simulation tells apart.
+
+        A prefill worker has its host, compute, load, write and metadata streams and its lanes; a decode worker
+        its host, compute, load, write and slots; either may have an upload stream; the router is a host.
+        """
+        actors = pd.prefill * (5 + pd.lanes + self.upload_stream) + pd.decode * (5 + self.upload_stream) + 1
+        if actors > PD_ACTORS_MAX:
+            raise ValueError(
+                f"pd.prefill = {pd.prefill}, pd.decode = {pd.decode}, pd.lanes = {pd.lanes}: {actors} streams and "
+                f"hosts; one simulation tells {PD_ACTORS_MAX} apart, so take fewer workers or lanes"
             )
 
 

@@ -72,7 +72,7 @@ def test_another_schedule_finds_it_too(picker: str, tmp_path: Path) -> None:
     ("pd", "said"),
     [
         ("prefill = 0", r"\[target\.?pd\]|pd\.prefill = 0"),
-        ("prefill = 7, decode = 7", "pd.prefill = 7, pd.decode = 7, pd.lanes = 2: 99 streams"),
+        ("prefill = 7, decode = 7", "pd.prefill = 7, pd.decode = 7, pd.lanes = 2: 85 streams"),
         ("prefill = 4, lanes = 64", "take fewer workers or lanes"),
         ("decode_pages = 8", "pd.decode_pages = 8"),
         ("prefil = 2", 'nearest: "prefill"'),
