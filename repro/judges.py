@@ -36,12 +36,15 @@ MARKUP = (
 class TextJudges:
     """Makes the text detectors of each request (`load.plan.DetectorsFor`)."""
 
-    def __init__(self, vocabulary: Vocabulary | None, nonces: Nonces | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary | None, nonces: Nonces | None = None, *, speaks: bool = True) -> None:
         self.nonces = nonces  # None: no session has one, and a leak cannot be told
         self._vocabulary = vocabulary
+        self._speaks = speaks  # numerics = "stamps" says nothing that could be judged
 
     def __call__(self, request: str, prompt: str) -> list[TextDetector]:
         """Return fresh detectors for one answer."""
+        if not self._speaks:
+            return []
         looks = text_detectors(prompt, self._vocabulary)
         return looks if self.nonces is None else [*looks, CrossPromptLeak(prompt, self.nonces)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.base import TextDetector, Verdict
+from detectors.base import Verdict
 from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
 from repro.closing import kept
 from repro.fault.defects import with_defects
@@ -106,9 +106,9 @@ def run_scenario(
         bounds = scenario.limits
         limits = LimitWatch(bounds.wall_s, bounds.requests, clock_s, lambda: folder.log.events)
         vocabulary = vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos)
-        judges = TextJudges(vocabulary, nonces_of(sessions))
-        speaks = options.url or checkpoint.model.weights is not None  # numerics = "stamps" says nothing to judge
-        observed = Observed(folder, limits, judges if speaks else _no_detectors, acceptance)
+        speaks = bool(options.url) or checkpoint.model.weights is not None
+        judges = TextJudges(vocabulary, nonces_of(sessions), speaks=speaks)
+        observed = Observed(folder, limits, judges, acceptance)
         injector = Injector(faults, options.seed, (observed.feed,))
         target = server or _bundled(scenario, options, checkpoint, injector)
         plan = _plan(scenario, options, checkpoint, injector)
@@ -140,11 +140,6 @@ def _bundled(scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, in
     guards = with_defects(() if options.control else scenario.defects, scenario.name)
     pick = RandomPicker(options.seed) if options.picker == "random" else timed
     return BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
-
-
-def _no_detectors(request: str, prompt: str) -> list[TextDetector]:
-    """Judge no text."""
-    return []
 
 
 def versions() -> dict[str, str]:
