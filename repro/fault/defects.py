@@ -36,6 +36,19 @@ def _load_the_models_layers_only(model: range, draft: range) -> tuple[int, ...]:
     return tuple(model)
 
 
+def _load_the_latents_only(components: tuple[Component, ...]) -> tuple[Component, ...]:
+    return tuple(component for component in components if component == "latent")
+
+
+def _leave_it_to_the_loader(enqueue: Callable[[], None]) -> None:
+    """Let another thread of the host enqueue it, while this one launches the step that waits."""
+    asyncio.get_running_loop().call_soon(enqueue)
+
+
+async def _offer_at_once(last_use: Event) -> None:
+    """Order nothing."""
+
+
 def _the_step_frees_it_again(aborted: bool) -> bool:
     return aborted
 
@@ -81,6 +94,50 @@ DEFECTS: dict[str, Defect] = {
             "https://github.com/sgl-project/sglang/issues/32176",
             lambda guards: replace(guards, loaded_layers=_load_the_models_layers_only),
             needs="speculative_drafts",
+        ),
+        Defect(
+            "hicache_wrapper_no_wait",
+            "a pool that wraps another turns off the inner one's wait and forgets its own",
+            "https://github.com/sgl-project/sglang/issues/38217",
+            lambda guards: replace(guards, before_index_read=_no_wait, before_latent_read=_no_wait),
+        ),
+        Defect(
+            "hicache_unrecorded_event",
+            "a step waits for a load-back that another thread is still to enqueue: that waits for nothing",
+            "https://github.com/sgl-project/sglang/issues/38472",
+            lambda guards: replace(guards, on_load_start=_leave_it_to_the_loader),
+        ),
+        Defect(
+            "hicache_graph_replay",
+            "a short prefill replays a captured graph, and the waits between its kernels were host code",
+            "https://github.com/vllm-project/vllm/issues/29608",
+            lambda guards: replace(guards, before_graph_replay=_no_wait),
+            needs="graph_tokens_max",
+        ),
+        Defect(
+            "hicache_writeback_raw",
+            "a page is backed up before the kernel that writes it has run",
+            "https://github.com/vllm-project/vllm/issues/45704",
+            lambda guards: replace(guards, before_write_back=_no_wait),
+        ),
+        Defect(
+            "hicache_load_war",
+            "load-back overwrites a page that an earlier step still reads",
+            "https://github.com/vllm-project/vllm/issues/47282",
+            lambda guards: replace(guards, before_page_reuse=_no_wait),
+        ),
+        Defect(
+            "hicache_index_not_restored",
+            "load-back restores the latents and leaves out the index keys",
+            "https://github.com/sgl-project/sglang/issues/17085",
+            lambda guards: replace(guards, loaded_components=_load_the_latents_only),
+        ),
+        Defect(
+            "async_step_after_free",
+            "a step in flight still writes into pages that were given back and promised to a remote writer",
+            "https://github.com/vllm-project/vllm/issues/45357",
+            lambda guards: replace(guards, before_pages_offered=_offer_at_once),
+            needs="pd",
         ),
         Defect(
             "sched_double_free",

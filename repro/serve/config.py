@@ -59,6 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     index_store_waits: bool = False
     copy_group_pages: int = 16  # pages that one copy operation moves
     pd: PdConfig | None = None  # None: prefill and decode in one engine
+    graph_tokens_max: int = 0  # prefill steps of at most so many tokens replay a captured graph; 0: none does
     upload_stream: bool = False  # whether request rows are uploaded beside the forward, on a stream of their own
     prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree
     speculative_drafts: int = 0  # tokens that the MTP layer drafts for each decode step; 0: no speculation
@@ -89,6 +90,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.context_tokens % self.page_tokens or self.chunk_tokens < 1:
             raise ValueError("context_tokens must be whole pages and chunk_tokens at least 1")
+        if self.graph_tokens_max < 0:
+            raise ValueError(f"graph_tokens_max = {self.graph_tokens_max}: must be at least 0 (no graphs)")
         if not 0 <= self.speculative_drafts <= DRAFTS_MAX:
             raise ValueError(
                 f"speculative_drafts = {self.speculative_drafts}: must be between 0 (no speculation) and {DRAFTS_MAX}"

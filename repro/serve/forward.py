@@ -10,7 +10,7 @@ With speculation, where a pass of the draft layer is [ store, index, attend, pro
 when the compute stream comes to it, and reads the pools as they are then.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from repro.base.probe import Access, Component
 from repro.serve.device.base import Body, Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
-from repro.serve.guards import Guards
+from repro.serve.guards import Guards, LayerLoads
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.memory import Memory
@@ -30,6 +30,10 @@ from repro.serve.sched.batch import Batch, Ints, Layout
 from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps
 from repro.serve.spec.draft import DraftPass, DraftRows, Source, chained
 from repro.serve.spec.verify import standing_tokens, windows
+
+
+def _no_host_code(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
+    """A captured graph is replayed: what was host code between its kernels does not run."""
 
 
 class Forward:
@@ -50,6 +54,13 @@ class Forward:
         self._memory = memory
         self._check = check
         self._guards = guards
+        self._replayed = replace(
+            guards,
+            before_index_store=_no_host_code,
+            before_index_read=_no_host_code,
+            before_latent_read=_no_host_code,
+            before_draft_read=_no_host_code,
+        )
         self._cost = cost
         self._speculative = speculative
         self._layers = memory.pool.layers - speculative
@@ -64,20 +75,22 @@ class Forward:
         self._device.charge(self._cost.prepare_us)
         tokens, prefill, cost = batch.num_tokens, batch.prefill, self._cost
         self._put_upload(work)
+        guards = self._between_kernels(batch)
         stored, context = self._check.planned(batch)
         for number in range(1, batch.drafts):
             source = chained(batch, self._memory, number)
-            self._draft(batch, source, stored, context, len(batch.members), batch.token_keys // (1 + batch.drafts))
+            keys = batch.token_keys // (1 + batch.drafts)
+            self._draft(batch, guards, source, stored, context, len(batch.members), keys)
         self._put("forward.embed", work.embed, batch, cost.embed_us(tokens), declared=self._rows(batch))
         for layer in range(self._layers):
-            self._guards.before_index_store(self.compute, batch.loads, layer)
+            guards.before_index_store(self.compute, batch.loads, layer)
             stores = self._stores(layer, stored)
             self._put("forward.store", work.at(layer).store, batch, cost.store_us(tokens, prefill), layer, stores)
-            self._guards.before_index_read(self.compute, batch.loads, layer)
+            guards.before_index_read(self.compute, batch.loads, layer)
             scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
             duration_us = cost.index_us(batch.token_keys, prefill)
             self._put("forward.index", work.at(layer).index, batch, duration_us, layer, scores)
-            self._guards.before_latent_read(self.compute, batch.loads, layer)
+            guards.before_latent_read(self.compute, batch.loads, layer)
             gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)
             self._put("forward.attend", work.at(layer).attend, batch, cost.attend_us(tokens, prefill), layer, gathers)
             duration_us = cost.feed_forward_us(tokens, prefill)
@@ -86,7 +99,7 @@ class Forward:
         tail_us = cost.tail_us(sampled, tokens, batch.token_keys, prefill, self._layers)
         self._put("forward.sample", work.sample, batch, tail_us, declared=self._rows(batch))
         if self._speculative:
-            self._draft(batch, work.standing, stored, context, tokens, batch.token_keys)
+            self._draft(batch, guards, work.standing, stored, context, tokens, batch.token_keys)
         self._put("forward.download", work.download, batch, cost.embed_us(tokens))
         work.done.record(self.compute)
         self._last_use.update(dict.fromkeys(batch.rows.tolist(), (batch.number, work.done)))
@@ -110,14 +123,23 @@ class Forward:
         rows = self._memory.rows
         return rows.touched(batch.rows, write=False) + rows.touched(batch.rows, write=True)
 
-    def _draft(self, batch: Batch, source: Source, stored: int, context: int, tokens: int, token_keys: int) -> None:
+    def _between_kernels(self, batch: Batch) -> Guards:
+        """Return the guards of a step's layers, none where a graph is replayed: there all is awaited before it."""
+        if not batch.replays:
+            return self._guards
+        self._guards.before_graph_replay(self.compute, batch.loads)
+        return self._replayed
+
+    def _draft(
+        self, batch: Batch, guards: Guards, source: Source, stored: int, context: int, tokens: int, token_keys: int
+    ) -> None:
         """Enqueue a pass of the draft layer over at most so many tokens."""
         work = DraftPass(self._memory, self._check, source)
         layer, prefill, cost = work.layer, batch.prefill, self._cost
-        self._guards.before_index_store(self.compute, batch.loads, layer)
+        guards.before_index_store(self.compute, batch.loads, layer)
         stores = self._stores(layer, stored) + self._rows(batch)
         self._put("spec.store", work.store, batch, cost.store_us(tokens, prefill), layer, stores)
-        self._guards.before_draft_read(self.compute, batch.loads, layer)
+        guards.before_draft_read(self.compute, batch.loads, layer)
         scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
         self._put("spec.index", work.index, batch, cost.index_us(token_keys, prefill), layer, scores)
         gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)
@@ -138,7 +160,8 @@ class Forward:
         declared: tuple[Access, ...] = (),
         stream: Stream | None = None,
     ) -> None:
-        self._device.charge(self._cost.launch_prefill_us if batch.prefill else self._cost.launch_decode_us)
+        eager = batch.prefill and not batch.replays
+        self._device.charge(self._cost.launch_prefill_us if eager else self._cost.launch_decode_us)
         (stream or self.compute).enqueue(
             name,
             body,

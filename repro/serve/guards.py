@@ -18,6 +18,10 @@ class LayerLoads(Protocol):
     def layer_done(self, layer: int) -> Event:
         """Return the event behind the last copy of `layer`; valid for the batch."""
 
+    @property
+    def all_done(self) -> Event:
+        """Return the event behind the last copy of all; valid for the batch."""
+
 
 LayerGuard = Callable[[Stream, LayerLoads | None, int], None]
 EventGuard = Callable[[Stream, Event], None]
@@ -28,6 +32,9 @@ DrainGuard = Callable[[Awaitable[None]], Awaitable[None]]
 AskForSafety = Callable[[], Coroutine[Any, Any, bool]]
 ReclaimGuard = Callable[[AskForSafety], Coroutine[Any, Any, bool]]
 SlotGuard = Callable[[Awaitable[bool]], Awaitable[bool]]
+ReplayGuard = Callable[[Stream, LayerLoads | None], None]
+StartGuard = Callable[[Callable[[], None]], None]
+ComponentsGuard = Callable[[tuple[Component, ...]], tuple[Component, ...]]
 LayersGuard = Callable[[range, range], tuple[int, ...]]
 OwnerGuard = Callable[[bool], bool]
 FreeGuard = Callable[[str], None]
@@ -58,6 +65,24 @@ def load_all_layers(model: range, draft: range) -> tuple[int, ...]:
     """Load-back copies every layer, the draft layer behind the model's own. A draft layer that is left out
     drafts from the pages' previous owner until the prefix is computed anew."""
     return (*model, *draft)
+
+
+def load_all_components(components: tuple[Component, ...]) -> tuple[Component, ...]:
+    """Load-back copies all that a page holds. A component that is left out is the pages' previous owner's."""
+    return components
+
+
+def wait_for_whole_load(compute: Stream, loads: LayerLoads | None) -> None:
+    """A captured graph replays its kernels without the host code between them, so no layer is awaited in it.
+    Without this wait every layer of the replay may read what its load-back is still to write."""
+    if loads is not None:
+        compute.wait(loads.all_done, "the whole load-back is done before a graph is replayed")
+
+
+def start_at_once(enqueue: Callable[[], None]) -> None:
+    """`enqueue` puts a load-back on its stream and records its events. A wait for an event that is recorded
+    later waits for nothing, so this comes before the step that waits."""
+    enqueue()
 
 
 def store_alone(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
@@ -156,6 +181,9 @@ class Guards:
     before_latent_read: LayerGuard = wait_for_latent_load
     before_draft_read: LayerGuard = wait_for_draft_load
     loaded_layers: LayersGuard = load_all_layers
+    loaded_components: ComponentsGuard = load_all_components
+    before_graph_replay: ReplayGuard = wait_for_whole_load
+    on_load_start: StartGuard = start_at_once
     before_page_reuse: EventGuard = wait_for_last_use
     before_write_back: EventGuard = wait_for_store
     before_staging_reuse: HostGuard = wait_for_upload

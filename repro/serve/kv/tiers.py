@@ -206,12 +206,18 @@ class HiCache:
         if not self._load_queue:
             return
         queue, self._load_queue = self._load_queue, []
+        events, done = self._loaded.produce(), self._device.event("load.done")
+        self._loads.append(Flight(queue, done))
+        self._unawaited = events
+        self._guards.on_load_start(lambda: self._load_layers(queue, events, done))
+
+    def _load_layers(self, queue: list[Transfer], events: LayerEvents, done: Event) -> None:
+        """Put the copies of a load-back on its stream, and record its events behind them."""
         source = np.concatenate([transfer.source for transfer in queue])
         target = np.concatenate([transfer.target for transfer in queue])
         last_use = self.last_use(target)
         if last_use is not None:
             self._guards.before_page_reuse(self._load, last_use)
-        events = self._loaded.produce()
         self._transfers += 1
         layers = range(self._pools["device"].layers)
         model = len(layers) - (self._config.speculative_drafts > 0)
@@ -220,10 +226,7 @@ class HiCache:
             if layer in copied:
                 self._copy_layer(self._load, LOAD_BACK, layer, source, target)
             events.layer_done(layer).record(self._load)
-        done = self._device.event("load.done")  # the ring's events may be taken again before the ack
-        done.record(self._load)
-        self._loads.append(Flight(queue, done))
-        self._unawaited = events
+        done.record(self._load)  # the ring's events may be taken again before the ack
 
     # -- backing up -------------------------------------------------------------------------------
 
@@ -328,14 +331,15 @@ class HiCache:
         size = self._config.page_tokens
         group_pages = max(self._config.copy_group_pages, -(-len(source) // COPY_GROUPS_MAX))
         groups = [slice(start, start + group_pages) for start in range(0, len(source), group_pages)]
-        for component in COMPONENTS:
+        components = self._guards.loaded_components(COMPONENTS) if way is LOAD_BACK else COMPONENTS
+        for component in components:
             row_bytes = self._cost.row_bytes(component)
             for group in groups:
                 body = self._copy_body(way, component, layer, source[group], target[group])
                 duration_us = self._cost.copy_us(len(body.source) * size, row_bytes)
                 step, touched = self._transfers, body.touched
                 stream.enqueue(way.name, body, duration_us=duration_us, layer=layer, step=step, declared=touched)
-        return len(COMPONENTS) * len(groups)
+        return len(components) * len(groups)
 
     def _copy_body(self, way: Direction, component: Component, layer: int, source: Pages, target: Pages) -> PageCopy:
         sets = self.page_sets

@@ -76,6 +76,7 @@ class Batch:
     staging: Staging
     loads: LayerEvents | None  # the load-back whose pages this step reads
     drafts: int = 0
+    replays: bool = False  # a captured graph: no host code runs between its kernels
 
     @cached_property
     def num_tokens(self) -> int:

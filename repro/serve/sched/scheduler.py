@@ -201,7 +201,8 @@ class Scheduler:
         loads = self._cache.start_loading()
         self.steps += 1
         drafts = 0 if prefill else self._config.speculative_drafts
-        return Batch(self.steps, bool(prefill), tuple(members), staging, loads, drafts)
+        replays = bool(prefill) and sum(member.count for member in prefill) <= self._config.graph_tokens_max
+        return Batch(self.steps, bool(prefill), tuple(members), staging, loads, drafts, replays)
 
     def _plan_prefill(self, staging: Staging) -> list[Member]:
         budget = self._config.chunk_tokens
