@@ -45,7 +45,7 @@ def _leave_it_to_the_loader(enqueue: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(enqueue)
 
 
-async def _offer_at_once(last_use: Event) -> None:
+async def _go_on_at_once(event: Event) -> None:
     """Order nothing."""
 
 
@@ -136,7 +136,7 @@ DEFECTS: dict[str, Defect] = {
             "async_step_after_free",
             "a step in flight still writes into pages that were given back and promised to a remote writer",
             "https://github.com/vllm-project/vllm/issues/45357",
-            lambda guards: replace(guards, before_pages_offered=_offer_at_once),
+            lambda guards: replace(guards, before_pages_offered=_go_on_at_once),
             needs="pd",
         ),
         Defect(
@@ -151,6 +151,12 @@ DEFECTS: dict[str, Defect] = {
             "https://github.com/sgl-project/sglang/issues/18803",
             lambda guards: replace(guards, before_row_reuse=_no_wait),
             needs="upload_stream",
+        ),
+        Defect(
+            "sched_pinned_rewrite",
+            "the host rewrites a pinned buffer that an asynchronous copy is still to read",
+            "https://github.com/NVIDIA/TensorRT-LLM/pull/15546",
+            lambda guards: replace(guards, before_staging_reuse=_go_on_at_once),
         ),
         Defect(
             "pd_reuse_before_drain",

@@ -60,6 +60,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     copy_group_pages: int = 16  # pages that one copy operation moves
     pd: PdConfig | None = None  # None: prefill and decode in one engine
     graph_tokens_max: int = 0  # prefill steps of at most so many tokens replay a captured graph; 0: none does
+    staging_buffers: int = 3  # of pinned memory: the host prepares step N+1 while N runs and N-1 is read
     upload_stream: bool = False  # whether request rows are uploaded beside the forward, on a stream of their own
     prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree
     speculative_drafts: int = 0  # tokens that the MTP layer drafts for each decode step; 0: no speculation
@@ -90,6 +91,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.context_tokens % self.page_tokens or self.chunk_tokens < 1:
             raise ValueError("context_tokens must be whole pages and chunk_tokens at least 1")
+        if self.staging_buffers < 1:
+            raise ValueError(f"staging_buffers = {self.staging_buffers}: a step's rows need at least 1")
         if self.graph_tokens_max < 0:
             raise ValueError(f"graph_tokens_max = {self.graph_tokens_max}: must be at least 0 (no graphs)")
         if not 0 <= self.speculative_drafts <= DRAFTS_MAX:

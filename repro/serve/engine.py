@@ -176,7 +176,7 @@ class Engine:
             model.eos,
             duties.prefilled,
         )
-        self._staging = StagingRing(device, guards)
+        self._staging = StagingRing(device, guards, config.staging_buffers)
         self._wake = asyncio.Event()
         self._stopping = False
 

@@ -3,13 +3,13 @@
 Each story below brings one hazard about: what is delayed there is what the guard waits for.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-import repro.serve.sched.rows
 from repro.fault.plan import Fault
 from repro.schedule.pickers import Pick, RandomPicker, timed
 from repro.serve.guards import Guards
@@ -20,6 +20,11 @@ LATE_US = 60_000  # longer than two steps
 
 async def no_wait(_: object) -> None:
     """Be the host guard that waits for nothing."""
+
+
+def later(enqueue: Callable[[], None]) -> None:
+    """Be the loader that is not in time."""
+    asyncio.get_running_loop().call_soon(enqueue)
 
 
 async def evicted(stack: Stack, family: int, tokens: int) -> None:
@@ -90,6 +95,15 @@ SIDES = {
     # The wait for the index keys of a layer orders its latents too, so both are left out.
     "before_latent_read": Side(
         {"before_latent_read": never, "before_index_read": never}, "loadback.copy_layer", returning,
+        ("loadback.copy_layer write", "forward.attend read of device latent", "load"),
+    ),
+    "before_graph_replay": Side(
+        {"before_graph_replay": never}, "loadback.copy_layer", returning,
+        ("loadback.copy_layer write", "forward.attend read of device latent", "load"), {"graph_tokens_max": 8},
+    ),
+    # The loader enqueues the copies when the waits for their events are bound already.
+    "on_load_start": Side(
+        {"on_load_start": later}, "loadback.copy_layer", returning,
         ("loadback.copy_layer write", "forward.attend read of device latent", "load"),
     ),
     "before_page_reuse": Side(
@@ -173,25 +187,36 @@ def test_an_index_store_that_waits_hides_the_missing_wait_of_the_read(schedule: 
     stack.run(side.story).assert_clean()
 
 
+def test_a_replayed_graph_waits_for_the_whole_load_and_runs_no_guard_between_its_kernels() -> None:
+    side = SIDES["before_graph_replay"]
+    missing = replace(Guards(), before_index_read=never, before_latent_read=never)
+    run_side(side, missing, faults=(delay(side.late, LATE_US),)).assert_clean()
+    eager = Stack(guards=missing, faults=(delay(side.late, LATE_US),)).run(returning)
+    assert eager.bad_reads
+
+
+def test_index_keys_that_are_not_loaded_back_are_the_previous_owners() -> None:
+    guards = replace(Guards(), loaded_components=lambda components: components[:1])
+    stack = Stack(guards=guards).run(returning)
+    assert not stack.signatures  # nothing is unordered: it is just not there
+    assert {bad.component for bad in stack.bad_reads if not bad.origin} == {"index"}
+
+
 # -- the staging buffers -----------------------------------------------------------------------------------
 # With three of them the host never comes round before an upload has run: it reads the samples of every step
 # but the last. One buffer leaves the guard alone.
 
 
-def tell(guards: Guards, *faults: Fault) -> Stack:
-    return Stack(guards=guards, faults=faults).run(telling)
+def tell(guards: Guards, *faults: Fault, buffers: int = 1) -> Stack:
+    return Stack(make_config(staging_buffers=buffers), guards=guards, faults=faults).run(telling)
 
 
-def test_a_single_staging_buffer_is_enough_as_long_as_its_guard_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repro.serve.sched.rows, "STAGING_BUFFERS", 1)
+def test_a_single_staging_buffer_is_enough_as_long_as_its_guard_is_there() -> None:
     tell(Guards(), delay("forward.upload", LATE_US)).assert_clean()
 
 
 @pytest.mark.parametrize("prompt_upload", [10, 20, 30])
-def test_a_rewritten_buffer_gives_a_request_another_ones_row_and_the_canary_sees_it(
-    prompt_upload: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(repro.serve.sched.rows, "STAGING_BUFFERS", 1)
+def test_a_rewritten_buffer_gives_a_request_another_ones_row_and_the_canary_sees_it(prompt_upload: int) -> None:
     guards = replace(Guards(), before_staging_reuse=no_wait)
     tell(guards).assert_clean()  # nothing is late
     stack = tell(guards, delay("forward.upload", LATE_US, skip=prompt_upload, times=1))
@@ -200,4 +225,4 @@ def test_a_rewritten_buffer_gives_a_request_another_ones_row_and_the_canary_sees
 
 def test_three_staging_buffers_need_no_guard() -> None:
     guards = replace(Guards(), before_staging_reuse=no_wait)
-    tell(guards, delay("forward.upload", LATE_US)).assert_clean()
+    tell(guards, delay("forward.upload", LATE_US), buffers=3).assert_clean()

@@ -12,7 +12,7 @@ from repro.serve.guards import Guards
 from repro.serve.kv.stamps import prefix_words, token_words
 from repro.serve.sched.batch import Batch, Member
 from repro.serve.sched.request import Request, TextStream
-from repro.serve.sched.rows import STAGING_BUFFERS, DeviceRows, Seat, Staging, StagingRing
+from repro.serve.sched.rows import DeviceRows, Seat, Staging, StagingRing
 from tests.engine.builders import letters, make_request
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9], np.int64)
@@ -47,11 +47,14 @@ def test_an_upload_writes_pages_where_they_belong_and_leaves_other_rows_alone() 
     assert rows.limit.tolist() == [0, 12, 0]
 
 
+BUFFERS = 3
+
+
 def uploads(guards: Guards, steps: int) -> list[list[int]]:
     """Return the pages that each of `steps` slow uploads found in its buffer."""
     device = SimDevice()
     compute = device.stream("compute")
-    ring = StagingRing(device, guards)
+    ring = StagingRing(device, guards, BUFFERS)
     found: list[list[int]] = []
 
     async def main() -> None:
@@ -76,15 +79,15 @@ async def no_wait(_: object) -> None:
 
 
 def test_a_buffer_is_rewritten_only_after_its_last_upload() -> None:
-    steps = 3 * STAGING_BUFFERS
+    steps = 3 * BUFFERS
     assert uploads(Guards(), steps) == [[step] for step in range(steps)]
 
 
 def test_without_its_guard_a_late_upload_finds_the_next_steps_contents() -> None:
-    steps = 3 * STAGING_BUFFERS
+    steps = 3 * BUFFERS
     wrong = uploads(replace(Guards(), before_staging_reuse=no_wait), steps)
-    assert wrong[STAGING_BUFFERS - 1] != [STAGING_BUFFERS - 1]
-    assert uploads(replace(Guards(), before_staging_reuse=no_wait), STAGING_BUFFERS) == [[0], [1], [2]]
+    assert wrong[BUFFERS - 1] != [BUFFERS - 1]
+    assert uploads(replace(Guards(), before_staging_reuse=no_wait), BUFFERS) == [[0], [1], [2]]
 
 
 def member(first: int, count: int, samples: bool) -> Member:

@@ -24,7 +24,6 @@ from repro.serve.guards import Guards
 from repro.serve.kv.pool import Pages, PageSets
 from repro.serve.kv.stamps import Words, prefix_words, token_words
 
-STAGING_BUFFERS = 3  # the host prepares step N+1 while N runs and N-1 is read
 BEHIND_TOKENS = 2  # of an ended answer's row, still in flight: one more token and the draft behind it
 
 
@@ -148,15 +147,15 @@ class Staging:
 class StagingRing:
     """The staging buffers, taken in turn."""
 
-    def __init__(self, device: Device, guards: Guards) -> None:
-        self._ring = [Staging(device.event(f"staging{n}.uploaded")) for n in range(STAGING_BUFFERS)]
+    def __init__(self, device: Device, guards: Guards, buffers: int) -> None:
+        self._ring = [Staging(device.event(f"staging{n}.uploaded")) for n in range(buffers)]
         self._guards = guards
         self._next = 0
 
     async def take(self) -> Staging:
         """Return the next buffer, empty; waits until its last upload has run."""
         staging = self._ring[self._next]
-        self._next = (self._next + 1) % STAGING_BUFFERS
+        self._next = (self._next + 1) % len(self._ring)
         await self._guards.before_staging_reuse(staging.uploaded)
         staging.pages.clear()
         staging.prompts.clear()
