@@ -25,11 +25,16 @@ class Defect:
     needs: str = ""  # the setting of the target without which it can't show
 
 
+CHUNK_PAGES = 4  # of LM #2671's retrieval: a chunk is longer than a page
 PRODUCER_TIMEOUT_S = 5.0  # after which VA #11140's producer frees what it has offered
 
 
 def _no_wait(*_: object) -> None:
     """Order nothing."""
+
+
+def _load_whole_chunks(device_hit_pages: int) -> int:
+    return device_hit_pages - device_hit_pages % CHUNK_PAGES
 
 
 def _load_the_models_layers_only(model: range, draft: range) -> tuple[int, ...]:
@@ -138,6 +143,12 @@ DEFECTS: dict[str, Defect] = {
             "https://github.com/vllm-project/vllm/issues/45357",
             lambda guards: replace(guards, before_pages_offered=_go_on_at_once),
             needs="pd",
+        ),
+        Defect(
+            "lm_chunk_align_overwrite",
+            "load-back begins at a chunk's start and overwrites shared pages that are on the device already",
+            "https://github.com/LMCache/LMCache/issues/2671",
+            lambda guards: replace(guards, first_loaded=_load_whole_chunks),
         ),
         Defect(
             "sched_double_free",

@@ -35,6 +35,7 @@ SlotGuard = Callable[[Awaitable[bool]], Awaitable[bool]]
 ReplayGuard = Callable[[Stream, LayerLoads | None], None]
 StartGuard = Callable[[Callable[[], None]], None]
 ComponentsGuard = Callable[[tuple[Component, ...]], tuple[Component, ...]]
+RangeGuard = Callable[[int], int]
 LayersGuard = Callable[[range, range], tuple[int, ...]]
 OwnerGuard = Callable[[bool], bool]
 FreeGuard = Callable[[str], None]
@@ -65,6 +66,12 @@ def load_all_layers(model: range, draft: range) -> tuple[int, ...]:
     """Load-back copies every layer, the draft layer behind the model's own. A draft layer that is left out
     drafts from the pages' previous owner until the prefix is computed anew."""
     return (*model, *draft)
+
+
+def load_what_is_missing(device_hit_pages: int) -> int:
+    """Return the first page of a prefix to load: the one behind those that are on the device. Those before it
+    are shared: steps in flight read them, and a load-back writes on a stream of its own."""
+    return device_hit_pages
 
 
 def load_all_components(components: tuple[Component, ...]) -> tuple[Component, ...]:
@@ -181,6 +188,7 @@ class Guards:
     before_latent_read: LayerGuard = wait_for_latent_load
     before_draft_read: LayerGuard = wait_for_draft_load
     loaded_layers: LayersGuard = load_all_layers
+    first_loaded: RangeGuard = load_what_is_missing
     loaded_components: ComponentsGuard = load_all_components
     before_graph_replay: ReplayGuard = wait_for_whole_load
     on_load_start: StartGuard = start_at_once

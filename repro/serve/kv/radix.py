@@ -309,6 +309,11 @@ class RadixTree:
         path = [node for node in self._path_down(host_node) if not node.resident]
         return (self._parent(path[0]) if path else host_node), path
 
+    def host_copy(self, node: Node) -> Pages | None:
+        """Return the host pages of all tokens up to the end of `node`; None where a part has no copy."""
+        copies = [each.host_pages for each in self._path_down(node)]
+        return None if any(pages is None for pages in copies) else _joined(copies)
+
     def set_device_pages(self, node: Node, pages: Pages) -> None:
         """Make an evicted node resident in `pages`, before any byte of them is valid.
 

@@ -189,11 +189,22 @@ class HiCache:
         self.tree.pin(match.host_node)
         self.tree.unpin(ancestor)
         source = np.concatenate([node.host_pages for node in nodes if node.host_pages is not None])
-        self._load_queue.append(Transfer(match.host_node, source, target))
+        again_source, again_target = self._loaded_again(match)
+        loaded = np.concatenate((again_source, source)), np.concatenate((again_target, target))
+        self._load_queue.append(Transfer(match.host_node, *loaded))
         tokens = count * self._config.page_tokens
         self.load_back_tokens += tokens
         self._probes.emit(CacheEvent("load_back", tokens, self._device.now_us, request))
         return target
+
+    def _loaded_again(self, match: Match) -> tuple[Pages, Pages]:
+        """Return (host pages, device pages) of what is on the device already and loaded all the same."""
+        hit = len(match.device_pages)
+        first = self._guards.first_loaded(hit)
+        copy = self.tree.host_copy(match.device_node) if first < hit else None
+        if copy is None:
+            return match.device_pages[:0], match.device_pages[:0]
+        return copy[first:hit], match.device_pages[first:]
 
     def start_loading(self) -> LayerEvents | None:
         """Merge all queued load-backs into one operation and return the layer events that a batch of now has to
