@@ -54,6 +54,10 @@ class HappensBefore:
         assert column < ACTORS_MAX, f"stream {stream} is one more than the {ACTORS_MAX - 1} that are told apart"
         return column
 
+    def host_clock(self, name: str) -> Clock:
+        """Return what a host knows by now; valid until it learns more."""
+        return self._host(name).clocks[-1]
+
     def feed(self, event: Event) -> Clock | None:
         """Take an event; return the clock of an operation, None for anything else."""
         if isinstance(event, Op):

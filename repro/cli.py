@@ -1,4 +1,4 @@
-"""The command line: repro run | replay | reproduce | campaign | profile | report | serve | list.
+"""The command line: repro run | replay | reproduce | campaign | mutate | profile | report | serve | list.
 
 Standard output gets the result, and with --json one object and nothing else; progress and prose go to
 standard error. What goes wrong is one sentence there, and an exit code (EXIT_CODES below).
@@ -273,6 +273,29 @@ def reproduce(
     outcome = _run(recipe.scenario, recipe.options, runs, quiet, threads)
     errors.print(prove(recipe, outcome), style="green", markup=False, soft_wrap=True)
     _finish(outcome, json)
+
+
+@app.command(epilog=_examples("repro mutate", "repro mutate generic_pd --seeds 5 --json"))
+@_told
+def mutate(
+    workloads: Annotated[
+        list[str] | None, typer.Argument(help="Scenarios without a defect; generic_hicache and generic_pd if none.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each workload, from 0 on.", metavar="N")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Mutants at once, one thread each.", metavar="N")] = WORKERS,
+    json: Annotated[bool, typer.Option("--json", help="Print all mutants as one JSON object.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take every wait, record, acknowledgement, pin and guard of the stack away, one at a time: who notices?
+
+    Exit codes: 0 every mutant is caught or shown redundant; 1 some survive; 4 a workload is not clean as it is;
+    5 Ctrl-C.
+    """
+    from repro.mutate.command import run_mutate
+
+    names = workloads or ["generic_hicache", "generic_pd"]
+    out, told = _Output(highlight=False), _Output(stderr=True, highlight=False, quiet=quiet)
+    raise typer.Exit(run_mutate([scenarios.find(name) for name in names], range(seeds), workers, json, out, told))
 
 
 @app.command(epilog=_examples("repro campaign hicache_early_read --seeds 20 --no-faults"))

@@ -1,0 +1,167 @@
+"""The places where the stack holds an order, found by watching it run, and how each is taken away.
+
+Nothing here lists them by hand: a wait, a record, a host synchronisation or an acknowledgement is found when
+the simulated device is asked for it, a pin by having its opposite in the radix tree, a guard by being a field of
+`Guards`. A wait of new code is a mutant the next time the workloads come by it.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+from unittest.mock import patch
+
+import msgspec
+
+from repro.fault.defects import DEFECTS, Defect
+from repro.serve.device.base import Event, Stream
+from repro.serve.device.streams import SimEvent, SimStream
+from repro.serve.guards import Guards
+from repro.serve.kv.radix import RadixTree
+
+Kind = Literal["wait", "record", "synchronise", "acknowledge", "pin", "guard"]
+MUTANT = "mutant"  # the name under which a guard that is left out is known as a defect
+
+
+class Mutant(msgspec.Struct, frozen=True, order=True):
+    """One thing that is taken away. `name` is the wait's or synchronisation's why, else what it is called."""
+
+    kind: Kind
+    name: str
+
+
+class Sites(msgspec.Struct):
+    """What the workloads came by; `waits_for` has the whys of the waits for each event."""
+
+    mutants: set[Mutant] = set()
+    waits_for: dict[str, set[str]] = {}
+
+    def add(self, other: "Sites") -> None:
+        """Take in what another run came by."""
+        self.mutants |= other.mutants
+        for event, whys in other.waits_for.items():
+            self.waits_for.setdefault(event, set()).update(whys)
+
+
+def plain(event: str) -> str:
+    """Return an event's name without worker and numbers: all of a ring are one site."""
+    return re.sub(r"\d+", "N", re.sub(r"^[A-Z]\d+\.", "", event))
+
+
+def static_mutants() -> list[Mutant]:
+    """Return those that need no run to be found: pins and guards."""
+    pins = [Mutant("pin", name) for name in vars(RadixTree) if f"un{name}" in vars(RadixTree)]
+    return pins + [Mutant("guard", field.name) for field in fields(Guards)]
+
+
+@contextmanager
+def watched(sites: Sites) -> Iterator[None]:
+    """Note every wait, record, synchronisation and acknowledgement while this lasts."""
+    wait, record, query = SimStream.wait, SimEvent.record, SimEvent.query
+    of_event, of_stream = SimEvent.synchronize, SimStream.synchronize
+
+    def watched_wait(self: SimStream, event: Event, why: str) -> None:
+        sites.mutants.add(Mutant("wait", why))
+        if isinstance(event, SimEvent):
+            sites.waits_for.setdefault(plain(event.name), set()).add(why)
+        wait(self, event, why)
+
+    def watched_record(self: SimEvent, stream: Stream) -> None:
+        sites.mutants.add(Mutant("record", plain(self.name)))
+        record(self, stream)
+
+    def watched_query(self: SimEvent) -> bool:
+        sites.mutants.add(Mutant("acknowledge", plain(self.name)))
+        return query(self)
+
+    async def watched_event(self: SimEvent, why: str) -> None:
+        sites.mutants.add(Mutant("synchronise", why))
+        sites.waits_for.setdefault(plain(self.name), set()).add(why)
+        await of_event(self, why)
+
+    async def watched_stream(self: SimStream, why: str) -> None:
+        sites.mutants.add(Mutant("synchronise", why))
+        await of_stream(self, why)
+
+    with (
+        patch.object(SimStream, "wait", watched_wait),
+        patch.object(SimEvent, "record", watched_record),
+        patch.object(SimEvent, "query", watched_query),
+        patch.object(SimEvent, "synchronize", watched_event),
+        patch.object(SimStream, "synchronize", watched_stream),
+    ):
+        yield
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """Take one thing away while this lasts. A guard is gone in scenarios with the defect `MUTANT`."""
+    with ExitStack() as stack:
+        for owner, name, body in _replaced(mutant):
+            stack.enter_context(patch.object(owner, name, body))
+        if mutant.kind == "guard":
+            stack.enter_context(patch.dict(DEFECTS, {MUTANT: _defect(mutant.name)}))
+        yield
+
+
+def _replaced(mutant: Mutant) -> list[tuple[type, str, Callable[..., Any]]]:
+    """Return the methods that a mutant changes: (class, name, what it is instead)."""
+    name = mutant.name
+    match mutant.kind:
+        case "wait":
+            return [(SimStream, "wait", _unless(lambda self, event, why: why == name, SimStream.wait))]
+        case "record":
+            return [(SimEvent, "record", _unless(lambda self, stream: plain(self.name) == name, SimEvent.record))]
+        case "acknowledge":
+            body = _unless(lambda self: plain(self.name) == name, SimEvent.query, instead=True)
+            return [(SimEvent, "query", body)]
+        case "synchronise":
+            return [
+                (owner, "synchronize", _unless_awaited(lambda self, why: why == name, owner.synchronize))
+                for owner in (SimEvent, SimStream)
+            ]
+        case "pin":
+            return [(RadixTree, verb, lambda self, node: None) for verb in (name, f"un{name}")]
+        case "guard":
+            return []
+
+
+def _unless(skips: Callable[..., bool], method: Callable[..., Any], instead: object = None) -> Callable[..., Any]:
+    def mutated(*arguments: Any) -> Any:
+        return instead if skips(*arguments) else method(*arguments)
+
+    return mutated
+
+
+def _unless_awaited(skips: Callable[..., bool], method: Callable[..., Any]) -> Callable[..., Any]:
+    async def mutated(*arguments: Any) -> None:
+        if not skips(*arguments):
+            await method(*arguments)
+
+    return mutated
+
+
+def _defect(guard: str) -> Defect:
+    def without(guards: Guards) -> Guards:
+        return replace(guards, **{guard: left_out(getattr(guards, guard))})
+
+    return Defect(MUTANT, f"the guard {guard} is left out", "", without)
+
+
+def left_out(guard: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what takes a guard's place when it is left out: says yes, returns nothing, waits for nothing."""
+    returns = get_type_hints(guard)["return"]
+    empty: Any = {bool: True, int: 0, tuple: ()}.get(get_origin(returns) or returns)
+
+    async def says_at_once(*_: object) -> Any:
+        return empty
+
+    def says(*_: object) -> Any:
+        return empty
+
+    return says_at_once if inspect.iscoroutinefunction(guard) else says
+
+
+KINDS: tuple[Kind, ...] = get_args(Kind)

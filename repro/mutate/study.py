@@ -1,0 +1,182 @@
+"""The examination that the stack and the detectors do not set themselves.
+
+Each mutant runs under the workloads until somebody notices: a detector, or the stack's own assertions. One that
+nobody notices is either redundant, which the happens-before of a run proves by naming what implies it, or a hole.
+"""
+
+import multiprocessing
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import msgspec
+import torch
+from msgspec.structs import replace
+
+from repro.base.errors import HarnessError
+from repro.base.probe import Event
+from repro.mutate.redundant import implied_by
+from repro.mutate.sites import MUTANT, Mutant, Sites, applied, static_mutants, watched
+from repro.record.view import open_run
+from repro.run import RunOptions, run_scenario
+from repro.scenario import Scenario
+
+Outcome = Literal["caught", "redundant", "survived"]
+RUN_TIMEOUT_S = 300  # of one run: a mutant may go round in circles
+FIRST_LINE_MAX = 100  # characters of what an assertion said
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A mutant's fate. `by` is who caught it, or what implies it; `runs` how many that took."""
+
+    kind: str
+    name: str
+    outcome: Outcome
+    by: str
+    runs: int
+
+
+class Examination(msgspec.Struct, frozen=True):
+    """All rows, and who was not clean before anything was taken away."""
+
+    rows: tuple[Row, ...]
+    unclean: tuple[str, ...] = ()
+    cut: bool = False  # by Ctrl-C
+
+    def count(self, outcome: Outcome) -> int:
+        """Return how many mutants came to this."""
+        return sum(row.outcome == outcome for row in self.rows)
+
+    @property
+    def score(self) -> float:
+        """Return the share of the mutants that are caught or redundant."""
+        return 1 - self.count("survived") / max(1, len(self.rows))
+
+
+def examine(
+    workloads: Sequence[Scenario], seeds: Sequence[int], *, workers: int, done: Callable[[Row, int, int], None]
+) -> Examination:
+    """Run every mutant under every workload and seed until it is noticed; `done(row, number, of)` after each.
+
+    The workloads run in stamps, and their floors don't count. A Ctrl-C ends it; what was done is returned.
+    """
+    plain = [_in_stamps(workload) for workload in workloads]
+    spawning = multiprocessing.get_context("spawn")
+    rows: list[Row] = []
+    with ProcessPoolExecutor(workers, mp_context=spawning, initializer=_quiet) as pool:
+        watching = [pool.submit(watch, workload, seed) for workload in plain for seed in seeds]
+        sites, unclean = Sites(), []
+        for watched_run in watching:
+            reached, said = watched_run.result()
+            sites.add(reached)
+            unclean += [said] if said else []
+        if unclean:
+            return Examination((), tuple(unclean))
+        mutants = sorted(sites.mutants | set(static_mutants()))
+        futures = [pool.submit(fate, mutant, plain, tuple(seeds), sites) for mutant in mutants]
+        try:
+            for future in as_completed(futures):
+                rows.append(future.result())
+                done(rows[-1], len(rows), len(futures))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return Examination(tuple(sorted(rows, key=lambda row: (row.kind, row.name))), cut=len(rows) < len(futures))
+
+
+def _in_stamps(workload: Scenario) -> Scenario:
+    return replace(workload, config=replace(workload.config, numerics="stamps"), exercise={})
+
+
+def _quiet() -> None:
+    """Leave a Ctrl-C to the process that the user sees."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def watch(workload: Scenario, seed: int) -> tuple[Sites, str]:
+    """Return what a workload comes by, and what its run had to complain of; "" for nothing, as it must be."""
+    sites = Sites()
+    with watched(sites):
+        said = _noticed(workload, seed)
+    return sites, f"{workload.name}, seed {seed}: {said}" if said else ""
+
+
+def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], sites: Sites) -> Row:
+    """Return what became of a mutant."""
+    runs = 0
+    with applied(mutant):
+        for seed in seeds:
+            for workload in workloads:
+                runs += 1
+                mutated = replace(workload, defects=(MUTANT,)) if mutant.kind == "guard" else workload
+                if noticed := _noticed(mutated, seed):
+                    return Row(mutant.kind, mutant.name, "caught", noticed, runs)
+    if by := _redundant(mutant, workloads, seeds[0], sites):
+        return Row(mutant.kind, mutant.name, "redundant", by, runs)
+    return Row(mutant.kind, mutant.name, "survived", "", runs)
+
+
+def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, sites: Sites) -> str:
+    """Return what implies all that a mutant takes away, in words; "" when nothing does, or nobody can tell."""
+    whys = _whys_of(mutant, sites)
+    implying = [implied_by(events, whys) for events in _logs(workloads, seed)] if whys else [None]
+    if any(each is None for each in implying):
+        return ""
+    names = sorted({name for each in implying for name in each or ()})
+    return f"implied by: {'; '.join(names) or 'several at once, none of which is needed'}"
+
+
+def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
+    """Return the waits and synchronisations that are void without what a mutant takes away."""
+    match mutant.kind:
+        case "record":
+            return frozenset(sites.waits_for.get(mutant.name, ()))
+        case "wait" | "synchronise":
+            return frozenset((mutant.name,))
+        case _:
+            return frozenset()
+
+
+def _noticed(workload: Scenario, seed: int) -> str:
+    """Run once; return who noticed something."""
+    with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded():
+        try:
+            outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=Path(root), utc=datetime.now(UTC))
+        except TimeoutError:
+            return f"no end within {RUN_TIMEOUT_S} s"
+        except (HarnessError, AssertionError) as error:
+            cause = error.__cause__ or error
+            return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
+        findings = outcome.verdict["findings"]
+        assert isinstance(findings, dict)
+        return ", ".join(findings) or (outcome.judgement.word if outcome.judgement.word == "failed" else "")
+
+
+def _logs(workloads: Sequence[Scenario], seed: int) -> Iterator[list[Event]]:
+    """Yield the events of each workload's run with nothing taken away."""
+    for workload in workloads:
+        with tempfile.TemporaryDirectory(prefix="mutate") as root:
+            outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=Path(root), utc=datetime.now(UTC))
+            yield list(open_run(outcome.path).events())
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Raise TimeoutError in what goes on for longer than RUN_TIMEOUT_S."""
+
+    def over(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(RUN_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
