@@ -25,6 +25,7 @@ TRUTHS: dict[Truth, str] = {
     "clean": "clean",
     "unharmed": "unharmed",
     "diverged": "diverged",
+    "garbled": "garbled",
     "looping": "looping",
 }
 

@@ -81,7 +81,8 @@ def _cell(part: PartCounts, key: str) -> str:
 def score_text(score: Score) -> str:
     """Return how well a rule separates, in a sentence."""
     interval = "" if score.low is None or score.high is None else f" (95% interval {score.low:.2f} to {score.high:.2f})"
+    seen = "" if score.seen is None else f", {score.seen:.2f} for those that the text shows too"
     return (
-        f"{score.rule} rule: AUROC {score.auroc:.2f}{interval}; at its limits it convicts {share_text(score.recall)} "
-        f"of the diverged answers and {share_text(score.false_alarms)} of the clean ones."
+        f"{score.rule} rule: AUROC {score.auroc:.2f}{interval}{seen}; at its limits it convicts "
+        f"{share_text(score.recall)} of the diverged answers and {share_text(score.false_alarms)} of the clean ones."
     )

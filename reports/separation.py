@@ -1,8 +1,10 @@
 """How well acceptance metrics tell garbled and looping answers from clean ones, in the runs of an experiment.
 
-Two rules are compared. The *fixed* one is that of "Scaling Pain of Coding Agent Serving" (Z.ai, 2026): an accept
+Three rules are compared. The *fixed* one is that of "Scaling Pain of Coding Agent Serving" (Z.ai, 2026): an accept
 length below 1.4, or an accept rate above 0.96. The *learned* one asks how far out an answer lies among clean
-answers of other seeds: the order statistics of `detectors.acceptance_profile`, at full resolution.
+answers of other seeds: the order statistics of `detectors.acceptance_profile`, at full resolution. The *windows*
+one asks how far an answer lies from clean ones of its length, and how far its oddest 64 tokens do: what starts late,
+or goes up and down, has an average like any other.
 """
 
 from collections.abc import Sequence
@@ -19,12 +21,15 @@ from reports.steps import WHOLE, is_corrupted
 from repro.base import rng
 from repro.record.requests import RequestRecord
 
-Truth = Literal["clean", "unharmed", "diverged", "looping"]
+Truth = Literal["clean", "unharmed", "diverged", "garbled", "looping"]
 RESAMPLES = 2000
 RESAMPLES_MIN = 200  # that have answers of both kinds; with fewer there is no interval
 LEARNED_FALSE_ALARMS = 0.05  # at which the learned rule convicts; few answers vouch for no less
+RATE_STEP = 0.005  # of an accept rate over 64 tokens: what is told apart at all
+WINDOW_SIGMAS = 4.0  # at which the windows rule convicts
 LEARNED_MIN = 20  # clean answers to learn from
-BAD: tuple[Truth, ...] = ("diverged", "looping")
+BAD: tuple[Truth, ...] = ("diverged", "garbled", "looping")
+SEEN: tuple[Truth, ...] = ("garbled", "looping")  # in the text alone
 
 Floats = NDArray[np.float64]
 
@@ -39,10 +44,14 @@ class Answer(msgspec.Struct, frozen=True):
     rate: float  # of the drafts that were accepted
     tokens: int
     truth: Truth
+    windows: tuple[float, ...] = ()  # accept rate of each 64 tokens
 
 
 class Score(msgspec.Struct, frozen=True):
-    """How a rule's score separates diverged from clean answers. Shares are of what it convicts at its limits."""
+    """How a rule's score separates diverged from clean answers. Shares are of what it convicts at its limits.
+
+    `seen` is the area for those diverged answers only that the text convicts too; None where there are none.
+    """
 
     rule: str
     auroc: float
@@ -50,6 +59,7 @@ class Score(msgspec.Struct, frozen=True):
     high: float | None
     recall: float
     false_alarms: float
+    seen: float | None = None
 
 
 class Separation(msgspec.Struct, frozen=True):
@@ -69,13 +79,15 @@ def answer_of(record: RequestRecord, seed: int) -> Answer | None:
     spec = record.spec
     return Answer(
         record.request, record.session, seed, round(spec.accept_length, 4), round(spec.accept_rate, 4),
-        record.completion_tokens, _truth(record),
+        record.completion_tokens, _truth(record), tuple(record.spec_window_rates),
     )  # fmt: skip
 
 
 def _truth(record: RequestRecord) -> Truth:
     if record.oracle == "diverged" and is_corrupted(record):
-        return "looping" if record.visible and Repetition.name in record.detectors else "diverged"
+        if not record.visible:
+            return "diverged"
+        return "looping" if Repetition.name in record.detectors else "garbled"
     return "unharmed" if is_corrupted(record) else "clean"
 
 
@@ -86,6 +98,7 @@ def separate(judged: Sequence[Answer], clean: Sequence[Answer]) -> Separation:
     learned = [_unique_clean(clean, half) for half in reversed(halves)]
     counts = {truth: sum(each.truth == truth for each in judged) for truth in get_args(Truth)}
     bad = np.array([each.truth in BAD for each in judged], bool)
+    seen = np.array([each.truth in SEEN for each in judged], bool)
     good = np.array([each.truth == "clean" for each in judged], bool)
     fewest = min(map(len, learned))
     if not bad.any() or not good.any():
@@ -93,15 +106,18 @@ def separate(judged: Sequence[Answer], clean: Sequence[Answer]) -> Separation:
     if fewest < LEARNED_MIN:
         why = f"{fewest} clean answers of other seeds are too few to learn from; {LEARNED_MIN} are needed"
         return Separation(tuple(judged), (), counts, fewest, why)
-    far_out = np.zeros(len(judged))
+    far_out, oddest = np.zeros(len(judged)), np.zeros(len(judged))
     for half, known in zip(halves, learned, strict=True):
         inside = np.array([each.seed in half for each in judged])
         far_out[inside] = _learned_scores([each for each in judged if each.seed in half], known)
+        oddest[inside] = _window_scores([each for each in judged if each.seed in half], known)
     sessions = [each.session for each in judged]
-    scores = (
-        _score("fixed", _fixed_scores(judged), 1.0, bad, good, sessions),
-        _score("learned", far_out, -LEARNED_FALSE_ALARMS, bad, good, sessions),
+    rules = (
+        ("fixed", _fixed_scores(judged), 1.0),
+        ("learned", far_out, -LEARNED_FALSE_ALARMS),
+        ("windows", oddest, WINDOW_SIGMAS),
     )
+    scores = tuple(_score(rule, each, limit, bad, seen, good, sessions) for rule, each, limit in rules)
     return Separation(tuple(judged), scores, counts, fewest)
 
 
@@ -124,14 +140,43 @@ def _learned_scores(answers: Sequence[Answer], clean: Sequence[Answer]) -> Float
     return -np.minimum(1.0, 2 * share)
 
 
+def _window_scores(answers: Sequence[Answer], clean: Sequence[Answer]) -> Floats:
+    """Return how many standard deviations an answer lies from clean ones: on average, or in its oddest 64 tokens.
+
+    Averages are compared with those of clean answers of its length, for the first tokens of an answer are guessed
+    worse than the rest. Their spread falls with the root of the length.
+    """
+    windows = [rate for each in clean for rate in each.windows]
+    known = len(windows) >= LEARNED_MIN
+    usual = float(np.mean(windows)) if known else 0.0
+    deviation = max(float(np.std(windows)), RATE_STEP) if known else float("inf")
+    lengths = np.log([each.tokens for each in clean])
+    degree = min(2, len(np.unique(lengths)) - 1)
+    trend = np.polynomial.Polynomial.fit(lengths, [each.rate for each in clean], deg=degree)
+
+    def off(answer: Answer) -> float:
+        return float(abs(answer.rate - trend(np.log(answer.tokens))) * answer.tokens**0.5)
+
+    spread = max(float(np.sqrt(np.mean([off(each) ** 2 for each in clean]))), RATE_STEP)
+    oddest = [max((abs(rate - usual) / deviation for rate in each.windows), default=0.0) for each in answers]
+    return np.maximum([off(each) / spread for each in answers], oddest)
+
+
 def _score(
-    rule: str, scores: Floats, limit: float, bad: NDArray[np.bool_], good: NDArray[np.bool_], sessions: Sequence[str]
+    rule: str,
+    scores: Floats,
+    limit: float,
+    bad: NDArray[np.bool_],
+    seen: NDArray[np.bool_],
+    good: NDArray[np.bool_],
+    sessions: Sequence[str],
 ) -> Score:
     low, high = _interval(scores, bad, good, sessions)
     return Score(
         rule, auroc(scores[bad], scores[good]), low, high,
         recall=float(np.mean(scores[bad] > limit)),
         false_alarms=float(np.mean(scores[good] > limit)),
+        seen=auroc(scores[seen], scores[good]) if seen.any() else None,
     )  # fmt: skip
 
 

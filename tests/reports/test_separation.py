@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from reports.separation import answer_of, auroc, separate
+from reports.separation import Answer, answer_of, auroc, separate
 from reports.steps import part_counts
 from tests.builders import make_request, make_run, make_verdict
 from tests.reports.steps import make_answers
@@ -19,6 +19,7 @@ DRAFTS = {"completion_tokens": 60, "spec_verify_ct": 20, "spec_draft_token_num":
         ({"corrupted": True, "oracle": "diverged"}, "diverged"),
         ({"poisoned": True, "oracle": "diverged"}, "diverged"),
         ({"corrupted": True, "oracle": "diverged", "detectors": ["repetition"], "visible": True}, "looping"),
+        ({"corrupted": True, "oracle": "diverged", "detectors": ["garbled"], "visible": True}, "garbled"),
         ({"corrupted": True, "oracle": "diverged", "detectors": ["repetition"], "own": True}, "diverged"),
         ({"detectors": ["repetition"], "own": True}, "clean"),
     ],
@@ -40,7 +41,7 @@ def test_the_learned_rule_never_knows_the_seeds_that_it_judges() -> None:
     answers = make_answers((0, 1, 2, 3))
     separation = separate(answers, answers)
     assert separation.learned_from == 60 and len(separation.answers) == 140
-    assert separation.counts == {"clean": 120, "unharmed": 0, "diverged": 20, "looping": 0}
+    assert separation.counts == {"clean": 120, "unharmed": 0, "diverged": 20, "garbled": 0, "looping": 0}
     alone = separate(make_answers((0,)), make_answers((0,)))
     assert not alone.scores and alone.why.startswith("0 clean answers of other seeds are too few")
 
@@ -48,7 +49,7 @@ def test_the_learned_rule_never_knows_the_seeds_that_it_judges() -> None:
 def test_what_only_one_half_calls_odd_is_judged_by_the_other() -> None:
     odd = [msgspec.structs.replace(each, length=1.15, rate=0.05) for each in make_answers((1, 3))]
     answers = [*make_answers((0, 2)), *odd]
-    _, learned = separate(answers, answers).scores
+    _, learned, _ = separate(answers, answers).scores
     assert learned.false_alarms == 1.0  # each half lies outside of what the other half teaches
 
 
@@ -58,7 +59,8 @@ def test_a_request_that_several_steps_ask_is_learned_from_once() -> None:
 
 
 def test_a_rule_that_sees_nothing_has_half_the_area_and_one_that_sees_all_the_whole() -> None:
-    fixed, learned = separate(make_answers(), make_answers()).scores
+    fixed, learned, windows = separate(make_answers(), make_answers()).scores
+    assert windows.auroc == 1.0 and windows.seen is None
     assert (fixed.auroc, fixed.recall, fixed.false_alarms) == (1.0, 1.0, 0.0)
     assert learned.auroc == 1.0 and fixed.low == fixed.high == 1.0
     same = [
@@ -66,7 +68,20 @@ def test_a_rule_that_sees_nothing_has_half_the_area_and_one_that_sees_all_the_wh
         for each in make_answers()
     ]
     same = [msgspec.structs.replace(each, length=2.5, rate=0.5) for each in same]
-    assert [score.auroc for score in separate(same, same).scores] == [0.5, 0.5]
+    assert [score.auroc for score in separate(same, same).scores] == [0.5, 0.5, 0.5]
+
+
+def test_only_windows_see_an_answer_that_goes_up_and_down_around_the_average() -> None:
+    def like(each: Answer) -> Answer:
+        whole = msgspec.structs.replace(each, length=2.7, rate=0.57)
+        if each.truth == "clean":
+            return msgspec.structs.replace(whole, windows=(0.55 + each.rate / 50, 0.59 - each.rate / 50))
+        return msgspec.structs.replace(whole, windows=(0.2, 0.94), truth="garbled")
+
+    answers = [like(each) for each in make_answers()]
+    fixed, learned, windows = separate(answers, answers).scores
+    assert fixed.auroc == learned.auroc == 0.5
+    assert windows.auroc == windows.seen == windows.recall == 1.0 and windows.false_alarms == 0.0
 
 
 def test_ties_count_half() -> None:
