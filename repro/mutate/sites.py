@@ -7,9 +7,11 @@ the simulated device is asked for it, a pin by having its opposite in the radix 
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
+from types import CodeType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
@@ -33,16 +35,26 @@ class Mutant(msgspec.Struct, frozen=True, order=True):
 
 
 class Sites(msgspec.Struct):
-    """What the workloads came by; `waits_for` has the whys of the waits for each event."""
+    """What the workloads came by: the whys of the waits for each event, and of those that each guard brings."""
 
     mutants: set[Mutant] = set()
     waits_for: dict[str, set[str]] = {}
+    waits_of: dict[str, set[str]] = {}
 
     def add(self, other: "Sites") -> None:
         """Take in what another run came by."""
         self.mutants |= other.mutants
-        for event, whys in other.waits_for.items():
-            self.waits_for.setdefault(event, set()).update(whys)
+        for mine, others in ((self.waits_for, other.waits_for), (self.waits_of, other.waits_of)):
+            for name, whys in others.items():
+                mine.setdefault(name, set()).update(whys)
+
+    def wait(self, mutant: Mutant, event: str, caller: CodeType) -> None:
+        """Note a wait or synchronisation for an event, and the guard that asked for it, if one did."""
+        self.mutants.add(mutant)
+        self.waits_for.setdefault(event, set()).add(mutant.name)
+        for guard in fields(Guards):
+            if getattr(guard.default, "__code__", None) is caller:
+                self.waits_of.setdefault(guard.name, set()).add(mutant.name)
 
 
 def plain(event: str) -> str:
@@ -63,9 +75,8 @@ def watched(sites: Sites) -> Iterator[None]:
     of_event, of_stream = SimEvent.synchronize, SimStream.synchronize
 
     def watched_wait(self: SimStream, event: Event, why: str) -> None:
-        sites.mutants.add(Mutant("wait", why))
-        if isinstance(event, SimEvent):
-            sites.waits_for.setdefault(plain(event.name), set()).add(why)
+        assert isinstance(event, SimEvent)
+        sites.wait(Mutant("wait", why), plain(event.name), sys._getframe(1).f_code)
         wait(self, event, why)
 
     def watched_record(self: SimEvent, stream: Stream) -> None:
@@ -77,8 +88,7 @@ def watched(sites: Sites) -> Iterator[None]:
         return query(self)
 
     async def watched_event(self: SimEvent, why: str) -> None:
-        sites.mutants.add(Mutant("synchronise", why))
-        sites.waits_for.setdefault(plain(self.name), set()).add(why)
+        sites.wait(Mutant("synchronise", why), plain(self.name), sys._getframe(1).f_code)
         await of_event(self, why)
 
     async def watched_stream(self: SimStream, why: str) -> None:

@@ -137,6 +137,8 @@ def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
     match mutant.kind:
         case "record":
             return frozenset(sites.waits_for.get(mutant.name, ()))
+        case "guard":
+            return frozenset(sites.waits_of.get(mutant.name, ()))
         case "wait" | "synchronise":
             return frozenset((mutant.name,))
         case _:

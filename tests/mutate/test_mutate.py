@@ -1,0 +1,105 @@
+"""Mutation of the stack at a size that a test can afford: what is found, what is caught, what is shown redundant."""
+
+from dataclasses import fields
+
+import pytest
+
+from repro.base.errors import UsageError
+from repro.base.probe import Edge, Op
+from repro.mutate.command import run_mutate
+from repro.mutate.redundant import implied_by
+from repro.mutate.sites import Mutant, Sites, applied, left_out, plain, static_mutants
+from repro.mutate.study import fate, watch
+from repro.scenario import Scenario
+from repro.serve.guards import Guards
+from repro.serve.kv.radix import RadixTree
+from tests.small import small_scenario
+
+INDEX = "index keys of this layer are loaded back"
+LATENTS = "latents of this layer are loaded back"
+
+
+@pytest.fixture(scope="module")
+def workload() -> Scenario:
+    import msgspec
+
+    return msgspec.structs.replace(small_scenario(), defects=(), exercise={})
+
+
+@pytest.fixture(scope="module")
+def sites(workload: Scenario) -> Sites:
+    found, said = watch(workload, 7)
+    assert said == ""
+    return found
+
+
+def test_waits_records_and_acknowledgements_are_found_by_watching(sites: Sites) -> None:
+    assert {Mutant("wait", INDEX), Mutant("record", "loadN.layerN"), Mutant("acknowledge", "write.done")} <= (
+        sites.mutants
+    )
+    assert {INDEX, LATENTS} <= sites.waits_for["loadN.layerN"]
+    assert sites.waits_of["before_index_read"] == {INDEX}
+
+
+def test_every_guard_and_every_pin_is_a_mutant() -> None:
+    assert {mutant.name for mutant in static_mutants() if mutant.kind == "guard"} == {
+        field.name for field in fields(Guards)
+    }
+    assert {mutant.name for mutant in static_mutants() if mutant.kind == "pin"} == {"pin", "pin_host"}
+
+
+def test_a_ring_of_several_workers_is_one_site() -> None:
+    assert plain("P12.load2.layer11") == "loadN.layerN" and plain("write.done") == "write.done"
+
+
+@pytest.mark.parametrize("mutant", [Mutant("wait", INDEX), Mutant("guard", "before_index_read")])
+def test_a_wait_that_holds_something_is_caught(mutant: Mutant, workload: Scenario, sites: Sites) -> None:
+    row = fate(mutant, [workload], (7,), sites)
+    assert row.outcome == "caught" and "ordering" in row.by
+
+
+@pytest.mark.parametrize("mutant", [Mutant("wait", LATENTS), Mutant("guard", "before_latent_read")])
+def test_a_wait_that_others_imply_is_redundant_and_they_are_named(
+    mutant: Mutant, workload: Scenario, sites: Sites
+) -> None:
+    row = fate(mutant, [workload], (7,), sites)
+    assert row.outcome == "redundant" and INDEX in row.by
+
+
+def test_a_mutant_ends_with_its_run(sites: Sites) -> None:
+    before = RadixTree.pin
+    with applied(Mutant("pin", "pin")):
+        assert RadixTree.pin is not before
+    assert RadixTree.pin is before
+
+
+def test_a_guard_that_is_left_out_says_yes_and_nothing_else() -> None:
+    guards = Guards()
+    assert left_out(guards.transfer_arrived)(frozenset({"latent"})) is True
+    assert left_out(guards.loaded_layers)(range(6), range(0)) == ()
+    assert left_out(guards.first_loaded)(5) == 0
+    assert left_out(guards.on_double_free)("page 3") is None
+
+
+def op(stream: str, index: int, *after: Edge) -> Op:
+    return Op(stream, index, "x", 0, 0, "", 0, 0.0, float(index), index + 1.0, after)
+
+
+def test_an_edge_is_implied_only_where_another_way_leads() -> None:
+    one_way = [op("load", 0), op("compute", 0, Edge(("load", 0), "a"))]
+    assert implied_by(one_way, frozenset({"a"})) is None
+    two_ways = [op("load", 0), op("compute", 0, Edge(("load", 0), "a"), Edge(("load", 0), "b"))]
+    assert implied_by(two_ways, frozenset({"a"})) == ("b",)
+    along_the_stream = [
+        *two_ways[:1],
+        op("compute", 0, Edge(("load", 0), "b")),
+        op("compute", 1, Edge(("load", 0), "a")),
+    ]
+    assert implied_by(along_the_stream, frozenset({"a"})) == ("b",)
+
+
+def test_a_scenario_with_a_defect_is_no_workload() -> None:
+    from rich.console import Console
+
+    with pytest.raises(UsageError, match="has a defect"):
+        run_mutate([small_scenario()], range(1), 1, False, Console(quiet=True), Console(quiet=True))
