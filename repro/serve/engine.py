@@ -75,6 +75,12 @@ def _check_drafts(config: EngineConfig, model: LoadedModel) -> None:
         )
 
 
+def guards_of(config: EngineConfig, guards: Guards | None) -> Guards:
+    """Return a stack's guards: the correct ones if none are given, with the store that `config` asks for."""
+    guards = guards or Guards()
+    return dataclasses.replace(guards, before_index_store=store_after_load) if config.index_store_waits else guards
+
+
 class Duties(Protocol):
     """What an engine has to do besides serving by itself: its part of a disaggregated stack."""
 
@@ -139,9 +145,7 @@ class Engine:
         self._probes = probes or NullProbes()
         self._duties = duties
         names = names or Names(PageSets(self._probes))
-        guards = guards or Guards()
-        if config.index_store_waits:
-            guards = dataclasses.replace(guards, before_index_store=store_after_load)
+        guards = guards_of(config, guards)
         _check_drafts(config, model)
         shape = model.shape
         self._cost = PRESETS[config.cost]

@@ -153,9 +153,7 @@ class TierCopier:
         """Return the event behind an enqueued step; None when it is long done."""
         return self._steps.get(step)
 
-    def _copy_layer(
-        self, stream: Stream, way: Direction, number: int, layer: int, source: Pages, target: Pages
-    ) -> int:
+    def _copy_layer(self, stream: Stream, way: Direction, number: int, layer: int, source: Pages, target: Pages) -> int:
         """Enqueue the copies of one layer: latents, then index keys, by groups of pages. Return how many."""
         size = self._config.page_tokens
         group_pages = max(self._config.copy_group_pages, -(-len(source) // COPY_GROUPS_MAX))
@@ -165,9 +163,7 @@ class TierCopier:
             for group in groups:
                 body = self._copy_body(way, component, layer, source[group], target[group])
                 duration_us = self._cost.copy_us(len(body.source) * size, row_bytes)
-                stream.enqueue(
-                    way.name, body, duration_us=duration_us, layer=layer, step=number, declared=body.touched
-                )
+                stream.enqueue(way.name, body, duration_us=duration_us, layer=layer, step=number, declared=body.touched)
         return len(COMPONENTS) * len(groups)
 
     def _copy_body(self, way: Direction, component: Component, layer: int, source: Pages, target: Pages) -> PageCopy:

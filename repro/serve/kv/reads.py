@@ -22,9 +22,7 @@ Flags = NDArray[np.bool_]
 class ReadCheck:
     """Makes the checks of each step."""
 
-    def __init__(
-        self, device: Device, homes: tuple[Home, ...], names: Names, probes: Probes, index_topk: int
-    ) -> None:
+    def __init__(self, device: Device, homes: tuple[Home, ...], names: Names, probes: Probes, index_topk: int) -> None:
         self.device = device
         self.homes = homes
         self.pool: KVPool = homes[0].pool  # whose pages all homes have
