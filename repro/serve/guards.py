@@ -163,12 +163,6 @@ def wait_for_owner_load(collective: Stream, loads: LayerLoads | None, layer: int
         collective.wait(loads.layer_done(layer), "the layer that is broadcast is loaded back")
 
 
-def wait_for_owner_store(collective: Stream, stored: Event) -> None:
-    """The step before may still store rows of this layer. Without this wait the owner broadcasts its pages
-    as they were before."""
-    collective.wait(stored, "the step before has stored its rows of this layer")
-
-
 def wait_for_scratch_readers(collective: Stream, last_use: Event) -> None:
     """A scratch buffer holds one layer after another. Without this wait a broadcast overwrites what the
     layer before still reads."""
@@ -223,7 +217,6 @@ class Guards:
     before_reclaim: ReclaimGuard = ask_until_safe
     before_slot_reuse: SlotGuard = wait_for_reclaim
     before_broadcast: LayerGuard = wait_for_owner_load
-    before_owner_read: EventGuard = wait_for_owner_store
     before_scratch_reuse: EventGuard = wait_for_scratch_readers
     before_broadcast_call: SwitchGuard = enable_communicator
     broadcast_root: RootGuard = broadcast_by_owner

@@ -3,7 +3,8 @@
     collective  [ index keys of layer i ] [ new rows ] [ latents of layer i ]
     compute                        patch ^  [ index ]               patch ^  [ attend ]
 
-The owner sends what earlier steps have stored. The step's own rows come to all ranks by the gather, and are
+The owner sends what earlier steps have stored: their tokens' gather, which is before it on the stream, was
+behind all that they did. The step's own rows come to all ranks by the gather, and are
 patched over what the broadcast brings: the last page of a prompt has rows of both.
 """
 
@@ -49,7 +50,6 @@ class LayerBroadcast:
             return {each: [device.event(f"{each}{number}.{what}") for number in numbers] for each in COMPONENTS}
 
         self._arrived = events("arrived", layers)
-        self._stored = events("stored", layers)
         self._last_use = events("used", buffers)
 
     def send(
@@ -69,9 +69,7 @@ class LayerBroadcast:
             guards.before_broadcast(self._stream, loads, layer)
         if not len(pages):
             return
-        if keeps:
-            guards.before_owner_read(self._stream, self._stored[component][layer])
-        else:
+        if not keeps:
             guards.before_scratch_reuse(self._stream, self._last_use[component][self._partition.buffer(layer)])
         guards.before_broadcast_call(self._collective)
         root = guards.broadcast_root(layer, self._partition.layers, self._partition.settings.ranks)
@@ -85,10 +83,6 @@ class LayerBroadcast:
     def before_read(self, compute: Stream, layer: int, component: Component) -> None:
         """Let `compute` read a layer."""
         self._guards.before_scratch_read(compute, self._arrived[component][layer])
-
-    def patched(self, compute: Stream, layer: int, component: Component) -> None:
-        """Note that the new rows of a layer have been written by what is on `compute` so far."""
-        self._stored[component][layer].record(compute)
 
     def was_read(self, compute: Stream, layer: int, component: Component) -> None:
         """Note that a layer has been read by what is on `compute` so far."""

@@ -160,7 +160,6 @@ class RankForward:
         writes = (Access(True, home.pool.tier, component, home.layer, stored, ""),)
         rows_us = self._cost.kernel_fixed_us
         self._put(f"split.store_{component}", partial(work.store, layer, component), work.batch, rows_us, layer, writes)
-        self._broadcast.patched(self._compute, layer, component)
 
     def _send_all(self, batch: Batch, touched: TouchedPages, layer: int) -> None:
         for component in reversed(COMPONENTS):  # index keys first: the indexer comes before attention
