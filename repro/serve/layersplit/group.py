@@ -27,6 +27,8 @@ from repro.serve.layersplit.work import RankWork
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.sampling import Chosen
 
+WAITS_MAX = 1000  # for a slow step in which no rank is missing
+
 
 @dataclass(eq=False)
 class GroupDone:
@@ -125,16 +127,23 @@ class RankGroup:
         return GroupWork(self._own.forward.launch(batch, step.touched), self)
 
     async def watched(self, work: RankWork) -> None:
-        """Wait for a step; raises CollectiveError for one that nothing moves any more."""
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                await work.finished()
-        except TimeoutError:
-            missing = self._group.missing() or "no rank is known to be missing"
-            raise CollectiveError(
-                f"step {work.batch.number} has not ended within layersplit.timeout_s = {self._settings.timeout_s}: "
-                f"{missing}; a rank has died or hangs: restart the stack"
-            ) from None
+        """Wait for a step; raises CollectiveError when a rank has not come to a call that others wait in.
+
+        A step that is only slow goes on: all its calls have been enqueued, and nothing is lost.
+        """
+        missing = "all ranks came, and the step does not end"
+        for _ in range(WAITS_MAX):
+            try:
+                async with asyncio.timeout(self._settings.timeout_s):
+                    return await work.finished()
+            except TimeoutError:
+                if absent := self._group.missing():
+                    missing = absent
+                    break
+        raise CollectiveError(
+            f"step {work.batch.number} has not ended within layersplit.timeout_s = {self._settings.timeout_s}: "
+            f"{missing}; a rank has died or hangs: restart the stack"
+        )
 
     # -- transfers (copier.Copier) ------------------------------------------------------------------------
 
