@@ -148,6 +148,9 @@ class CostModel:
 PRESETS = {
     "h100x8-glm5": CostModel("h100x8-glm5", scale=16.0),
     "h100-glm5": CostModel("h100-glm5", scale=16.0, gpus=1),
-    # The same on one 100 Gb/s port, for sensitivity tables.
+    # A token stands for a page of 64, for studies over GLM-5's own shape.
+    "h100x8-glm5-pages": CostModel("h100x8-glm5-pages", scale=64.0),
+    "h100x8-glm5-pages-50g": CostModel("h100x8-glm5-pages-50g", scale=64.0, nvlink_bytes_per_us=50e3),
+    # The first on one 100 Gb/s port, for sensitivity tables.
     "h100x8-glm5-100g": CostModel("h100x8-glm5-100g", scale=16.0, network_bytes_per_us=11.25e3),
 }
