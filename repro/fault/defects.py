@@ -80,6 +80,11 @@ async def _reuse_at_once(safe: Awaitable[bool]) -> bool:
     return True
 
 
+def _root_of_equal_shares(layer: int, layers: int, ranks: int) -> int:
+    """Return the owner as if all ranks had equally many layers, and the last one the rest."""
+    return min(layer // (layers // ranks), ranks - 1)
+
+
 def _look_at_the_latents_only(failed: frozenset[Component]) -> bool:
     return "latent" not in failed
 
@@ -204,6 +209,41 @@ DEFECTS: dict[str, Defect] = {
             "the transfer of the index keys failed, and success is reported because the latents arrived",
             "https://github.com/sgl-project/sglang/issues/30890",
             lambda guards: replace(guards, transfer_arrived=_look_at_the_latents_only),
+        ),
+        Defect(
+            "layersplit_early_broadcast",
+            "a layer is broadcast to the other ranks before its owner has loaded it back",
+            "https://github.com/vllm-project/vllm-ascend/pull/17073",
+            lambda guards: replace(guards, before_broadcast=_no_wait),
+            needs="layersplit",
+        ),
+        Defect(
+            "layersplit_scratch_reuse",
+            "the next layer is broadcast into a scratch buffer that attention still reads",
+            "https://github.com/vllm-project/vllm-ascend/pull/17073",
+            lambda guards: replace(guards, before_scratch_reuse=_no_wait),
+            needs="layersplit",
+        ),
+        Defect(
+            "layersplit_silent_noop",
+            "the communicator is disabled: a broadcast does nothing, and scratch keeps an earlier layer",
+            "https://github.com/sgl-project/sglang/issues/29421",
+            lambda guards: replace(guards, before_broadcast_call=_no_wait),
+            needs="layersplit",
+        ),
+        Defect(
+            "layersplit_wrong_owner",
+            "the broadcast takes another rank for a layer's owner, which sends what it has in its scratch buffer",
+            "https://github.com/vllm-project/vllm-ascend/pull/17073",
+            lambda guards: replace(guards, broadcast_root=_root_of_equal_shares),
+            needs="layersplit",
+        ),
+        Defect(
+            "layersplit_patch_in_flight",
+            "new rows are put into pages that a broadcast on its way still writes, or reads on the owner",
+            "https://github.com/vllm-project/vllm-ascend/pull/17073",
+            lambda guards: replace(guards, before_patch=_no_wait),
+            needs="layersplit",
         ),
     )
 }

@@ -35,6 +35,23 @@ POINTS: dict[str, tuple[str, ...]] = {
     "spec.index": TIMING,
     "spec.attend": TIMING,
     "spec.propose": TIMING,
+    **{
+        f"split.{operation}": TIMING
+        for operation in (
+            "project",
+            "store_index",
+            "store_latent",
+            "broadcast_index",
+            "broadcast_latent",
+            "receive_index",
+            "receive_latent",
+            "gather_rows",
+            "gathered_rows",
+            "gather_tokens",
+            "gathered_tokens",
+        )
+    },
+    "split.rank": ("kill",),
     "memory.evict": ("evict",),
     "client.abort": ("abort",),
     "client.disconnect": ("disconnect",),

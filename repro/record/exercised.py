@@ -20,6 +20,8 @@ class Exercised(msgspec.Struct):
     transfers: int = 0  # chunks of prompts written from prefill to decode
     transfer_aborts: int = 0  # requests given up while their rows were awaited
     quarantined_tokens: int = 0
+    broadcasts: int = 0  # of a layer's index keys or latents, from the rank that owns it
+    reads_overlapping_broadcast: int = 0  # index reads during a broadcast of latents: what hides its time
     late_results: int = 0  # of steps, for requests that were aborted while they ran
 
 
@@ -34,6 +36,7 @@ class ExerciseMeter:
         self.counts = Exercised()
         self._copies: deque[tuple[float, float]] = deque(maxlen=LOADS_KEPT)
         self._reads: deque[tuple[float, float]] = deque(maxlen=LOADS_KEPT)
+        self._broadcasts: deque[tuple[float, float]] = deque(maxlen=LOADS_KEPT)
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
@@ -48,7 +51,12 @@ class ExerciseMeter:
             for read in overlapping:
                 self._reads.remove(read)
             self.counts.reads_overlapping_load += len(overlapping)
+        elif isinstance(event, Op) and event.name in ("split.broadcast_latent", "split.broadcast_index"):
+            self.counts.broadcasts += 1
+            if event.name == "split.broadcast_latent":
+                self._broadcasts.append((event.start_us, event.end_us))
         elif isinstance(event, Op) and event.name == "forward.index" and event.accesses:
+            self.counts.reads_overlapping_broadcast += next(_overlapping(self._broadcasts, event), None) is not None
             if next(_overlapping(self._copies, event), None) is not None:
                 self.counts.reads_overlapping_load += 1
             else:

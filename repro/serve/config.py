@@ -9,6 +9,7 @@ WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
 DRAFTS_MAX = 8  # a longer chain is hardly ever right to its end
 PD_ACTORS_MAX = 63  # hosts and streams that the detectors tell apart
+RANKS_MAX = 12  # a rank has its host, and compute, collective, load and write streams
 
 
 class PdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +40,31 @@ class PdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"pd.{key} = {getattr(self, key)}; must be above 0 and at most 1,000,000")
 
 
+class LayerSplitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Context parallelism over ranks: each computes its part of a step's tokens.
+
+    `split`: every rank keeps the KV of some layers only, and gets the others' by broadcast into `scratch`
+    buffers, of one layer each, which take turns; without, every rank keeps all layers. `prefetch` sends a layer
+    while the one before it still computes. A rank that is not heard of for `timeout_s` ends the stack.
+    """
+
+    ranks: int = 2
+    split: bool = True
+    scratch: int = 1
+    prefetch: bool = False
+    message_us: float = 20.0  # from the scheduler's process to a rank's, over shared memory
+    timeout_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.ranks <= RANKS_MAX:
+            raise ValueError(f"layersplit.ranks = {self.ranks}; must be between 1 and {RANKS_MAX}")
+        if self.scratch not in (1, 2):
+            raise ValueError(f"layersplit.scratch = {self.scratch}; one buffer, or two that take turns")
+        for key in ("message_us", "timeout_s"):
+            if not 0 < getattr(self, key) <= 1e6:
+                raise ValueError(f"layersplit.{key} = {getattr(self, key)}; must be above 0 and at most 1,000,000")
+
+
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One bundled stack. Pages hold `page_tokens` tokens; all counts are for the whole engine."""
 
@@ -59,6 +85,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     index_store_waits: bool = False
     copy_group_pages: int = 16  # pages that one copy operation moves
     pd: PdConfig | None = None  # None: prefill and decode in one engine
+    layersplit: LayerSplitConfig | None = None  # None: one rank; then device_pages and host_pages are of all layers
     graph_tokens_max: int = 0  # prefill steps of at most so many tokens replay a captured graph; 0: none does
     staging_buffers: int = 3  # of pinned memory: the host prepares step N+1 while N runs and N-1 is read
     upload_stream: bool = False  # whether request rows are uploaded beside the forward, on a stream of their own
@@ -74,6 +101,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             said.append(f"{self.speculative_drafts} drafts a step")
         if self.pd is not None:
             said.append(f"{self.pd.prefill} prefill and {self.pd.decode} decode workers")
+        if self.layersplit is not None:
+            kept = "layers split" if self.layersplit.split else "all layers on each"
+            said.append(f"{self.layersplit.ranks} context-parallel ranks, {kept}")
         return ", ".join(said)
 
     def __post_init__(self) -> None:
@@ -84,6 +114,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.pd is not None:
             self._check_actors(self.pd)
+        for other in ("pd", "upload_stream", "speculative_drafts"):
+            if self.layersplit is not None and getattr(self, other):
+                raise ValueError(f"layersplit and {other} don't go together: the ranks have no such part; drop one")
         if self.pd is not None and 0 < self.pd.decode_pages * self.page_tokens < 2 * self.context_tokens:
             raise ValueError(
                 f"pd.decode_pages = {self.pd.decode_pages}: two requests of context_tokens = "
@@ -118,5 +151,6 @@ CONFIGS = {
     "tiny-hicache": EngineConfig(),
     "tiny": EngineConfig(name="tiny", hicache=False),
     "tiny-mtp": EngineConfig(name="tiny-mtp", speculative_drafts=3),
+    "tiny-layersplit": EngineConfig(name="tiny-layersplit", layersplit=LayerSplitConfig(ranks=4)),
     "tiny-pd": EngineConfig(name="tiny-pd", pd=PdConfig(prefill=2)),
 }

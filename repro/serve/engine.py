@@ -16,24 +16,22 @@ from typing import Protocol
 import msgspec
 
 from repro.base.errors import UsageError
-from repro.base.probe import Component, NullProbes, Probes
+from repro.base.probe import NullProbes, Probes
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
-from repro.serve.forward import Forward, StepWork
 from repro.serve.guards import Guards, store_after_load
-from repro.serve.kv.pool import KVPool, Names, PageSets, Place
-from repro.serve.kv.reads import ReadCheck
+from repro.serve.kv.pool import Names, PageSets
 from repro.serve.kv.tiers import HiCache
-from repro.serve.memory import Memory
 from repro.serve.model.config import ModelConfig, read_config
 from repro.serve.model.glm5 import Glm5, load_model
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.request import Decode, Request
-from repro.serve.sched.rows import DeviceRows, RowAccesses, StagingRing
+from repro.serve.sched.rows import StagingRing
 from repro.serve.sched.sampling import Sampled
 from repro.serve.sched.scheduler import Scheduler
 from repro.serve.types import EngineStats, GenerateRequest, Update
+from repro.serve.worker import Executor, Work, Worker
 
 BUNDLED_CHECKPOINT = Path(__file__).parent / "model" / "checkpoint"
 
@@ -75,6 +73,12 @@ def _check_drafts(config: EngineConfig, model: LoadedModel) -> None:
             f"speculative_drafts = {config.speculative_drafts}: model {model.name} has no MTP layer to draft with "
             f"({missing}); set speculative_drafts = 0"
         )
+
+
+def guards_of(config: EngineConfig, guards: Guards | None) -> Guards:
+    """Return a stack's guards: the correct ones if none are given, with the store that `config` asks for."""
+    guards = guards or Guards()
+    return dataclasses.replace(guards, before_index_store=store_after_load) if config.index_store_waits else guards
 
 
 class Duties(Protocol):
@@ -133,6 +137,7 @@ class Engine:
         *,
         names: Names | None = None,
         duties: Duties = COLOCATED,
+        executor: Executor | None = None,
     ) -> None:
         self.config = config
         self._model = model
@@ -140,31 +145,14 @@ class Engine:
         self._probes = probes or NullProbes()
         self._duties = duties
         names = names or Names(PageSets(self._probes))
-        guards = guards or Guards()
-        if config.index_store_waits:
-            guards = dataclasses.replace(guards, before_index_store=store_after_load)
+        guards = guards_of(config, guards)
         _check_drafts(config, model)
-        shape, cost = model.shape, PRESETS[config.cost]
-        widths: dict[Component, int] | None = None
-        if model.weights is not None:
-            widths = {"latent": shape.latent_width, "index": shape.index_head_dim}
-        speculative = config.speculative_drafts > 0
-        layers = shape.num_hidden_layers + speculative
-        pools: dict[Place, KVPool] = {
-            "device": KVPool(device.named("device"), layers, config.device_pages, config.page_tokens, widths),
-            "host": KVPool(device.named("host"), layers, config.host_pages, config.page_tokens, widths),
-        }
+        shape = model.shape
+        self._cost = PRESETS[config.cost]
+        self._executor = executor or Worker(config, shape, model.weights, device, guards, names, self._probes)
+        pools = self._executor.pools
         self.pool = pools["device"]
-        self._cost = cost
-        compute = device.stream("compute")
-        self.cache = HiCache(config, device, compute, pools, names, guards, cost, self._probes)
-        draft_width = shape.hidden_size if speculative and model.weights is not None else 0
-        accesses = RowAccesses(device.named("rows"), names.page_sets) if config.upload_stream else None
-        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens, draft_width, accesses)
-        memory = Memory(pools["device"], rows, model.weights, shape.vocab_size)
-        check = ReadCheck(device, pools["device"], names, self._probes, shape.index_topk)
-        upload = device.stream("upload") if config.upload_stream else compute
-        self._forward = Forward(device, compute, upload, memory, check, guards, cost, speculative)
+        self.cache = HiCache(config, device, self._executor.copier, pools, names, guards, self._probes)
         self.scheduler = Scheduler(
             config,
             device,
@@ -196,7 +184,8 @@ class Engine:
     def description(self) -> dict[str, object]:
         """Return the configuration for /server_info."""
         described: dict[str, object] = msgspec.to_builtins(self.config)
-        return described | {"model_name": self.model_name, "max_total_num_tokens": self._total_tokens("device")}
+        described |= {"model_name": self.model_name, "max_total_num_tokens": self._total_tokens("device")}
+        return described | self._executor.description
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update; closing aborts."""
@@ -257,7 +246,7 @@ class Engine:
 
     async def run(self) -> None:
         """Serve until `stop`. Raises what a broken invariant raises: a dead engine is never silent."""
-        flying: StepWork | None = None
+        flying: Work | None = None
         while not (self._stopping and flying is None and not self.scheduler.busy and not self._duties.busy):
             self._wake.clear()  # whoever calls from here on is not overslept
             self.cache.poll()
@@ -266,7 +255,7 @@ class Engine:
             self._apply_pressure()
             launched = await self._launch()
             if flying is not None:
-                await flying.done.synchronize("the step's samples are on the host")
+                await flying.finished()
                 self.scheduler.commit(flying.batch, flying.result)
             elif launched is None:
                 await self._rest()
@@ -282,14 +271,14 @@ class Engine:
         self._stopping = True
         self._wake.set()
 
-    async def _launch(self) -> StepWork | None:
+    async def _launch(self) -> Work | None:
         if not self.scheduler.busy:
             return None
         self._device.charge(self._cost.plan_us)
         batch = self.scheduler.next_batch(await self._staging.take())
         if batch is None:
             return None
-        work = self._forward.launch(batch)
+        work = self._executor.launch(batch)
         self.cache.step_enqueued(batch.number, work.done)
         self._duties.launched(batch, work.done)
         return work

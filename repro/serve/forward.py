@@ -189,6 +189,10 @@ class StepWork:
         self._selected: Selected | None = None
         self._chosen: Chosen | None = None
 
+    async def finished(self) -> None:
+        """Wait on the host until the samples are there."""
+        await self.done.synchronize("the step's samples are on the host")
+
     def at(self, layer: int) -> "LayerWork":
         """Return the bodies of one layer's operations."""
         return LayerWork(self, layer)
@@ -315,8 +319,8 @@ class LayerWork:
 
         def commit() -> None:
             for component, values in rows.items():
-                slots, prefix, taint = reads.token_slots, reads.token_prefix, reads.token_taint()
-                pool.write_slots(component, self.layer, slots, values, prefix, taint)
+                stamps, taint = reads.token_stamps(component, self.layer), reads.token_taint()
+                pool.write_slots(component, self.layer, reads.token_slots, values, stamps, taint)
                 reads.record_store(recorder, component, self.layer)
 
         return commit

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from repro.base.probe import Component
 from repro.serve.device.base import Event, Stream
+from repro.serve.layersplit.partition import owner_of
 
 
 class LayerLoads(Protocol):
@@ -21,6 +22,12 @@ class LayerLoads(Protocol):
     @property
     def all_done(self) -> Event:
         """Return the event behind the last copy of all; valid for the batch."""
+
+
+class Switch(Protocol):
+    """A communicator as its guard sees it."""
+
+    enabled: bool
 
 
 LayerGuard = Callable[[Stream, LayerLoads | None, int], None]
@@ -39,6 +46,8 @@ RangeGuard = Callable[[int], int]
 LayersGuard = Callable[[range, range], tuple[int, ...]]
 OwnerGuard = Callable[[bool], bool]
 FreeGuard = Callable[[str], None]
+SwitchGuard = Callable[[Switch], None]
+RootGuard = Callable[[int, int, int], int]
 
 
 def wait_for_latent_load(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
@@ -179,6 +188,43 @@ async def wait_for_reclaim(safe: Awaitable[bool]) -> bool:
     return await safe
 
 
+def wait_for_owner_load(collective: Stream, loads: LayerLoads | None, layer: int) -> None:
+    """The owner's load-back may still write this layer. Without this wait it broadcasts the pages' previous
+    owner to all ranks, whatever they wait for themselves."""
+    if loads is not None:
+        collective.wait(loads.layer_done(layer), "the layer that is broadcast is loaded back")
+
+
+def wait_for_scratch_readers(collective: Stream, last_use: Event) -> None:
+    """A scratch buffer holds one layer after another. Without this wait a broadcast overwrites what the
+    layer before still reads."""
+    collective.wait(last_use, "the scratch buffer's last layer has been read")
+
+
+def enable_communicator(communicator: Switch) -> None:
+    """A broadcast on a disabled communicator does nothing, and says nothing. Without this call the scratch
+    buffer keeps what an earlier layer left there."""
+    communicator.enabled = True
+
+
+def broadcast_by_owner(layer: int, layers: int, ranks: int) -> int:
+    """Return the rank that broadcasts a layer. Another one than its owner has some other layer in the buffer
+    that it sends, and the owner's own rows are overwritten with it."""
+    return owner_of(layer, layers, ranks)
+
+
+def wait_before_patch(compute: Stream, arrived: Event) -> None:
+    """New rows are put where a broadcast brings the old ones of the same pages. Without this wait the
+    broadcast overwrites them (on the owner: sends pages that change while they are read)."""
+    compute.wait(arrived, "the broadcast into these pages has ended")
+
+
+def wait_for_broadcast(compute: Stream, arrived: Event) -> None:
+    """A layer that another rank owns comes by broadcast. Without this wait the step reads what an earlier
+    layer left in the scratch buffer."""
+    compute.wait(arrived, "the layer has arrived from its owner")
+
+
 @dataclass(frozen=True)
 class Guards:
     """The guards of one stack."""
@@ -206,3 +252,9 @@ class Guards:
     before_safe_to_reclaim: DrainGuard = wait_for_writes
     before_reclaim: ReclaimGuard = ask_until_safe
     before_slot_reuse: SlotGuard = wait_for_reclaim
+    before_broadcast: LayerGuard = wait_for_owner_load
+    before_scratch_reuse: EventGuard = wait_for_scratch_readers
+    before_broadcast_call: SwitchGuard = enable_communicator
+    broadcast_root: RootGuard = broadcast_by_owner
+    before_patch: EventGuard = wait_before_patch
+    before_scratch_read: EventGuard = wait_for_broadcast

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from repro.serve.kv.pool import KVPool
+from repro.serve.kv.pool import Home, KVPool
 from repro.serve.model.glm5 import Glm5
 from repro.serve.sched.rows import DeviceRows
 
@@ -12,6 +12,7 @@ class Memory:
     """Pools, request rows and weights. With speculation the pool's last layer is the draft layer."""
 
     pool: KVPool
+    homes: tuple[Home, ...]  # by layer: where its rows are read and written
     rows: DeviceRows
     model: Glm5 | None  # None under numerics = "stamps"
     vocabulary: int

@@ -88,7 +88,7 @@ def test_with_the_guard_in_place_both_are_silent(bundled: LoadedModel) -> None:
 
 def test_no_tensor_is_made(bundled: LoadedModel) -> None:
     stack = Stack(make_config(), replace(bundled, weights=None))
-    assert stack.engine._forward._memory.pool.values == {"latent": None, "index": None}
+    assert stack.engine._executor._forward._memory.pool.values == {"latent": None, "index": None}
 
 
 # -- GLM-5's own sizes -------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from repro.fault.plan import Fault
 from repro.serve.device.cost import PRESETS
 from repro.serve.device.sim import SimDevice
 from repro.serve.guards import Guards
+from repro.serve.kv.copier import COPY_GROUPS_MAX, TierCopier
 from repro.serve.kv.loadback import RING_SLOTS, LayerEvents
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, PageSets, Place, Rows
 from repro.serve.kv.radix import Node
-from repro.serve.kv.tiers import COPY_GROUPS_MAX, HiCache
+from repro.serve.kv.tiers import HiCache
 from tests.engine.builders import PAGE, delay, make_config, never, prompt
 
 LAYERS = 3
@@ -39,16 +40,10 @@ class Tiers:
         self.config = make_config(**({"device_pages": 8, "host_pages": 8, "context_tokens": 16} | config))
         sizes: dict[Place, int] = {"device": self.config.device_pages, "host": self.config.host_pages}
         self.pools = {tier: KVPool(tier, LAYERS, pages, PAGE, WIDTHS) for tier, pages in sizes.items()}
-        self.cache = HiCache(
-            self.config,
-            self.device,
-            self.compute,
-            self.pools,
-            Names(PageSets(probes)),
-            guards or Guards(),
-            PRESETS["h100-glm5"],
-            probes,
-        )
+        names, guards = Names(PageSets(probes)), guards or Guards()
+        cost = PRESETS["h100-glm5"]
+        copier = TierCopier(self.config, self.device, self.compute, self.pools, names, guards, cost, LAYERS)
+        self.cache = HiCache(self.config, self.device, copier, self.pools, names, guards, probes)
         self.step = 0
 
     def run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -30,6 +30,9 @@ class Recorder(Protocol):
     def access(self, access: Access) -> None:
         """Note a read or write of pages."""
 
+    def follows(self, source: OpRef, why: str) -> None:
+        """Note an operation whose end this one had to wait for, known only now: of another rank, say."""
+
 
 Body = Callable[[Recorder], Commit | None]
 

@@ -52,6 +52,10 @@ class CostModel:
     # One 400 Gb/s port (ConnectX-7) at nine tenths of its rate; posting and completing a write takes some 5 us.
     network_bytes_per_us: float = 45e3
     write_fixed_us: float = 5.0
+    # Between the GPUs of one machine: NVLink of an H100 is 450 GB/s a direction (datasheet: 900 GB/s both ways);
+    # four fifths of that is what large NCCL broadcasts reach, and a collective's launch and handshake take some 20 us.
+    nvlink_bytes_per_us: float = 360e3
+    collective_fixed_us: float = 20.0
     kernel_fixed_us: float = 10.0
     # The host. A prefill runs eagerly: each operation here stands for some 25 kernels at 6 us of Python
     # and launch, as eager transformers in PyTorch show; a decode step is one graph replay.
@@ -124,6 +128,14 @@ class CostModel:
         """One-sided write of `tokens` rows of one layer and component to another machine."""
         return self.write_fixed_us + tokens * self.scale * row_bytes / self.network_bytes_per_us
 
+    def broadcast_us(self, tokens: int, row_bytes: int) -> float:
+        """Broadcast of `tokens` cached rows from one rank to the others: a ring passes on what it gets."""
+        return self.collective_fixed_us + tokens * self.scale * row_bytes / self.nvlink_bytes_per_us
+
+    def gather_us(self, tokens: int, row_bytes: int, prefill: bool) -> float:
+        """All-gather of the new rows of a step's `tokens`; each rank gets those of all others."""
+        return self.collective_fixed_us + self._tokens(tokens, prefill) * row_bytes / self.nvlink_bytes_per_us
+
     def row_bytes(self, component: Component) -> int:
         """Return the size of one real token's row of a component in one layer."""
         return self.model.latent_row_bytes if component == "latent" else self.model.index_row_bytes
@@ -136,6 +148,9 @@ class CostModel:
 PRESETS = {
     "h100x8-glm5": CostModel("h100x8-glm5", scale=16.0),
     "h100-glm5": CostModel("h100-glm5", scale=16.0, gpus=1),
-    # The same on one 100 Gb/s port, for sensitivity tables.
+    # A token stands for a page of 64, for studies over GLM-5's own shape.
+    "h100x8-glm5-pages": CostModel("h100x8-glm5-pages", scale=64.0),
+    "h100x8-glm5-pages-50g": CostModel("h100x8-glm5-pages-50g", scale=64.0, nvlink_bytes_per_us=50e3),
+    # The first on one 100 Gb/s port, for sensitivity tables.
     "h100x8-glm5-100g": CostModel("h100x8-glm5-100g", scale=16.0, network_bytes_per_us=11.25e3),
 }

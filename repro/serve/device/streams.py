@@ -34,6 +34,14 @@ class Marker(NamedTuple):
         return (self.stream.name, self.last)
 
 
+class Gate(Protocol):
+    """Something that an operation waits for and that nobody may have enqueued yet: a flag in memory."""
+
+    @property
+    def reached(self) -> bool:
+        """Return whether it is open; looked at whenever an operation has ended."""
+
+
 class Host(Protocol):
     """What streams and events need of the device that made them."""
 
@@ -116,7 +124,7 @@ class Operation:
     host: int
     enqueued_us: float
     after: tuple[Edge, ...]
-    blockers: tuple[Marker, ...]
+    blockers: tuple[Marker | Gate, ...]
     by: str
     ready_us: float = 0.0
     delay_us: float = 0.0
@@ -131,6 +139,9 @@ class Operation:
 
     def access(self, access: Access) -> None:
         self.accesses.append(access)
+
+    def follows(self, source: OpRef, why: str) -> None:
+        self.after = (*self.after, Edge(source, why))
 
 
 class SimStream:
@@ -149,6 +160,7 @@ class SimStream:
         self.enqueued = -1  # index of the last operation enqueued
         self.finished = -1  # index of the last operation finished
         self._waits: list[tuple[Marker, str]] = []  # since the last operation was enqueued
+        self._gates: list[Gate] = []  # likewise
 
     def markers(self) -> tuple[Marker, ...]:
         """Return what has to be reached for everything enqueued so far to have happened.
@@ -163,6 +175,11 @@ class SimStream:
         for marker in event.markers:
             if marker.last >= 0 and marker.stream is not self:
                 self._waits.append((marker, why))
+
+    def hold(self, gate: Gate) -> None:
+        """Hold the next operation until `gate` is open (as `cuStreamWaitValue` does); the operation itself
+        says whom it followed."""
+        self._gates.append(gate)
 
     async def synchronize(self, why: str) -> None:
         """Wait on the host until everything enqueued so far has finished."""
@@ -197,10 +214,10 @@ class SimStream:
             host=self._host.host_clock,
             enqueued_us=self._host.host_us,
             after=tuple(Edge(marker.ref, why) for marker, why in self._waits),
-            blockers=tuple(marker for marker, _ in self._waits),
+            blockers=(*(marker for marker, _ in self._waits), *self._gates),
             by=self._host.name,
         )
-        self._waits = []
+        self._waits, self._gates = [], []
         self._host.enqueued(self, operation)
 
 

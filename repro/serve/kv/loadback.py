@@ -13,6 +13,7 @@ class LayerEvents:
     """One load-back operation: an event behind the copies of each layer (`guards.LayerLoads`)."""
 
     def __init__(self, device: Device, slot: int, layers: int) -> None:
+        self.transfer = 0  # the load-back that took this slot last
         self._events = [device.event(f"load{slot}.layer{layer}") for layer in range(layers)]
 
     def layer_done(self, layer: int) -> Event:
@@ -37,9 +38,10 @@ class LayerDoneCounter:
         """Return whether the next slot's previous load has finished."""
         return self._ring[self._next].all_done.query()
 
-    def produce(self) -> LayerEvents:
+    def produce(self, transfer: int) -> LayerEvents:
         """Take the next slot for a new load-back; the caller records each layer's event."""
         assert self.ready, "a fourth load-back before the first has finished"
         events = self._ring[self._next]
+        events.transfer = transfer
         self._next = (self._next + 1) % RING_SLOTS
         return events

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from repro.base.probe import PAGE_SETS_VALID, Component, PageSet, Probes, Tier
-from repro.serve.kv.stamps import Words, salt
+from repro.serve.kv.stamps import Words
 
 Pages = NDArray[np.int32]
 Place = Literal["device", "host"]
@@ -67,13 +67,25 @@ class Names:
 
 
 class KVPool:
-    """The pages of one tier. Plain memory: who may touch what, and when, is the caller's care."""
+    """The pages of one tier. Plain memory: who may touch what, and when, is the caller's care.
+
+    It holds `layers` layers, which callers call by their numbers in the model, from `first_layer` on.
+    """
 
     def __init__(
-        self, tier: Tier, layers: int, pages: int, page_tokens: int, widths: dict[Component, int] | None
+        self,
+        tier: Tier,
+        layers: int,
+        pages: int,
+        page_tokens: int,
+        widths: dict[Component, int] | None,
+        *,
+        first_layer: int = 0,
     ) -> None:
         self.tier = tier
         self.layers = layers
+        self.layer_numbers = range(first_layer, first_layer + layers)
+        self._first_layer = first_layer
         self.pages = pages
         self.page_tokens = page_tokens
         shape = (layers, pages, page_tokens)
@@ -88,25 +100,39 @@ class KVPool:
         """Return (slots, width) fp32, a view of one layer; valid until the next write."""
         values = self.values[component]
         assert values is not None, "numerics = stamps moves no tensors"
-        return values[layer].view(self.pages * self.page_tokens, -1)
+        return values[self._place(layer)].view(self.pages * self.page_tokens, -1)
+
+    def _place(self, layer: int) -> int:
+        assert layer in self.layer_numbers, f"{self.tier} holds layers {self.layer_numbers}, not {layer}"
+        return layer - self._first_layer
+
+    def stamps_of(self, component: Component, layer: int) -> Words:
+        """Return (pages, page_tokens), a view of one layer's stamps."""
+        stamps: Words = self.stamps[component][self._place(layer)]
+        return stamps
+
+    def taint_of(self, component: Component, layer: int) -> NDArray[np.int32]:
+        """Return (pages, page_tokens), a view of one layer's taint."""
+        taint: NDArray[np.int32] = self.taint[component][self._place(layer)]
+        return taint
 
     def read(self, component: Component, layer: int, pages: Pages) -> Rows:
         """Return a copy of whole pages."""
-        values = self.values[component]
+        values, place = self.values[component], self._place(layer)
         return Rows(
-            None if values is None else values[layer][torch.from_numpy(pages.astype(np.int64))],
-            self.stamps[component][layer, pages],
-            self.taint[component][layer, pages],
+            None if values is None else values[place][torch.from_numpy(pages.astype(np.int64))],
+            self.stamps[component][place, pages],
+            self.taint[component][place, pages],
         )
 
     def write(self, component: Component, layer: int, pages: Pages, rows: Rows) -> None:
         """Overwrite whole pages."""
-        values = self.values[component]
+        values, place = self.values[component], self._place(layer)
         if values is not None:
             assert rows.values is not None
-            values[layer][torch.from_numpy(pages.astype(np.int64))] = rows.values
-        self.stamps[component][layer, pages] = rows.stamps
-        self.taint[component][layer, pages] = rows.taint
+            values[place][torch.from_numpy(pages.astype(np.int64))] = rows.values
+        self.stamps[component][place, pages] = rows.stamps
+        self.taint[component][place, pages] = rows.taint
         self.tainted |= bool(rows.taint.any())
 
     def write_slots(
@@ -115,16 +141,23 @@ class KVPool:
         layer: int,
         slots: NDArray[np.int64],
         values: torch.Tensor | None,
-        prefix: Words,
+        stamps: Words,
         taint: NDArray[np.int32],
     ) -> None:
-        """Write one row per slot, stamped for the token prefixes `prefix`."""
+        """Write one row per slot, with its stamp."""
         if values is not None:
             self.flat(component, layer)[torch.from_numpy(slots)] = values
-        self.stamps[component].reshape(self.layers, -1)[layer, slots] = prefix ^ salt(component, layer)
+        self.stamps_of(component, layer).reshape(-1)[slots] = stamps
         if self.tainted or taint.any():
             self.tainted = True
-            self.taint[component].reshape(self.layers, -1)[layer, slots] = taint
+            self.taint_of(component, layer).reshape(-1)[slots] = taint
+
+
+class Home(NamedTuple):
+    """Where the rows of one layer of the model are: a pool, and the layer's number there."""
+
+    pool: KVPool
+    layer: int
 
 
 def _ranges(pages: Pages) -> tuple[int, ...]:

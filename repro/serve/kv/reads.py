@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from repro.base.probe import Access, BadRead, Component, Probes
 from repro.serve.device.base import Device, Recorder
-from repro.serve.kv.pool import KVPool, Names
+from repro.serve.kv.pool import Home, KVPool, Names
 from repro.serve.kv.stamps import Words, salt
 from repro.serve.sched.batch import Batch, Ints, Layout, Member
 
@@ -22,9 +22,10 @@ Flags = NDArray[np.bool_]
 class ReadCheck:
     """Makes the checks of each step."""
 
-    def __init__(self, device: Device, pool: KVPool, names: Names, probes: Probes, index_topk: int) -> None:
+    def __init__(self, device: Device, homes: tuple[Home, ...], names: Names, probes: Probes, index_topk: int) -> None:
         self.device = device
-        self.pool = pool
+        self.homes = homes
+        self.pool: KVPool = homes[0].pool  # whose pages all homes have
         self.names = names
         self.probes = probes
         self.index_topk = index_topk
@@ -92,17 +93,21 @@ class StepReads:
         """Return each token's taint as of now."""
         return self.taint[self._member_of_token]
 
+    def token_stamps(self, component: Component, layer: int) -> Words:
+        """Return what each token's row is stamped with."""
+        return self.token_prefix ^ salt(component, layer)
+
     def record_store(self, recorder: Recorder, component: Component, layer: int) -> None:
         """Note the pages that this layer's store wrote."""
         for row, member in enumerate(self._members):
             pages = self._store_sets[row]
-            recorder.access(Access(True, self._check.pool.tier, component, layer, pages, member.request.id))
+            recorder.access(self._access(True, component, layer, pages, member.request.id))
 
     def index(self, recorder: Recorder, layer: int) -> None:
         """Check the index keys that the indexer scores: the whole context of each scored member."""
         for row in np.flatnonzero(self._scored):
             request = self._members[row].request.id
-            recorder.access(Access(False, self._check.pool.tier, "index", layer, self._context_sets[row], request))
+            recorder.access(self._access(False, "index", layer, self._context_sets[row], request))
         self._verify(recorder, "index", layer, self._in_context & self._scored[:, None, None])
 
     def latents(self, recorder: Recorder, layer: int, slots: Ints | None, counts: Ints | None) -> None:
@@ -116,7 +121,7 @@ class StepReads:
             places = np.flatnonzero(touched[row])
             if len(places):
                 pages = self._set(row, places)
-                recorder.access(Access(False, self._check.pool.tier, "latent", layer, pages, member.request.id))
+                recorder.access(self._access(False, "latent", layer, pages, member.request.id))
         self._verify(recorder, "latent", layer, read)
 
     def _gathered(self, slots: Ints, counts: Ints) -> Flags:
@@ -142,14 +147,14 @@ class StepReads:
         return places
 
     def _verify(self, recorder: Recorder, component: Component, layer: int, read: Flags) -> None:
-        pool = self._check.pool
-        found = pool.stamps[component][layer][self._table]
+        pool, place = self._check.homes[layer]
+        found = pool.stamps_of(component, place)[self._table]
         wrong = ((found ^ self._expected) != salt(component, layer)) & read
         if wrong.any():
             for row in np.flatnonzero(wrong.any(axis=(1, 2))):
                 self._report(recorder, component, layer, int(row), wrong[row], 0)
         if pool.tainted:
-            taint = np.where(read & ~wrong, pool.taint[component][layer][self._table], 0)
+            taint = np.where(read & ~wrong, pool.taint_of(component, place)[self._table], 0)
             for row in np.flatnonzero(taint.any(axis=(1, 2))):
                 origin = int(taint[row][taint[row] != 0].min())
                 self._report(recorder, component, layer, int(row), taint[row] == origin, origin)
@@ -179,6 +184,10 @@ class StepReads:
                 at_us=check.device.now_us,
             )
         )
+
+    def _access(self, write: bool, component: Component, layer: int, pages: int, request: str) -> Access:
+        home = self._check.homes[layer]
+        return Access(write, home.pool.tier, component, home.layer, pages, request)
 
     def _set(self, row: int, places: slice | Ints) -> int:
         return self._check.names.page_sets.intern(self._table[row][places].astype(np.int32))

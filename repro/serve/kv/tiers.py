@@ -12,33 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repro.base.probe import Access, CacheEvent, Component, LimitEvent, PageEvent, Probes
+from repro.base.probe import CacheEvent, LimitEvent, PageEvent, Probes
 from repro.serve.config import EngineConfig
-from repro.serve.device.base import Device, Event, Stream
-from repro.serve.device.cost import CostModel
+from repro.serve.device.base import Device, Event
 from repro.serve.guards import Guards
-from repro.serve.kv.copy import PageCopy
-from repro.serve.kv.loadback import LayerDoneCounter, LayerEvents
+from repro.serve.kv.copier import Copier, Done
+from repro.serve.kv.loadback import LayerEvents
 from repro.serve.kv.page import PageAllocator, PageChange
-from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, Place
+from repro.serve.kv.pool import KVPool, Names, Pages, Place
 from repro.serve.kv.radix import Match, Node, RadixTree
 
 LOAD_BACK_MIN_PAGES = 1
-COPY_GROUPS_MAX = 16  # of one transfer: longer ones have larger groups, or 78 layers would overfill a stream
 WRITE_COPIES_MAX = 4096  # on their way at once: with one transfer more, what a stream's queue can take
-
-
-@dataclass(frozen=True)
-class Direction:
-    """A way between the tiers; `name` is what its copies are called."""
-
-    name: str
-    source: Place
-    target: Place
-
-
-LOAD_BACK = Direction("loadback.copy_layer", "host", "device")
-WRITE_BACK = Direction("writeback.copy_layer", "device", "host")
 
 
 @dataclass(frozen=True)
@@ -55,37 +40,32 @@ class Flight:
     """Transfers merged into one operation on a stream; `done` is behind its last copy."""
 
     transfers: list[Transfer]
-    done: Event
+    done: Done
     copies: int = 0  # counted for write-backs, whose number in flight has no other bound
 
 
 class HiCache:
-    """The prefix cache over both tiers, and the only place where its pages are copied."""
+    """The prefix cache over both tiers, and the only place that has its pages copied."""
 
     def __init__(
         self,
         config: EngineConfig,
         device: Device,
-        compute: Stream,
+        copier: Copier,
         pools: dict[Place, KVPool],
         names: Names,
         guards: Guards,
-        cost: CostModel,
         probes: Probes,
     ) -> None:
         self._config = config
         self._pools = pools
         self._guards = guards
-        self._cost = cost
         self._probes = probes
-        self._compute = compute
+        self._copier = copier
         self.page_sets = names.page_sets
         self.tree = RadixTree(config.page_tokens)
         self.device_pages = self._allocator("device", config.device_pages)
         self.host_pages = self._allocator("host", config.host_pages)
-        self._load = device.stream("load")
-        self._write = device.stream("write")
-        self._loaded = LayerDoneCounter(device, pools["device"].layers)
         self._device = device
         self._load_queue: list[Transfer] = []
         self._write_queue: list[Transfer] = []
@@ -94,7 +74,6 @@ class HiCache:
         self._writes: list[Flight] = []
         self._transfers = 0
         self._last_step = np.full(config.device_pages, -1, np.int64)  # last step enqueued that used the page
-        self._step_done: dict[int, Event] = {}
         self.load_back_tokens = 0
         self.evicted_tokens = 0
 
@@ -154,13 +133,15 @@ class HiCache:
 
     def last_use(self, pages: Pages) -> Event | None:
         """Return the event behind the last enqueued step that may use these pages; None when it is long done."""
-        return self._step_done.get(int(self._last_step[pages].max()))
+        return self._copier.step_done(self._last_used(pages))
 
     def step_enqueued(self, step: int, done: Event) -> None:
         """Note the event behind a step, so that page reuse can wait for exactly that step."""
-        self._step_done[step] = done
-        for old in [number for number in self._step_done if number < step - 8]:
-            del self._step_done[old]
+        self._copier.step_enqueued(step, done)
+
+    def _last_used(self, pages: Pages) -> int:
+        """Return the last enqueued step that may use these pages, -1 for none."""
+        return int(self._last_step[pages].max())
 
     # -- prefix hits ------------------------------------------------------------------------------
 
@@ -175,7 +156,7 @@ class HiCache:
         """
         ancestor, nodes = self.tree.evicted_path(match.host_node)
         count = match.host_hit_pages
-        if not self._config.hicache or count < LOAD_BACK_MIN_PAGES or not self._loaded.ready:
+        if not self._config.hicache or count < LOAD_BACK_MIN_PAGES or not self._copier.ready:
             return None
         self.tree.pin(ancestor)
         self.tree.pin_host(match.host_node)
@@ -217,27 +198,12 @@ class HiCache:
         if not self._load_queue:
             return
         queue, self._load_queue = self._load_queue, []
-        events, done = self._loaded.produce(), self._device.event("load.done")
-        self._loads.append(Flight(queue, done))
-        self._unawaited = events
-        self._guards.on_load_start(lambda: self._load_layers(queue, events, done))
-
-    def _load_layers(self, queue: list[Transfer], events: LayerEvents, done: Event) -> None:
-        """Put the copies of a load-back on its stream, and record its events behind them."""
         source = np.concatenate([transfer.source for transfer in queue])
         target = np.concatenate([transfer.target for transfer in queue])
-        last_use = self.last_use(target)
-        if last_use is not None:
-            self._guards.before_page_reuse(self._load, last_use)
         self._transfers += 1
-        layers = range(self._pools["device"].layers)
-        model = len(layers) - (self._config.speculative_drafts > 0)
-        copied = self._guards.loaded_layers(layers[:model], layers[model:])
-        for layer in layers:
-            if layer in copied:
-                self._copy_layer(self._load, LOAD_BACK, layer, source, target)
-            events.layer_done(layer).record(self._load)
-        done.record(self._load)  # the ring's events may be taken again before the ack
+        loading = self._copier.load(self._transfers, source, target, self._last_used(target))
+        self._loads.append(Flight(queue, loading.done))
+        self._unawaited = loading.events
 
     # -- backing up -------------------------------------------------------------------------------
 
@@ -285,16 +251,9 @@ class HiCache:
         queue, self._write_queue = self._write_queue, []
         source = np.concatenate([transfer.source for transfer in queue])
         target = np.concatenate([transfer.target for transfer in queue])
-        stored = self._device.event("write.start")
-        stored.record(self._compute)
-        self._guards.before_write_back(self._write, stored)
         self._transfers += 1
-        copies = 0
-        for layer in range(self._pools["device"].layers):
-            copies += self._copy_layer(self._write, WRITE_BACK, layer, source, target)
-        done = self._device.event("write.done")
-        done.record(self._write)
-        self._writes.append(Flight(queue, done, copies))
+        writing = self._copier.write(self._transfers, source, target)
+        self._writes.append(Flight(queue, writing.done, writing.copies))
         tokens = len(source) * self._config.page_tokens
         self._probes.emit(CacheEvent("write_back", tokens, self._device.now_us))
 
@@ -334,31 +293,6 @@ class HiCache:
             self.device_pages.free(device_pages)
         if len(host_pages):
             self.host_pages.free(host_pages)
-
-    # -- copies -------------------------------------------------------------------------------------
-
-    def _copy_layer(self, stream: Stream, way: Direction, layer: int, source: Pages, target: Pages) -> int:
-        """Enqueue the copies of one layer: latents, then index keys, by groups of pages. Return how many."""
-        size = self._config.page_tokens
-        group_pages = max(self._config.copy_group_pages, -(-len(source) // COPY_GROUPS_MAX))
-        groups = [slice(start, start + group_pages) for start in range(0, len(source), group_pages)]
-        components = self._guards.loaded_components(COMPONENTS) if way is LOAD_BACK else COMPONENTS
-        for component in components:
-            row_bytes = self._cost.row_bytes(component)
-            for group in groups:
-                body = self._copy_body(way, component, layer, source[group], target[group])
-                duration_us = self._cost.copy_us(len(body.source) * size, row_bytes)
-                step, touched = self._transfers, body.touched
-                stream.enqueue(way.name, body, duration_us=duration_us, layer=layer, step=step, declared=touched)
-        return len(components) * len(groups)
-
-    def _copy_body(self, way: Direction, component: Component, layer: int, source: Pages, target: Pages) -> PageCopy:
-        sets = self.page_sets
-        touched = (
-            Access(False, self._pools[way.source].tier, component, layer, sets.intern(source), ""),
-            Access(True, self._pools[way.target].tier, component, layer, sets.intern(target), ""),
-        )
-        return PageCopy(self._pools[way.source], self._pools[way.target], source, target, touched)
 
 
 def _parts(pages: Pages, nodes: list[Node]) -> list[Pages]:

@@ -100,9 +100,8 @@ class DraftPass:
 
         def commit() -> None:
             for component, rows in values.items():
-                pool.write_slots(
-                    component, self.layer, reads.token_slots, rows, reads.token_prefix, reads.token_taint()
-                )
+                stamps = reads.token_stamps(component, self.layer)
+                pool.write_slots(component, self.layer, reads.token_slots, rows, stamps, reads.token_taint())
                 reads.record_store(recorder, component, self.layer)
 
         return commit

@@ -1,0 +1,253 @@
+"""The bodies of one rank's operations in one step.
+
+    upload, embed, [ project, gather, store index, index, store latent, attend, feed forward ] per layer,
+    sample, gather, take, download
+
+A rank computes its part of the tokens; new rows and chosen tokens are gathered, so that all ranks have them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from repro.base.probe import Component
+from repro.serve.device.base import Commit, Event, Recorder
+from repro.serve.kv.pool import COMPONENTS
+from repro.serve.kv.reads import ReadCheck, StepReads
+from repro.serve.kv.stamps import Words, salt
+from repro.serve.layersplit.collective import Payload
+from repro.serve.layersplit.sequence import part_of
+from repro.serve.memory import Memory
+from repro.serve.model.context import Context
+from repro.serve.model.indexer import Selected
+from repro.serve.model.projection import Projected
+from repro.serve.sched.batch import Batch, Ints, Layout
+from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """The cache rows of all tokens of a step in one layer, in the tokens' order."""
+
+    prefix: Words  # what identifies the prefix that each token ends
+    taint: NDArray[np.int32]
+    values: dict[Component, torch.Tensor] | None  # None under numerics = "stamps"
+
+
+class RankWork:
+    """One step on one rank (`worker.Work`), and the temporaries that flow between its operations."""
+
+    def __init__(self, batch: Batch, memory: Memory, check: ReadCheck, done: Event, rank: int, ranks: int) -> None:
+        self.batch = batch
+        self.done = done
+        self.result: Chosen | None = None
+        self._rank = rank
+        self.parts = [part_of(batch, each, ranks) for each in range(ranks)]
+        self.part = self.parts[rank]
+        self.memory = memory
+        self._check = check
+        self._alternatives = max((member.request.sampling.top_logprobs for member in batch.sampling_members), default=0)
+        self._hidden: torch.Tensor | None = None
+        self._context: Context | None = None
+        self._projected: Projected | None = None
+        self._selected: Selected | None = None
+        self._sampled: Sampled | None = None
+        self._new: NewRows | None = None
+
+    async def finished(self) -> None:
+        """Wait on the host until the samples are there."""
+        await self.done.synchronize("the step's samples are on the host")
+
+    # -- before the layers ------------------------------------------------------------------------------
+
+    def upload(self, recorder: Recorder) -> Commit:
+        """Copy the staging buffer into the request rows."""
+        staging, rows = self.batch.staging, self.memory.rows
+        return lambda: staging.write_to(rows)
+
+    def embed(self, recorder: Recorder) -> Commit:
+        """Take the input tokens of this rank's part, and lay out the whole batch."""
+        batch, memory, layout = self.batch, self.memory, self.batch.layout()
+        rows = batch.rows[layout.member_of_token]
+        self._embed_part()
+
+        def commit() -> None:
+            if not batch.prefill:
+                memory.rows.append(rows, layout.positions)
+            self.everyone = self._reads(batch, layout)
+            if self.part.members:
+                self.own = self._reads(self.part, self.part.layout())
+
+        return commit
+
+    def _embed_part(self) -> None:
+        part, memory = self.part, self.memory
+        if not part.members or memory.model is None:
+            return
+        layout = part.layout()
+        rows = part.rows[layout.member_of_token]
+        tokens = memory.rows.tokens[rows, layout.positions] if part.prefill else memory.rows.next_token[rows]
+        self._positions = torch.from_numpy(layout.positions)
+        self._hidden = memory.model.embed(torch.from_numpy(tokens))
+        self._context = memory.model.context(
+            torch.from_numpy(self._table(part, layout)),
+            torch.from_numpy(layout.member_of_token),
+            self._positions,
+            page_size=memory.pool.page_tokens,
+        )
+
+    def _table(self, batch: Batch, layout: Layout) -> Ints:
+        pages = int(layout.ends.max() - 1) // self.memory.pool.page_tokens + 1
+        return self.memory.rows.table[batch.rows, :pages]
+
+    def _reads(self, batch: Batch, layout: Layout) -> StepReads:
+        table = self._table(batch, layout)
+        prefix = self.memory.rows.prefix[batch.rows, : table.shape[1] * self.memory.pool.page_tokens]
+        return self._check.step(batch.members, layout, table, prefix)
+
+    # -- new rows ---------------------------------------------------------------------------------------
+
+    def project(self, layer: int) -> None:
+        """Project the hidden states of this rank's part."""
+        if (model := self.memory.model) is not None and self.part.members:
+            assert self._hidden is not None
+            self._projected = model.project(layer, self._hidden, self._positions)
+
+    def send_rows(self, recorder: Recorder) -> Payload:
+        """Return the new rows of this rank's part: prefix words, taint, and the rows of each component."""
+        if not self.part.members:
+            return self.empty_rows(self._rank)
+        stamped = (torch.from_numpy(self.own.token_prefix.view(np.int64)), torch.from_numpy(self.own.token_taint()))
+        if self.memory.model is None:
+            return stamped
+        assert self._projected is not None
+        return (*stamped, self._projected.latent, self._projected.index_key)
+
+    def empty_rows(self, rank: int) -> Payload:
+        """Return tensors of the shapes that a rank's new rows have."""
+        count = self.parts[rank].num_tokens
+        stamped = (torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int32))
+        if self.memory.model is None:
+            return stamped
+        config = self.memory.model.config
+        return (*stamped, torch.empty(count, config.latent_width), torch.empty(count, config.index_head_dim))
+
+    def take_rows(self, recorder: Recorder, sent: Sequence[Payload]) -> Commit:
+        """Put the new rows of all ranks together."""
+        prefix, taint, *values = (torch.cat(each) for each in zip(*sent, strict=True))
+        rows = dict(zip(COMPONENTS, values, strict=True)) if values else None
+
+        def commit() -> None:
+            self._new = NewRows(prefix.numpy().view(np.uint64), taint.numpy(), rows)
+
+        return commit
+
+    def store(self, layer: int, component: Component, recorder: Recorder) -> Commit:
+        """Write the gathered rows of a component to where this rank has the layer."""
+        new, home = self._new, self.memory.homes[layer]
+        assert new is not None
+        values = None if new.values is None else new.values[component]
+
+        def commit() -> None:
+            stamps = new.prefix ^ salt(component, layer)
+            home.pool.write_slots(component, home.layer, self.everyone.token_slots, values, stamps, new.taint)
+            self.everyone.record_store(recorder, component, layer)
+
+        return commit
+
+    # -- a layer ----------------------------------------------------------------------------------------
+
+    def index(self, layer: int, recorder: Recorder) -> None:
+        """Score the cached index keys for this rank's part."""
+        if not self.part.members:
+            return
+        self.own.index(recorder, layer)
+        if (model := self.memory.model) is not None:
+            assert self._projected is not None and self._context is not None
+            home = self.memory.homes[layer]
+            self._selected = model.select(layer, self._projected, home.pool.flat("index", home.layer), self._context)
+
+    def attend(self, layer: int, recorder: Recorder) -> None:
+        """Gather the selected latents and attend."""
+        if not self.part.members:
+            return
+        if (model := self.memory.model) is None:
+            self.own.latents(recorder, layer, None, None)
+            return
+        assert self._projected is not None and self._selected is not None
+        self.own.latents(recorder, layer, self._selected.slots.numpy(), self._selected.counts.numpy())
+        home = self.memory.homes[layer]
+        self._hidden = model.attend(layer, self._projected, home.pool.flat("latent", home.layer), self._selected)
+
+    def feed_forward(self, layer: int) -> None:
+        """Run the experts."""
+        if (model := self.memory.model) is not None and self.part.members:
+            assert self._hidden is not None
+            self._hidden = model.feed_forward(layer, self._hidden)
+
+    # -- behind the layers ------------------------------------------------------------------------------
+
+    def sample(self) -> None:
+        """Choose the next token of each member whose last token this rank has."""
+        members = self.part.sampling_members
+        if not members:
+            return
+        layout, memory = self.part.layout(), self.memory
+        places = layout.last_tokens[np.array([member.samples for member in self.part.members])]
+        if memory.model is None:
+            self._sampled = sample_stamps(self.own.token_prefix[places], memory.vocabulary)
+            return
+        assert self._hidden is not None
+        logits = memory.model.logits(self._hidden[torch.from_numpy(places)])
+        rows = zip((member.request.sampling for member in members), (member.end for member in members), strict=True)
+        self._sampled = sample(logits, list(rows))
+
+    def send_tokens(self, recorder: Recorder) -> Payload:
+        """Return the tokens that this rank has chosen, with log-probabilities and alternatives."""
+        payload = self.empty_tokens(self._rank)
+        if self._sampled is not None:
+            tokens, logprobs, top_ids, top_logprobs = payload
+            tokens.copy_(torch.from_numpy(self._sampled.tokens))
+            logprobs.copy_(torch.from_numpy(self._sampled.logprobs))
+            for row, top in enumerate(self._sampled.top):
+                for place, (token, logprob) in enumerate(top):
+                    top_ids[row, place], top_logprobs[row, place] = token, logprob
+        return payload
+
+    def empty_tokens(self, rank: int) -> Payload:
+        """Return tensors of the shapes that a rank's tokens have."""
+        count = len(self.parts[rank].sampling_members)
+        top = (count, self._alternatives)
+        ids, logprobs = torch.zeros(top, dtype=torch.int64), torch.zeros(top)
+        return torch.zeros(count, dtype=torch.int64), torch.zeros(count), ids, logprobs
+
+    def take_tokens(self, recorder: Recorder, sent: Sequence[Payload]) -> Commit:
+        """Put the tokens of all ranks together, and into the rows."""
+        tokens, logprobs, top_ids, top_logprobs = (torch.cat(each) for each in zip(*sent, strict=True))
+        top = []
+        for row, member in enumerate(self.batch.sampling_members):
+            wanted = member.request.sampling.top_logprobs
+            top.append(tuple(zip(top_ids[row, :wanted].tolist(), top_logprobs[row, :wanted].tolist(), strict=True)))
+        count = len(top)
+        sampled = Sampled(tokens.numpy(), logprobs.numpy(), tuple(top))
+        samples = np.array([member.samples for member in self.batch.members])
+
+        def commit() -> None:
+            self._sampled = sampled
+            self.memory.rows.next_token[self.batch.rows[samples]] = sampled.tokens
+            if count:
+                self._chosen = Chosen(sampled, np.arange(count), np.ones(count, np.int64))
+
+        return commit
+
+    def download(self, recorder: Recorder) -> Commit:
+        """Copy the chosen tokens into host memory."""
+
+        def commit() -> None:
+            self.result = self._chosen if self.batch.sampling_members else None
+            self._hidden = self._context = self._projected = self._selected = self._new = None
+
+        return commit

@@ -1,0 +1,90 @@
+"""Each defect of the split is found, and the same load with the guard in place is silent."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from repro.fault.defects import DEFECTS
+from repro.fault.plan import Fault
+from repro.schedule.pickers import RandomPicker
+from repro.serve.guards import Guards
+from tests.engine.builders import delay, make_request, prompt
+from tests.layersplit.builders import SplitStack, split_config
+
+
+@dataclass(frozen=True)
+class Case:
+    """Faults under which a defect shows, and what finds it."""
+
+    finds: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "layersplit_early_broadcast": Case(
+        ("ordering", "canary"), (delay("loadback.copy_layer", 20_000, probability=0.5),)
+    ),
+    "layersplit_scratch_reuse": Case(("ordering", "canary"), (delay("forward.index", 3_000, probability=0.2),)),
+    "layersplit_silent_noop": Case(("canary",)),
+    "layersplit_wrong_owner": Case(("canary",)),
+    "layersplit_patch_in_flight": Case(
+        ("ordering", "canary"), (delay("split.receive_latent", 3_000, probability=0.3),)
+    ),
+}
+
+
+def served(case: Case, guards: Guards | None = None, **options: Any) -> SplitStack:
+    """Serve two rounds of prompts that don't fit together, and come back."""
+    stack = SplitStack(split_config(3, **case.settings), guards=guards, faults=case.faults, **options)
+
+    async def main(stack: SplitStack) -> None:
+        for turn in range(2):
+            requests = [make_request(f"r{n}.{turn}", prompt(n, 12 + n + 3 * turn), answer=2) for n in range(7)]
+            await asyncio.gather(*(stack.ask(request) for request in requests))
+
+    return stack.run(main)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_defect_is_found_and_the_guard_is_silent(name: str) -> None:
+    case = CASES[name]
+    found = findings(served(case, DEFECTS[name].apply(Guards())))
+    for detector in case.finds:
+        assert found[detector], f"{detector} found nothing"
+    guarded = served(case)
+    guarded.assert_clean()
+    assert all(counts.fired for counts in guarded.injector.counts.values())
+
+
+def test_the_correct_ranks_are_silent_under_another_schedule() -> None:
+    served(CASES["layersplit_early_broadcast"], pick=RandomPicker(3)).assert_clean()
+
+
+@pytest.mark.parametrize("name", ["layersplit_early_broadcast", "layersplit_scratch_reuse"])
+def test_ordering_needs_no_fault_and_no_luck(name: str) -> None:
+    assert findings(served(Case(()), DEFECTS[name].apply(Guards())))["ordering"]
+
+
+def test_two_buffers_and_one_stream_of_collectives_need_no_guard_of_the_scratch() -> None:
+    """The gather of the layer between comes before the broadcast, and behind the buffer's last reader."""
+    case = Case((), CASES["layersplit_scratch_reuse"].faults, {"scratch": 2, "prefetch": True})
+    served(case, DEFECTS["layersplit_scratch_reuse"].apply(Guards())).assert_clean()
+
+
+def test_what_a_rank_touches_is_within_what_was_declared() -> None:
+    stack = served(CASES["layersplit_patch_in_flight"])
+    assert all(access.tier.startswith("R") for access in accesses(stack))
+    assert {access.tier.split(".")[1] for access in accesses(stack)} == {"device", "host", "scratch"}
+
+
+def accesses(stack: SplitStack) -> list[Any]:
+    return [access for event in stack.events for access in getattr(event, "accesses", ())]
+
+
+def findings(stack: SplitStack) -> dict[str, int]:
+    """Return how much each detector found."""
+    verdicts = [detector.verdict() for detector in (stack.ordering, stack.ownership, stack.canary)]
+    return {verdict.detector: len(verdict.findings) for verdict in verdicts}
