@@ -135,5 +135,6 @@ class PastNight(msgspec.Struct, frozen=True):
     cases: tuple[CaseRow, ...]
     findings: tuple[FindingRow, ...]
     requests: int
+    digest: str
     folder: str = ""
     format: int = FORMAT

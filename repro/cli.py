@@ -389,12 +389,12 @@ def nightly(
     aim = Target("" if target == BUNDLED else target, api, defect, reference)
     time_s = duration_s(time) if time else None
     command = Command(suite, runs, out, time_s, requests, seed, aim, baseline, resume, workers, ray, json)
-    raise typer.Exit(
-        run_nightly(command, _Output(highlight=False), _Output(stderr=True, highlight=False, quiet=quiet))
-    )
+    raise typer.Exit(run_nightly(command, _Output(highlight=False), _Output(stderr=True, highlight=False, quiet=quiet)))
 
 
-@app.command(epilog=_examples("repro compare runs/nightly/smoke-20261123T020000Z-0 runs/nightly/smoke-20261124T020000Z-0"))
+@app.command(
+    epilog=_examples("repro compare runs/nightly/smoke-20261123T020000Z-0 runs/nightly/smoke-20261124T020000Z-0")
+)
 @_told
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="A night's folder or nightly.json, or a run's folder.")],

@@ -5,11 +5,11 @@ from xml.etree import ElementTree
 
 import msgspec
 
+from reports.night import CaseRow, GateRow, Night, PastNight
+from reports.nightly import render_markdown, render_night
 from repro.base.errors import RecordError
 from repro.nightly.compare import FILE
 from repro.nightly.journal import NEXT_STEP
-from reports.nightly import render_markdown, render_night
-from reports.night import CaseRow, GateRow, Night, PastNight
 
 # What XML 1.0 cannot hold, whatever a server may have said in an error.
 _UNPRINTABLE = {code: "\ufffd" for code in (*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF, *range(0xD800, 0xE000))}
@@ -37,7 +37,7 @@ def junit_xml(night: Night) -> bytes:
     whole = ElementTree.Element("testsuites")
     whole.append(suite)
     ElementTree.indent(whole)
-    return ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True)
+    return bytes(ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True))
 
 
 def _add_case(suite: ElementTree.Element, row: CaseRow) -> None:

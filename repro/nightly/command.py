@@ -11,8 +11,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from reports.night import Comparison, Night
+from reports.nightly import ANSWERS
+from reports.rates import interval_text, share_text
 from repro.base.errors import UsageError
-from repro.load.wire import Api
 from repro.nightly.compare import SAME_WITHIN, compare, power_text, read_side
 from repro.nightly.job import JobResult
 from repro.nightly.journal import Journal
@@ -21,9 +23,6 @@ from repro.nightly.plan import Plan, Target
 from repro.nightly.pool import LocalPool, Pool
 from repro.nightly.suite import find_suite
 from repro.record.folder import STAMP
-from reports.night import Comparison, Night
-from reports.nightly import ANSWERS
-from reports.rates import interval_text, share_text
 
 COMPARED = {"worse": 1, "same": 0, "better": 0, "inconclusive": 5}
 
@@ -66,7 +65,7 @@ def nightly(command: Command, console: Console, errors: Console) -> int:
     else:
         _print(night, console)
     if night.missing:
-        errors.print(f"{night.missing} runs are missing; the same command with --out {folder} --resume goes on", **PLAIN)
+        _say(errors, f"{night.missing} runs are missing; the same command with --out {folder} --resume goes on")
     return night.exit_code
 
 
@@ -95,7 +94,10 @@ def duration_s(text: str) -> float:
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 TIME_S_MAX = 168 * 3600.0
-PLAIN = {"markup": False, "soft_wrap": True}
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _pool(command: Command, runs: Path) -> AbstractContextManager[Pool]:
@@ -110,55 +112,55 @@ def _progress(plan: Plan, journal: Journal, errors: Console) -> Callable[[JobRes
     own = sum(case.seeds for case, _ in plan.rows)
     before = len(journal.results)
     if before:
-        errors.print(f"{before} runs of an earlier start are kept", **PLAIN)
+        _say(errors, f"{before} runs of an earlier start are kept")
 
     def told(result: JobResult) -> None:
         number = len(journal.results)
         of = f" of {own}" if not plan.open_ended else ""
         words = f"{result.case}  {result.role}  seed {result.seed}  {result.verdict}"
-        errors.print(f"{number}{of}  {result.at_s:,.0f} s  {words}", **PLAIN)
+        _say(errors, f"{number}{of}  {result.at_s:,.0f} s  {words}")
 
     return told
 
 
 def _print(night: Night, console: Console) -> None:
-    console.print(f"{night.verdict.upper()}  nightly {night.suite}, exit {night.exit_code}", **PLAIN)
+    _say(console, f"{night.verdict.upper()}  nightly {night.suite}, exit {night.exit_code}")
     for why in night.why:
-        console.print(f"  {why}", **PLAIN)
-    table = Table("case", "property", "ok", "came to", "requests", "wrong (95 %)")
+        _say(console, f"  {why}")
+    table = Table("case", "ok", "came to", "wrong requests (95 %)")
     for row in night.cases:
         rate = f"{share_text(row.rate.share)} ({interval_text(row.rate.session_low, row.rate.session_high)})"
-        table.add_row(row.case, row.role, ANSWERS[row.met], row.told, f"{row.rate.of:,}", rate)
+        table.add_row(row.name, ANSWERS[row.met], row.told, f"{row.rate.count:,} of {row.rate.of:,}: {rate}")
     console.print(table)
     for gate in night.gates:
-        console.print(f"gate {gate.name}: {gate.value}; {gate.limit}: {ANSWERS[gate.met]}", **PLAIN)
+        _say(console, f"gate {gate.name}: {gate.value}; {gate.limit}: {ANSWERS[gate.met]}")
     for finding in night.findings:
-        console.print(f"{'new  ' if finding.new else ''}{finding.runs} runs  {finding.signature}", **PLAIN)
-        console.print(f"  {finding.replay}", **PLAIN)
+        _say(console, f"{'new  ' if finding.new else ''}{finding.runs} runs  {finding.signature}")
+        _say(console, f"  {finding.replay}")
     if night.comparison is not None:
         _print_comparison(night.comparison, console)
     pruned = night.pruned
-    console.print(
-        f"taken off the disk: {pruned.runs} clean runs, {pruned.logs} event logs, {pruned.bytes / 1e6:,.0f} MB", **PLAIN
+    _say(
+        console, f"taken off the disk: {pruned.runs} clean runs, {pruned.logs} event logs, {pruned.bytes / 1e6:,.0f} MB"
     )
-    console.print(f"page: {night.folder}/index.html", **PLAIN)
+    _say(console, f"page: {night.folder}/index.html")
 
 
 def _print_comparison(told: Comparison, console: Console) -> None:
-    console.print(f"{told.answer.upper()}  {told.told}", **PLAIN)
+    _say(console, f"{told.answer.upper()}  {told.told}")
     for name, rate in ((told.before, told.before_rate), (told.after, told.after_rate)):
         interval = interval_text(rate.session_low, rate.session_high)
-        console.print(
+        _say(
+            console,
             f"  {name}: {rate.count:,} of {rate.of:,} requests wrong, {share_text(rate.share)} ({interval}); "
             f"{rate.sessions_hit:,} of {rate.sessions:,} sessions hit",
-            **PLAIN,
         )
-    console.print(
+    _say(
+        console,
         f"  effect {told.effect:+.4%} (95 % {told.effect_low:+.4%} to {told.effect_high:+.4%}); "
         f"{told.test}'s exact test over sessions: p = {told.p_value:.3g}",
-        **PLAIN,
     )
-    console.print(f"  {power_text(told)}", **PLAIN)
+    _say(console, f"  {power_text(told)}")
     for words, signatures in (("new", told.new_signatures), ("gone", told.gone_signatures)):
         for signature in signatures:
-            console.print(f"  {words}: {signature}", **PLAIN)
+            _say(console, f"  {words}: {signature}")

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from repro.nightly.job import JobResult
-from repro.record.view import open_run
 from reports.html import write_report
 from reports.night import Pruned
+from repro.nightly.job import JobResult
+from repro.record.view import open_run
 
 LOG = "events.jsonl"
 REPORT = "report.html"
@@ -20,7 +20,7 @@ class Evidence:
         self._root = root
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._signatures: set[str] = set()  # that a kept run with its log shows
+        self.shown: dict[str, str] = {}  # by cause: the folder of a run that is kept whole
 
     def tidy(self, results: dict[str, JobResult]) -> None:
         """Take over what an earlier start left: its results' runs, and drop those that nobody counts."""
@@ -43,8 +43,8 @@ class Evidence:
             self._remove(folder)
             return
         fits = self._bytes + _size(folder) <= self._bytes_max
-        if result.role == "silent" and fits and set(result.signatures) - self._signatures:
-            self._signatures.update(result.signatures)
+        if result.role == "silent" and fits and result.signatures.keys() - self.shown.keys():
+            self.shown = dict.fromkeys(result.signatures, result.run_dir) | self.shown
             if not (folder / REPORT).exists():
                 write_report(open_run(folder))
         else:

@@ -3,10 +3,10 @@
 from contextlib import suppress
 from pathlib import Path
 
+from reports.night import PastNight
 from repro.base.errors import UsageError
 from repro.nightly.compare import FILE, read_night
 from repro.nightly.journal import NightId
-from reports.night import PastNight
 
 NIGHTS_MAX = 60
 LATEST = "latest"
@@ -38,7 +38,7 @@ def baseline_of(given: str, history: list[PastNight], night: NightId) -> PastNig
 
 
 def _differs(past: PastNight, night: NightId) -> str:
-    """Return why two nights cannot be compared; "" where they can. The stack's code may differ: that is the question."""
+    """Return why two nights cannot be compared; "" where they can. The stack's code may differ: that is asked."""
     if past.suite != night.suite:
         return f'its suite is "{past.suite}", and this one\'s is "{night.suite}"'
     if past.suite_hash != night.suite_hash:

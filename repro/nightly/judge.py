@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from repro.nightly.suite import Gates
 from reports.night import CaseRow, Comparison, FindingRow, GateRow
 from reports.rates import Rate, interval_text, share_text
+from repro.nightly.suite import Gates
 
 VACUOUS = "vacuous runs"
 
@@ -16,7 +16,9 @@ def gate_rows(
     rows = [_vacuous(gates.vacuous_runs_max, cases)]
     if gates.new_findings_max is not None:
         new = sum(finding.new for finding in findings)
-        rows.append(GateRow("new findings", f"at most {gates.new_findings_max}", f"{new}", new <= gates.new_findings_max))
+        rows.append(
+            GateRow("new findings", f"at most {gates.new_findings_max}", f"{new}", new <= gates.new_findings_max)
+        )
     if gates.rate_high_max is not None:
         rows.append(_rate(gates.rate_high_max, rate))
     if gates.throughput_ratio_min is not None:

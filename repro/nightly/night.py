@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from reports.night import WORDS, Night, PastNight
+from reports.rates import rate_of
 from repro.nightly import artefacts
 from repro.nightly.compare import WRONG, compare, side_of_night
 from repro.nightly.evidence import Evidence
@@ -24,8 +26,6 @@ from repro.nightly.pool import Pool
 from repro.nightly.suite import Suite
 from repro.nightly.tally import case_rows, digest, finding_rows
 from repro.schedule.token import code_hash
-from reports.night import WORDS, Night, PastNight
-from reports.rates import rate_of
 
 RUNS = "runs"
 OnDone = Callable[[JobResult], None]
@@ -126,7 +126,7 @@ def _night(
 ) -> Night:
     counted = plan.counted(journal.results)
     cases = case_rows(plan, counted)
-    findings = finding_rows(counted, history)
+    findings = finding_rows(counted, history, evidence.shown)
     rate = rate_of(WRONG, [session for row in cases if row.role == "silent" for session in row.sessions])
     id_ = journal.night
     night = Night(
@@ -139,7 +139,11 @@ def _night(
     comparison = None
     if baseline is not None:
         itself = msgspec.convert(night, PastNight, from_attributes=True)
-        comparison = compare(side_of_night(baseline, baseline.utc), side_of_night(itself, night.utc))
+        comparison = compare(
+            side_of_night(baseline, baseline.utc),
+            side_of_night(itself, night.utc),
+            same_within=plan.suite.gates.same_within,
+        )
     gates = gate_rows(plan.suite.gates, cases, findings, rate, comparison)
     missing = [f"{night.missing} runs are missing"] if night.missing else []
     code, why = verdict(cases, gates, missing, ended.lost)

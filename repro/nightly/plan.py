@@ -98,7 +98,7 @@ class Plan:
 
     def known(self, results: Mapping[str, JobResult]) -> dict[tuple[str, Role], tuple[int, Known]]:
         """Return of cases with a sequential test after how many runs what is known, from the seeds without a gap."""
-        known = {}
+        known: dict[tuple[str, Role], tuple[int, Known]] = {}
         for case, role in self.rows:
             if case.sequential is None or role != "silent":
                 continue
@@ -108,9 +108,7 @@ class Plan:
                 known[case.label, role] = decision
         return known
 
-    def _runs_in_order(
-        self, case: Case, role: Role, results: Mapping[str, JobResult]
-    ) -> Iterator[tuple[int, int]]:
+    def _runs_in_order(self, case: Case, role: Role, results: Mapping[str, JobResult]) -> Iterator[tuple[int, int]]:
         for seed in range(self.first_seed, self.first_seed + self.seeds(case, role)):
             result = results.get(f"{case.label}.{role}.{seed}")
             if result is None:

@@ -101,7 +101,7 @@ class _Worker:
                 self._end()
             if self._process is None and not self._killed:
                 command = [sys.executable, "-m", "repro.nightly.worker", str(self._root)]
-                self._words = tempfile.TemporaryFile()
+                self._words = tempfile.TemporaryFile()  # noqa: SIM115, closed in _end
                 # A session of its own: Ctrl-C is for the night, which ends its workers itself.
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, start_new_session=True

@@ -51,10 +51,9 @@ def exact_test(before: Sessions, after: Sessions) -> tuple[str, float]:
 
     Boschloo's where its table of outcomes can be afforded, else Fisher's, whose p-value is never the smaller one.
     """
-    table = [[_hit(side), len(side) - _hit(side)] for side in (before, after)]
+    table = np.array([[_hit(side), len(side) - _hit(side)] for side in (before, after)])
     if max(len(before), len(after)) <= BOSCHLOO_SESSIONS_MAX and before and after:
-        columns = np.asarray(table).T  # scipy takes the groups as columns
-        p_value = float(boschloo_exact(columns).pvalue)
+        p_value = float(boschloo_exact(table.T).pvalue)  # scipy takes the groups as columns
         # Where nothing or everything was hit, the statistic is the same for all, and it answers "not a number".
         return "Boschloo", 1.0 if np.isnan(p_value) else min(1.0, p_value)
     return "Fisher", float(fisher_exact(table).pvalue)

@@ -1,8 +1,8 @@
 """A suite: scenarios and traces with their budgets, what is checked of each, and the gates of the night.
 
-    [base.target] [base.load]   overrides of every case
-    [[case]]                    a scenario or traces, with overrides; seeds, and the properties that are checked
-    [gates]                     what makes the night fail although no single case does
+[base.target] [base.load]   overrides of every case
+[[case]]                    a scenario or traces, with overrides; seeds, and the properties that are checked
+[gates]                     what makes the night fail although no single case does
 """
 
 import os
@@ -67,6 +67,7 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate_high_max: float | None = None  # of wrong requests: the upper end of the interval over sessions
     new_findings_max: int | None = 0  # signatures that no past night of this suite has had
     vacuous_runs_max: int = 0
+    same_within: float = 0.01  # rates that surely differ by less than that from the baseline's are the same
     throughput_ratio_min: float | None = None  # tokens per second, against the reference measured in the same job
 
 
@@ -112,7 +113,9 @@ class Suite(msgspec.Struct, frozen=True):
 
 def suite_names() -> list[str]:
     """Return the names of the suites in the package, sorted."""
-    return sorted(entry.name[:-5] for entry in (files("scenarios") / "suites").iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name[:-5] for entry in (files("scenarios") / "suites").iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def find_suite(name: str) -> Suite:
@@ -162,6 +165,7 @@ def _check(file: _File, where: str) -> None:
             raise ScenarioError(f'{place}: two cases are called "{case.label}"; give one a name of its own')
         labels.append(case.label)
     shares = {"rate_high_max": file.gates.rate_high_max, "throughput_ratio_min": file.gates.throughput_ratio_min}
+    shares["same_within"] = file.gates.same_within
     _check_bounds(shares, 0, 1, f"{where} [gates]")
     runs = {"vacuous_runs_max": file.gates.vacuous_runs_max, "new_findings_max": file.gates.new_findings_max}
     _check_bounds(runs, 0, REQUESTS_MAX, f"{where} [gates]")

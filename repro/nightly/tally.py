@@ -3,16 +3,16 @@
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from reports.night import CaseRow, FindingRow, PastNight
+from reports.rates import rate_of
 from repro.nightly.compare import WRONG
 from repro.nightly.job import JobResult, Role
 from repro.nightly.plan import Plan
 from repro.nightly.suite import Case
-from reports.night import CaseRow, FindingRow, PastNight
-from reports.rates import rate_of
 
 JUDGED = ("clean", "anomaly")
 
@@ -28,14 +28,17 @@ def case_rows(plan: Plan, counted: Sequence[JobResult]) -> tuple[CaseRow, ...]:
     )  # fmt: skip
 
 
-def finding_rows(counted: Sequence[JobResult], history: Sequence[PastNight]) -> tuple[FindingRow, ...]:
-    """Return the causes found in silent cases, new ones first."""
+def finding_rows(
+    counted: Sequence[JobResult], history: Sequence[PastNight], shown: Mapping[str, str]
+) -> tuple[FindingRow, ...]:
+    """Return the causes found in silent cases, new ones first; `shown` names for each a run that is kept whole."""
     before = Counter(finding.signature for night in history for finding in night.findings)
     silent = [result for result in counted if result.role == "silent"]
     signatures = sorted({signature for result in silent for signature in result.signatures})
     rows = []
     for signature in signatures:
         runs = [result for result in silent if signature in result.signatures]
+        example = shown.get(signature, runs[0].run_dir)
         rows.append(
             FindingRow(
                 signature,
@@ -44,9 +47,9 @@ def finding_rows(counted: Sequence[JobResult], history: Sequence[PastNight]) -> 
                 sum(result.signatures[signature] for result in runs),
                 new=not before[signature],
                 nights=before[signature],
-                example=runs[0].run_dir,
-                report=f"{runs[0].run_dir}/report.html",
-                replay=f"repro reproduce {shlex.quote(runs[0].run_dir)}",
+                example=example,
+                report=f"{example}/report.html",
+                replay=f"repro reproduce {shlex.quote(example)}",
             )
         )
     return tuple(sorted(rows, key=lambda row: (not row.new, -row.runs, row.signature)))
@@ -60,9 +63,7 @@ def digest(counted: Sequence[JobResult]) -> str:
     return total.hexdigest()
 
 
-def _row(
-    case: Case, role: Role, title: str, runs: Sequence[JobResult], known: tuple[int, str] | None
-) -> CaseRow:
+def _row(case: Case, role: Role, title: str, runs: Sequence[JobResult], known: tuple[int, str] | None) -> CaseRow:
     sessions = tuple(session for run in runs for session in run.sessions)
     duration_s = sum(run.duration_s for run in runs)
     found = [number for number, run in enumerate(runs, start=1) if run.verdict == "anomaly"]
