@@ -4,11 +4,13 @@ A run is a task that Ray hands to a free processor; when a machine dies, Ray mak
 a result comes back once. Folders of runs that are not clean come back with it: machines share no disk.
 """
 
+import importlib
 import io
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -37,7 +39,7 @@ class RayPool:
     def __init__(self, address: str, root: Path, workers: int) -> None:
         """Connect to the cluster. Raises UsageError without the extra, or for an address where there is none."""
         try:
-            import ray
+            ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise UsageError("--ray needs the extra cluster: pip install 'glm5-repro[cluster]'") from error
         try:
