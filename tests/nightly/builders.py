@@ -79,7 +79,7 @@ def make_result(job: Job, **values: object) -> JobResult:
 
 
 class PretendingPool:
-    """Comes to what `answer` says, in the reverse order of what is under way."""
+    """Comes to what `answer` says, by turns with the newest and the oldest of what is under way."""
 
     def __init__(self, answer: Callable[[Job], JobResult] = make_result, workers: int = 3) -> None:
         self.made: list[str] = []
@@ -93,6 +93,6 @@ class PretendingPool:
                 running.append(job)
             if not running:
                 return
-            job = running.pop()
+            job = running.pop(-(len(self.made) % 2))
             self.made.append(job.key)
             yield self._answer(job)

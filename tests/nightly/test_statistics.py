@@ -1,4 +1,4 @@
-"""Intervals cover as often as they say, tests err as seldom as they say: on synthetic data, where the truth is known."""
+"""Intervals cover as often as they say, tests err as seldom as they say: on synthetic data with a known truth."""
 
 from functools import cache
 

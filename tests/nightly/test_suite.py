@@ -47,7 +47,7 @@ def test_overrides_go_on_top_of_the_scenario_key_by_key() -> None:
         ('[[case]]\nscenario = "hicache_early_red"\n', 'none of the bundled; nearest: "hicache_early_read"'),
         (f"{CASE}sedes = 2\n", 'unknown key sedes; nearest: "seeds"'),
         (f"{CASE}seeds = 0\n", "seeds = 0; must be at least 1"),
-        (f'{CASE}check = ["quiet"]\n', "use one of: silent, found"),
+        (f'{CASE}check = ["quiet"]\n', "use one of: found, silent"),
         (f"{CASE}check = []\n", "check is empty"),
         (CASE + CASE, 'two cases are called "pd_reuse_before_drain"'),
         (f"{CASE}load = {{ sesions = 2 }}\n", 'unknown key sesions; nearest: "sessions"'),
