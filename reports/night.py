@@ -86,7 +86,7 @@ class Comparison(msgspec.Struct, frozen=True):
 class Pruned(msgspec.Struct, frozen=True):
     """What was taken off the disk."""
 
-    runs: int = 0  # clean ones, whole folders
+    runs: int = 0  # clean and vacuous ones, whole folders
     logs: int = 0  # event logs of runs whose cause another kept run shows
     bytes: int = 0
 

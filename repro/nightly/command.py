@@ -141,7 +141,7 @@ def _print(night: Night, console: Console) -> None:
         _print_comparison(night.comparison, console)
     pruned = night.pruned
     _say(
-        console, f"taken off the disk: {pruned.runs} clean runs, {pruned.logs} event logs, {pruned.bytes / 1e6:,.0f} MB"
+        console, f"taken off the disk: {pruned.runs} clean or vacuous runs, {pruned.logs} event logs, {pruned.bytes / 1e6:,.0f} MB"
     )
     _say(console, f"page: {night.folder}/index.html")
 

@@ -1,4 +1,4 @@
-"""What stays on the disk: the evidence of runs that are not clean, within a bound; clean runs go."""
+"""What stays on the disk: the evidence of runs that found something, within a bound; clean and vacuous runs go."""
 
 import shutil
 from pathlib import Path
@@ -32,14 +32,14 @@ class Evidence:
                 self._remove(folder)
 
     def keep(self, result: JobResult) -> None:
-        """Keep a run's evidence, or prune it: a clean run goes, and a log whose causes another one shows.
+        """Keep a run's evidence, or prune it: a clean or vacuous run goes, and a log whose causes another shows.
 
         A run that shows a new cause gets its report now, for the page of the night to lead to.
         """
         folder = Path(result.run_dir)
         if not result.run_dir or not folder.is_dir():
             return
-        if result.verdict == "clean":
+        if result.verdict in ("clean", "vacuous"):
             self._remove(folder)
             return
         fits = self._bytes + _size(folder) <= self._bytes_max

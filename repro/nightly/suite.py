@@ -34,12 +34,14 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load: dict[str, Any] = {}
     exercise: dict[str, int] | None = None  # replaces the scenario's floors: a smaller load meets smaller ones
     limits: dict[str, Any] = {}
+    fault: tuple[dict[str, Any], ...] | None = None  # instead of the scenario's, for loads that meet few of its hits
 
     def applied_to(self, tables: dict[str, Any]) -> dict[str, Any]:
         """Return a scenario's tables with these on top, down to the keys of inner tables such as target.pd."""
         own: dict[str, Any] = {"target": self.target, "load": self.load, "limits": self.limits}
         result = merged(tables, {key: value for key, value in own.items() if value})
-        return result if self.exercise is None else result | {"exercise": self.exercise}
+        replaced = {"exercise": self.exercise, "fault": None if self.fault is None else list(self.fault)}
+        return result | {key: value for key, value in replaced.items() if value is not None}
 
 
 class Case(Overrides, frozen=True, forbid_unknown_fields=True):

@@ -91,10 +91,15 @@ def _silent(case: Case, runs: Sequence[JobResult]) -> tuple[bool | None, str]:
     if not runs:
         return None, "not run"
     clean, vacuous = (sum(run.verdict == word for run in runs) for word in ("clean", "vacuous"))
-    told = f"{clean} of {len(runs)} runs silent" + (f", {vacuous} vacuous" if vacuous else "")
+    told = f"{clean} of {len(runs)} runs silent" + (f", {vacuous} vacuous ({_reason(runs)})" if vacuous else "")
     if not clean or clean + vacuous < len(runs):  # how many may be vacuous is for the gate to say
         return None, f"{told}; the others do not tell"
     return True, told
+
+
+def _reason(runs: Sequence[JobResult]) -> str:
+    """Return why the first vacuous run was one."""
+    return next("; ".join(run.why) for run in runs if run.verdict == "vacuous")
 
 
 def _found(case: Case, runs: Sequence[JobResult]) -> tuple[bool | None, str]:
