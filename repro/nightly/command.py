@@ -139,10 +139,8 @@ def _print(night: Night, console: Console) -> None:
         _say(console, f"  {finding.replay}")
     if night.comparison is not None:
         _print_comparison(night.comparison, console)
-    pruned = night.pruned
-    _say(
-        console, f"taken off the disk: {pruned.runs} clean or vacuous runs, {pruned.logs} event logs, {pruned.bytes / 1e6:,.0f} MB"
-    )
+    gone = f"{night.pruned.runs} clean or vacuous runs, {night.pruned.logs} event logs"
+    _say(console, f"taken off the disk: {gone}, {night.pruned.bytes / 1e6:,.0f} MB")
     _say(console, f"page: {night.folder}/index.html")
 
 
