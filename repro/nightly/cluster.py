@@ -6,6 +6,7 @@ a result comes back once. Folders of runs that are not clean come back with it: 
 
 import importlib
 import io
+import socket
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from repro.schedule.token import code_hash
 TRIES_MAX = 4  # of a run whose machine died under it; a run that kills each of them is counted as died
 PACKED_BYTES_MAX = 512 * 2**20  # of a run's folder on its way back; above it the event log stays behind
 POLL_S = 1.0
+CONNECT_TIMEOUT_S = 10.0
+NEXT_STEP = "start one with `ray start --head`, and give its address, or auto on one of its machines"
 LOG = "events.jsonl"
 
 
@@ -42,10 +45,11 @@ class RayPool:
             ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise UsageError("--ray needs the extra cluster: pip install 'glm5-repro[cluster]'") from error
+        _check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(f"--ray {address}: no cluster there ({error}); start one: ray start --head") from error
+            raise UsageError(f"--ray {address}: no cluster there ({error}); {NEXT_STEP}") from error
         self._ray = ray
         self._root = root
         self._open_max = max(workers, int(ray.cluster_resources().get("CPU", 1)))
@@ -81,6 +85,17 @@ class RayPool:
         if packed.result is None:
             raise RecordError(f"on a machine of the cluster: {packed.disk}")
         return _unpacked(packed.result, packed.folder, self._root)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise UsageError for a HOST:PORT where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UsageError(f"--ray {address}: no cluster there ({error}); {NEXT_STEP}") from error
 
 
 def make(encoded: bytes, code: str) -> bytes:
