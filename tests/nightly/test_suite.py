@@ -83,3 +83,10 @@ def test_the_command_line_sets_budgets_instead(tmp_path: Path) -> None:
     assert suite.with_budget(time_s=None, requests=None).budget.requests == 7
     changed = suite.with_budget(time_s=60.0, requests=9).budget
     assert (changed.time_s, changed.requests) == (60.0, 9)
+
+
+def test_the_suite_that_the_readme_shows_is_one() -> None:
+    text = (Path(__file__).parents[2] / "scenarios" / "README.md").read_text()
+    shown = text.split("## Suites", 1)[1].split("```toml\n", 1)[1].split("```", 1)[0]
+    suite = parse_suite(shown, "shown", "scenarios/README.md")
+    assert suite.cases[0].label == "reuse" and suite.gates.throughput_ratio_min == 0.9
