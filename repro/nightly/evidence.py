@@ -49,7 +49,10 @@ class Evidence:
                 write_report(open_run(folder))
         else:
             self._remove_log(folder)
-        self._bytes += _size(folder)
+        if self._bytes + _size(folder) > self._bytes_max:
+            self._remove(folder)
+        else:
+            self._bytes += _size(folder)
 
     def _remove(self, folder: Path) -> None:
         size = _size(folder)

@@ -50,9 +50,9 @@ class Journal:
         """Begin a night in a folder that has none. Raises UsageError for one that has."""
         path = folder / FILE
         if path.exists():
-            raise UsageError(
-                f"{folder}: there is a night in it already; continue it with --resume, or give another --out"
-            )
+            raise UsageError(f"{folder}: there is a night in it; continue it with --resume, or give another --out")
+        if folder.exists() and any(folder.iterdir()):  # what is in its runs/ and not in a journal would be pruned
+            raise UsageError(f"{folder}: not empty, and no night; give a new folder as --out")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             journal = cls(path, night)

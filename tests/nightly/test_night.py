@@ -190,6 +190,14 @@ def test_a_resume_refuses_another_night(tmp_path: Path) -> None:
         Journal.create(tmp_path / "n", night_id(plan.suite, Target(), 0, "", UTC))
 
 
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "runs" / "scenario" / "run").mkdir(parents=True)
+    for begin in (Journal.create, Journal.resume):
+        with pytest.raises(UsageError, match="not empty, and no night"):
+            begin(tmp_path / "mine", night_id(make_suite(tmp_path), Target(), 0, "", UTC))
+    assert (tmp_path / "mine" / "runs" / "scenario" / "run").is_dir()
+
+
 def test_a_full_disk_is_told_with_the_command_that_goes_on(tmp_path: Path) -> None:
     journal = Journal(Path("/dev/full"), night_id(make_suite(tmp_path), Target(), 0, "", UTC))
     job = next(Plan(make_suite(tmp_path), Target(), 0).jobs())
