@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import msgspec
 import pandas as pd
 import vl_convert as vlc
 
@@ -105,6 +106,38 @@ def _bad_last(answers: Sequence[Answer]) -> list[Answer]:
     order = list(TRUTHS)
     ranked = sorted(answers, key=lambda each: -order.index(each.truth))[:POINTS_MAX]
     return ranked[::-1]
+
+
+class NightPoint(msgspec.Struct, frozen=True):
+    """The rate of wrong requests of one night with its interval over sessions."""
+
+    utc: str
+    share: float
+    low: float
+    high: float
+
+
+def history_chart(nights: Sequence[NightPoint], *, width: int) -> str:
+    """Return an SVG of the rates of nights, the last of them marked; "" for a single night."""
+    if len(nights) < 2:
+        return ""
+    frame = pd.DataFrame(
+        [
+            {"night": number, "utc": each.utc, "share": each.share, "low": each.low, "high": each.high,
+             "kind": "tonight" if number == len(nights) else "past"}
+            for number, each in enumerate(nights, start=1)
+        ]
+    )  # fmt: skip
+    across = alt.X("night:Q", title="night", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(zero=False))
+    colour = alt.Color("kind:N", scale=alt.Scale(domain=["past", "tonight"], range=[MUTED, ACCENT]), title=None)
+    percent = alt.Axis(format="%", tickCount=4)
+    spans = (
+        alt.Chart(frame)
+        .mark_rule()
+        .encode(x=across, y=alt.Y("low:Q", title="wrong requests, 95 %", axis=percent), y2="high:Q", color=colour)
+    )
+    points = alt.Chart(frame).mark_point(filled=True, size=46).encode(x=across, y="share:Q", color=colour)
+    return _svg(alt.layer(spans, points).properties(width=width, height=HEIGHT))
 
 
 def _svg(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> str:

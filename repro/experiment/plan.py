@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from repro.base.errors import ScenarioError, nearest
-from repro.experiment.toml import to_toml
+from repro.experiment.toml import merged, to_toml
 from repro.scenario import Scenario, experiment_names, parse
 from repro.strict import shown, to_struct
 
@@ -166,14 +166,14 @@ def _check_source(step: Step, steps: tuple[Step, ...], place: str) -> None:
 
 def _parts(common: dict[str, Any], step: Step, where: str) -> list[Part]:
     """Return a step's parts, each parsed as a scenario once, so that a wrong key is told before anything runs."""
-    own = _merged(common, {key: getattr(step, key) for key in MERGED})
+    own = merged(common, {key: getattr(step, key) for key in MERGED})
     _checked(own, where)
     variants = step.variant or (Variant(""),)
-    first = _merged(own, _overrides(variants[0]))
+    first = merged(own, _overrides(variants[0]))
     named = [(variant, own, False) for variant in variants] + [(variant, first, True) for variant in step.sensitivity]
     parts = []
     for variant, base, sensitivity in named:
-        tables = _merged(base, _overrides(variant))
+        tables = merged(base, _overrides(variant))
         _checked(tables, f'{where} "{variant.name}"' if variant.name else where)
         title = f"{common.get('title', '')}: {step.title}" + (f" ({variant.name})" if variant.name else "")
         seeds = step.seeds if variant.seeds is None else variant.seeds
@@ -187,16 +187,6 @@ def _checked(tables: dict[str, Any], where: str) -> Scenario:
 
 def _overrides(variant: Variant) -> dict[str, Any]:
     return {"target": variant.target, "load": variant.load}
-
-
-def _merged(tables: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return the tables with overrides key by key, down to the keys of inner tables such as target.pd."""
-    merged = dict(tables)
-    for key, value in overrides.items():
-        inner = merged.get(key)
-        both = isinstance(value, dict) and isinstance(inner, dict)
-        merged[key] = _merged(inner, value) if both and inner is not None else value
-    return merged
 
 
 def _check_keys(parts: tuple[Part, ...], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Writes what `tomllib` reads: a scenario's tables as a file."""
+"""Scenario tables as a file that `tomllib` reads, and with overrides on top."""
 
 import json
 import re
@@ -17,6 +17,16 @@ def to_toml(tables: dict[str, Any]) -> str:
         elif _is_table(value):
             parts += [_table(f"[[{_key(key)}]]", each) for each in value]
     return "\n\n".join(parts) + "\n"
+
+
+def merged(tables: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables with overrides key by key, down to the keys of inner tables such as target.pd."""
+    result = dict(tables)
+    for key, value in overrides.items():
+        inner = result.get(key)
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        result[key] = merged(inner, value) if both and inner is not None else value
+    return result
 
 
 def _is_table(value: Any) -> bool:

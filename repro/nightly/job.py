@@ -1,0 +1,66 @@
+"""One run of a night: all that is needed to make it anywhere, and all that is kept of it."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from repro.load.wire import Api
+from repro.record.requests import RequestRecord
+
+Role = Literal["silent", "found", "reference"]
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A run that can be made on any machine with this code; `key` is unique in its night."""
+
+    case: str
+    role: Role
+    seed: int
+    scenario: str  # its name
+    toml: str  # its file
+    control: bool
+    picker: Literal["timed", "random"] = "timed"
+    url: str = ""
+    api: Api = "chat"
+
+    @property
+    def key(self) -> str:
+        """Return the job's name in the journal."""
+        return f"{self.case}.{self.role}.{self.seed}"
+
+
+class JobResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a run came to. `verdict` is "died" for one that came to none, and `why` says then what became of it."""
+
+    key: str
+    case: str
+    role: Role
+    seed: int
+    verdict: str
+    why: tuple[str, ...] = ()
+    requests: int = 0
+    sessions: tuple[tuple[int, int], ...] = ()  # of each session (wrong requests, requests)
+    signatures: dict[str, int] = {}
+    detectors: tuple[str, ...] = ()  # that convicted
+    first_requests: int | None = None  # sent until the first finding
+    tokens: int = 0
+    duration_s: float = 0.0  # of the load; virtual on the bundled stack
+    fingerprint: str = ""
+    run_dir: str = ""
+    at_s: float = 0.0  # of the night, when it ended
+    target_lost: bool = False  # the server is gone: what was measured before counts, the rest is unknown
+
+
+def session_hits(records: Sequence[RequestRecord], *, blind: bool) -> tuple[tuple[int, int], ...]:
+    """Return of each session how many requests went wrong, and how many there are.
+
+    A `blind` target tells no bytes: there an answer that differs, or that a text detector convicts, is wrong.
+    """
+    sessions: dict[str, tuple[int, int]] = {}
+    for record in records:
+        bytes_wrong = record.corrupted or record.poisoned
+        answer_wrong = record.oracle == "diverged" or record.visible
+        hit, of = sessions.get(record.session, (0, 0))
+        sessions[record.session] = hit + (answer_wrong if blind else bytes_wrong), of + 1
+    return tuple(sessions.values())
