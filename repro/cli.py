@@ -347,6 +347,41 @@ def campaign(
     raise typer.Exit(exit_code(sides, seeds))
 
 
+@app.command(epilog=_examples("repro bench layersplit", "repro bench layersplit --lengths 40000 --json"))
+@_told
+def bench(
+    study: Annotated[Literal["layersplit"], typer.Argument(help="The study.")],
+    lengths: Annotated[
+        list[int] | None, typer.Option(min=1024, max=1_000_000, help="Prompt lengths, in tokens.", metavar="N")
+    ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Instead: how one length's row moves with what is assumed.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes at once.", metavar="N")] = 2,
+    json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON object.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a throughput study in the cost model: the real scheduler and caches, simulated time."""
+    from repro.bench.command import run_lengths, run_sensitivity, table
+    from repro.bench.layersplit import LENGTHS
+
+    def done(told: str) -> None:
+        if not quiet:
+            errors.print(told, markup=False, soft_wrap=True)
+
+    if sensitivity:
+        if lengths:
+            raise UsageError("--sensitivity looks at one length; leave --lengths out")
+        rows = run_sensitivity(workers, done)
+    else:
+        found = run_lengths(tuple(lengths or LENGTHS), workers, done)
+        rows = {f"{each.length:,}": each for each in found}
+    if json:
+        _print_json({"rows": [{"name": name} | msgspec.to_builtins(each) for name, each in rows.items()]})
+    else:
+        _Output(highlight=False).print(table(rows))
+
+
 @app.command(epilog=_examples("repro profile runs/replay/20261124T101500Z-7 --out glm.json"))
 @_told
 def profile(

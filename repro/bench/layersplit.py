@@ -203,19 +203,19 @@ def _words(family: int, count: int) -> tuple[int, ...]:
     return tuple((family * 7919 + place * 104_729) % 150_000 for place in range(count))
 
 
-def variants() -> dict[str, tuple[Setting, tuple[int, ...]]]:
-    """Return the sensitivity table's rows: what is changed, and the lengths that are looked at."""
-    base, ends = Setting(), (80_000,)
-    return {
-        "4 sessions: everything fits, splitting only costs": (replaced(base, sessions=4, clients=4), ends),
-        "hit 50 %": (replaced(base, hit=0.5), ends),
-        "memory for 320,000 tokens": (replaced(base, memory_tokens=320_000), ends),
-        "memory for 915,840 tokens": (replaced(base, memory_tokens=915_840), ends),
-        "links of 50 GB/s for 360": (replaced(base, cost="h100x8-glm5-pages-50g"), ends),
-        "prefetch, two buffers": (replaced(base, prefetch=True, scratch=2), ends),
-    }
-
-
 def replaced(setting: Setting, **changes: object) -> Setting:
     """Return a setting with these fields changed."""
     return msgspec.structs.replace(setting, **changes)
+
+
+BASE = Setting()
+SENSITIVITY_LENGTH = 80_000
+SENSITIVITY: dict[str, Setting] = {
+    "as in the table above": BASE,
+    "4 sessions: all fits, and splitting only costs": replaced(BASE, sessions=4, clients=4),
+    "hit of 50 %": replaced(BASE, hit=0.5),
+    "memory for 320,000 tokens": replaced(BASE, memory_tokens=320_000),
+    "memory for 915,840 tokens": replaced(BASE, memory_tokens=915_840),
+    "links of 50 GB/s for 360": replaced(BASE, cost="h100x8-glm5-pages-50g"),
+    "prefetch, two buffers": replaced(BASE, prefetch=True, scratch=2),
+}

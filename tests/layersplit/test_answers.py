@@ -30,9 +30,12 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize(("hicache", "settings"), [(False, {}), *((True, settings) for settings in SHAPES)], ids=str)
-def test_answers_are_those_of_one_engine(hicache: bool, settings: dict[str, Any], ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "hicache", "settings"),
+    [(1, True, {}), (3, False, {}), (4, True, {}), (4, False, {"split": False}), *((2, True, each) for each in SHAPES)],
+    ids=str,
+)
+def test_answers_are_those_of_one_engine(ranks: int, hicache: bool, settings: dict[str, Any]) -> None:
     stack = SplitStack(split_config(ranks, engine={"hicache": hicache}, **settings))
 
     async def main(stack: SplitStack) -> None:

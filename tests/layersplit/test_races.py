@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+import tests.engine.builders
+from repro.base.probe import PageSet
 from repro.fault.defects import DEFECTS
 from repro.fault.plan import Fault
-from repro.schedule.pickers import RandomPicker
+from repro.schedule.pickers import RandomPicker, timed
 from repro.serve.guards import Guards
-from tests.engine.builders import delay, make_request, prompt
+from tests.device.test_declared import WatchedDevice
+from tests.engine.builders import delay, make_request, prompt, same_events
 from tests.layersplit.builders import SplitStack, split_config
 
 
@@ -63,6 +66,11 @@ def test_the_correct_ranks_are_silent_under_another_schedule() -> None:
     served(CASES["layersplit_early_broadcast"], pick=RandomPicker(3)).assert_clean()
 
 
+def test_a_run_is_the_same_every_time_bit_for_bit() -> None:
+    one, other = (served(CASES["layersplit_early_broadcast"], seed=5) for _ in range(2))
+    assert same_events(one.events, other.events)
+
+
 @pytest.mark.parametrize("name", ["layersplit_early_broadcast", "layersplit_scratch_reuse"])
 def test_ordering_needs_no_fault_and_no_luck(name: str) -> None:
     assert findings(served(Case(()), DEFECTS[name].apply(Guards())))["ordering"]
@@ -74,14 +82,24 @@ def test_two_buffers_and_one_stream_of_collectives_need_no_guard_of_the_scratch(
     served(case, DEFECTS["layersplit_scratch_reuse"].apply(Guards())).assert_clean()
 
 
-def test_what_a_rank_touches_is_within_what_was_declared() -> None:
-    stack = served(CASES["layersplit_patch_in_flight"])
-    assert all(access.tier.startswith("R") for access in accesses(stack))
-    assert {access.tier.split(".")[1] for access in accesses(stack)} == {"device", "host", "scratch"}
+@pytest.mark.parametrize("picker", ["timed", "random"])
+def test_no_operation_of_a_rank_touches_a_page_that_it_has_not_declared(
+    picker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tests.engine.builders, "SimDevice", WatchedDevice)
+    monkeypatch.setattr(WatchedDevice, "touched", [])
+    stack = served(CASES["layersplit_early_broadcast"], pick=RandomPicker(5) if picker == "random" else timed)
+    sets = {event.id: pages_of(event) for event in stack.events if isinstance(event, PageSet)}
+    assert {access.tier.split(".")[1] for _, access, _ in WatchedDevice.touched} == {"device", "host", "scratch"}
+    for name, access, declared in WatchedDevice.touched:
+        place = (access.write, access.tier, access.component, access.layer)
+        of_place = [each for each in declared if (each.write, each.tier, each.component, each.layer) == place]
+        assert any(sets[access.pages] <= sets[each.pages] for each in of_place), f"{name}: {access} of {declared}"
 
 
-def accesses(stack: SplitStack) -> list[Any]:
-    return [access for event in stack.events for access in getattr(event, "accesses", ())]
+def pages_of(pages: PageSet) -> frozenset[int]:
+    ranges = zip(pages.ranges[::2], pages.ranges[1::2], strict=True)
+    return frozenset(page for start, stop in ranges for page in range(start, stop))
 
 
 def findings(stack: SplitStack) -> dict[str, int]:

@@ -1,0 +1,57 @@
+"""`repro bench layersplit`: runs the study's cells, side by side in processes, and prints the table."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from rich.table import Table
+
+from repro.bench.layersplit import BASE, SENSITIVITY, SENSITIVITY_LENGTH, Measured, Row, Setting, measure, row
+
+BAR_PERCENT = 20  # of gain, one block of a bar
+BAR_BLOCKS_MAX = 40
+Cell = tuple[int, Setting, bool]
+
+
+def run_lengths(lengths: Sequence[int], workers: int, done: Callable[[str], None]) -> list[Row]:
+    """Return the study's rows, by length."""
+    cells = [(length, BASE, split) for length in lengths for split in (False, True)]
+    measured = _run(cells, workers, done)
+    return [row(length, *measured[2 * place : 2 * place + 2]) for place, length in enumerate(lengths)]
+
+
+def run_sensitivity(workers: int, done: Callable[[str], None]) -> dict[str, Row]:
+    """Return how the row of one length moves with what the study assumes."""
+    cells = [(SENSITIVITY_LENGTH, setting, split) for setting in SENSITIVITY.values() for split in (False, True)]
+    measured = _run(cells, workers, done)
+    pairs = (measured[place : place + 2] for place in range(0, len(cells), 2))
+    return {name: row(SENSITIVITY_LENGTH, *pair) for name, pair in zip(SENSITIVITY, pairs, strict=True)}
+
+
+def _run(cells: list[Cell], workers: int, done: Callable[[str], None]) -> list[Measured]:
+    with ProcessPoolExecutor(workers) as pool:
+        futures = [pool.submit(measure, *cell) for cell in cells]
+        measured = []
+        for (length, _, split), future in zip(cells, futures, strict=True):
+            measured.append(future.result())
+            done(f"{length:,} tokens, {'split' if split else 'replicated'}: {measured[-1].tokens_per_s:,.0f} tokens/s")
+    return measured
+
+
+def table(rows: dict[str, Row]) -> Table:
+    """Return the rows as a table, with a bar of each gain."""
+    heads = ("", "replicated tok/s", "split tok/s", "gain", "hit", "TTFT p90, s", "resident, K tokens", "")
+    shown = Table(*heads, title="Simulated; GLM-5 on eight H100; replicated -> split")
+    for name, each in rows.items():
+        one, other = each.replicated, each.split
+        bar = "█" * min(BAR_BLOCKS_MAX, round(100 * max(0.0, each.gain) / BAR_PERCENT))
+        shown.add_row(
+            name,
+            f"{each.replicated_tokens_per_s:,.0f}",
+            f"{each.split_tokens_per_s:,.0f}",
+            f"{each.gain:+.1%}",
+            f"{one.device_hit + one.host_hit:.0%} -> {other.device_hit + other.host_hit:.0%}",
+            f"{one.ttft_p90_s:.1f} -> {other.ttft_p90_s:.1f}",
+            f"{one.resident_tokens / 1e3:,.0f} -> {other.resident_tokens / 1e3:,.0f}",
+            bar,
+        )
+    return shown
