@@ -174,4 +174,13 @@ def left_out(guard: Callable[..., Any]) -> Callable[..., Any]:
     return says_at_once if inspect.iscoroutinefunction(guard) else says
 
 
+def does_nothing(guard: Callable[..., Any]) -> bool:
+    """Return whether a guard is a docstring and no more."""
+
+    def nothing() -> None:
+        """Do nothing."""
+
+    return guard.__code__.co_code == nothing.__code__.co_code
+
+
 KINDS: tuple[Kind, ...] = get_args(Kind)

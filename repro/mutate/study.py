@@ -22,13 +22,15 @@ from msgspec.structs import replace
 from repro.base.errors import HarnessError
 from repro.base.probe import Event
 from repro.mutate.redundant import implied_by
-from repro.mutate.sites import MUTANT, Mutant, Sites, applied, static_mutants, watched
+from repro.mutate.sites import MUTANT, Mutant, Sites, applied, does_nothing, static_mutants, watched
 from repro.record.view import open_run
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario
+from repro.serve.guards import Guards
 
 Outcome = Literal["caught", "redundant", "survived"]
-RUN_TIMEOUT_S = 300  # of one run: a mutant may go round in circles
+RUN_TIMEOUT_S = 120  # of one run: a mutant may go round in circles
+AGAIN_S = 1.0  # and the loop may swallow what ends it
 FIRST_LINE_MAX = 100  # characters of what an assertion said
 
 
@@ -124,6 +126,8 @@ def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], si
 
 def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, sites: Sites) -> str:
     """Return what implies all that a mutant takes away, in words; "" when nothing does, or nobody can tell."""
+    if mutant.kind == "guard" and does_nothing(getattr(Guards(), mutant.name)):
+        return "does nothing by itself; a setting puts another in its place"
     whys = _whys_of(mutant, sites)
     implying = [implied_by(events, whys) for events in _logs(workloads, seed)] if whys else [None]
     if any(each is None for each in implying):
@@ -176,9 +180,9 @@ def _bounded() -> Iterator[None]:
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.alarm(RUN_TIMEOUT_S)
+    signal.setitimer(signal.ITIMER_REAL, RUN_TIMEOUT_S, AGAIN_S)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -8,7 +8,7 @@ from repro.base.errors import UsageError
 from repro.base.probe import Edge, Op
 from repro.mutate.command import run_mutate
 from repro.mutate.redundant import implied_by
-from repro.mutate.sites import Mutant, Sites, applied, left_out, plain, static_mutants
+from repro.mutate.sites import Mutant, Sites, applied, does_nothing, left_out, plain, static_mutants
 from repro.mutate.study import fate, watch
 from repro.scenario import Scenario
 from repro.serve.guards import Guards
@@ -79,6 +79,11 @@ def test_a_guard_that_is_left_out_says_yes_and_nothing_else() -> None:
     assert left_out(guards.loaded_layers)(range(6), range(0)) == ()
     assert left_out(guards.first_loaded)(5) == 0
     assert left_out(guards.on_double_free)("page 3") is None
+
+
+def test_a_guard_that_is_empty_is_told_from_one_that_waits() -> None:
+    assert does_nothing(Guards().before_index_store)
+    assert not does_nothing(Guards().before_index_read) and not does_nothing(Guards().on_double_free)
 
 
 def op(stream: str, index: int, *after: Edge) -> Op:
