@@ -219,7 +219,7 @@ DEFECTS: dict[str, Defect] = {
         ),
         Defect(
             "layersplit_scratch_reuse",
-            "the next layer is broadcast into a scratch buffer that attention still reads",
+            "the next layer is sent ahead into a scratch buffer that attention still reads",
             "https://github.com/vllm-project/vllm-ascend/pull/16094",
             lambda guards: replace(guards, before_scratch_reuse=_no_wait),
             needs="layersplit",

@@ -30,7 +30,9 @@ CASES = {
     "layersplit_early_broadcast": Case(
         ("ordering", "canary"), (delay("loadback.copy_layer", 20_000, probability=0.5),)
     ),
-    "layersplit_scratch_reuse": Case(("ordering", "canary"), (delay("forward.index", 3_000, probability=0.2),)),
+    "layersplit_scratch_reuse": Case(
+        ("ordering", "canary"), (delay("forward.index", 3_000, probability=0.2),), {"prefetch": True}
+    ),
     "layersplit_silent_noop": Case(("canary",)),
     "layersplit_wrong_owner": Case(("canary",)),
     "layersplit_patch_in_flight": Case(
@@ -73,7 +75,8 @@ def test_a_run_is_the_same_every_time_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("name", ["layersplit_early_broadcast", "layersplit_scratch_reuse"])
 def test_ordering_needs_no_fault_and_no_luck(name: str) -> None:
-    assert findings(served(Case(()), DEFECTS[name].apply(Guards())))["ordering"]
+    case = Case((), (), CASES[name].settings)
+    assert findings(served(case, DEFECTS[name].apply(Guards())))["ordering"]
 
 
 def test_two_buffers_and_one_stream_of_collectives_need_no_guard_of_the_scratch() -> None:

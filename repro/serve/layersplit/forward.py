@@ -52,6 +52,7 @@ class RankForward:
         self._own_cost = replace(cost, gpus=max(1, cost.gpus // partition.settings.ranks))
         self._copier = copier
         self._broadcast = LayerBroadcast(device, self._stream, collective, partition, memory, names, guards, cost)
+        self._begun = device.event("begun")
         self._projected = device.event("projected")
         self._gathered = device.event("gathered")
 
@@ -79,6 +80,8 @@ class RankForward:
         own_tokens, cost, prefill = part.num_tokens, self._own_cost, batch.prefill
         prefetch = self._partition.settings.prefetch
         if not prefetch:
+            self._begun.record(self._compute)
+            self._stream.wait(self._begun, "a layer is broadcast when it begins, not ahead")
             self._send(batch, touched, layer, "index")
         self._put("split.project", _body(work.project, layer), batch, cost.store_us(own_tokens, prefill), layer)
         self._gather_rows(work, layer)
