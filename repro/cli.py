@@ -150,8 +150,10 @@ def run(
         raise UsageError(f"{scenario} is no experiment: --workers, --seeds and --resume are for one")
     found = scenarios.find(scenario)
     from repro.run import RunOptions
+    from repro.schedule.schedule import Schedule
 
-    outcome = _run(found, RunOptions(seed, control, no_faults, picker), runs, quiet, threads)
+    options = RunOptions(seed, control, no_faults, Schedule(picker, seed if picker != "timed" else 0))
+    outcome = _run(found, options, runs, quiet, threads)
     _finish(outcome, json, report=not no_report)
 
 

@@ -63,9 +63,14 @@ def recipe_of(name: str, runs: Path) -> Recipe:
     run = _run_of(name.strip(), runs)
     if run is not None:
         return _of_run(run)
+    if token.elsewhere:
+        raise UsageError(
+            f"the token is whole, but its schedule is too long for 64 characters: it stands in the folder of its "
+            f"run, and that is not in {runs}/. Say with --runs where it is, or give the folder"
+        )
     for bundled in map(scenarios.find, scenarios.bundled_names()):
         if tokens.scenario_hash(bundled.source) == token.scenario:
-            options = RunOptions(token.seed, token.control, token.no_faults, token.picker)
+            options = RunOptions(token.seed, token.control, token.no_faults, token.schedule, token.kept)
             return Recipe(bundled, options, token.fingerprint, warnings=_other_inputs(token))
     raise UsageError(
         f"the token is whole, but its scenario is none of this package's (another version, or a file or traces of "
