@@ -1,4 +1,4 @@
-"""The command line: repro run | replay | reproduce | campaign | profile | report | serve | list.
+"""The command line: repro run | replay | reproduce | hunt | campaign | profile | report | serve | list.
 
 Standard output gets the result, and with --json one object and nothing else; progress and prose go to
 standard error. What goes wrong is one sentence there, and an exit code (EXIT_CODES below).
@@ -40,6 +40,7 @@ Threads = Annotated[
 ]
 RUNS = Path("runs")
 WORKERS = 2
+HUNTED = ("ordering", "canary", "divergence", "text")  # layers of the truth
 BUNDLED = "bundled"
 MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
 EXIT_CODES = "Exit codes: 0 clean, 1 anomaly, 2 usage error, 3 vacuous, 4 failed, 5 inconclusive."
@@ -324,6 +325,71 @@ def campaign(
             f"stopped by Ctrl-C: {missing} of {seeds * len(sides)} runs are missing; run folders are in {runs}"
         )
     raise typer.Exit(exit_code(sides, seeds))
+
+
+@app.command(
+    epilog=_examples(
+        "repro hunt sched_double_free", "repro hunt my_race.toml --all --time 600", "repro hunt X --control"
+    )
+)
+@_told
+def hunt(
+    scenario: Annotated[str, typer.Argument(help="A bundled scenario or a .toml file.")],
+    strategy: Annotated[
+        Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"],
+        typer.Option(help="How schedules are chosen; portfolio learns which of the others pay, and mutates."),
+    ] = "portfolio",
+    budget: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many schedules.", metavar="N")] = 200,
+    time_s: Annotated[float | None, typer.Option("--time", min=1, help="At most so long.", metavar="SECONDS")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Go on after the first finding; collect all causes.")] = False,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="What counts: ordering, canary, divergence, text; may be repeated.", metavar="LAYER"),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="The scenario's whole load, not a light one.")] = False,
+    numerics: Annotated[
+        Literal["stamps", "tensors"], typer.Option(help="stamps: orders and owners only, many times faster.")
+    ] = "stamps",
+    workers: Annotated[int, typer.Option(min=1, help="Schedules at once, one thread each.", metavar="N")] = WORKERS,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Go on from what an earlier hunt has learnt.", metavar="FOLDER")
+    ] = None,
+    seed: Seed = 0,
+    control: Annotated[bool, typer.Option("--control", help="The same load and faults, no defect.")] = False,
+    no_faults: Annotated[bool, typer.Option("--no-faults", help="The defect alone, nothing perturbed.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Search the schedules of a scenario for races, with a light load; each finding is replayed before it is told.
+
+    Exit codes: 1 found, 0 nothing found within the budget, 3 no schedule did what the scenario is about, 4 failed.
+    """
+    found = scenarios.find(scenario)
+    layers = tuple(layer or HUNTED)
+    for each in layers:
+        if each not in HUNTED:
+            raise UsageError(f'--layer "{each}": give one of {", ".join(HUNTED)}')
+    from repro.hunt.command import Command, run_hunt
+    from repro.hunt.hunt import Quarry
+
+    quarry = msgspec.convert(
+        {"search": strategy, "budget": budget, "time_s": time_s, "layers": layers, "everything": every}, Quarry
+    )
+    command = Command(
+        quarry,
+        runs,
+        seed,
+        workers,
+        control,
+        no_faults,
+        full=full,
+        stamps=numerics == "stamps",
+        corpus=corpus,
+        json=json,
+    )
+    told = _Output(stderr=True, highlight=False, quiet=quiet)
+    raise typer.Exit(run_hunt(found, command, _Output(highlight=False), told, time.monotonic))
 
 
 @app.command(epilog=_examples("repro profile runs/replay/20261124T101500Z-7 --out glm.json"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.base import Verdict
+from detectors.base import Finding, Verdict
 from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
 from repro.base.probe import Event
 from repro.closing import kept
@@ -70,6 +70,7 @@ class Outcome:
     verdict: dict[str, object]
     fingerprint: str
     path: Path
+    findings: tuple[Finding, ...] = ()
     explored: Exploring | None = None  # None: a server chooses for itself
 
 
@@ -144,7 +145,8 @@ def run_scenario(
         )
         limit_tokens = target.context_tokens_max
         outcome = _close(folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens)
-        return replace(outcome, explored=explored)
+        findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
+        return replace(outcome, findings=findings, explored=explored)
 
 
 def _bundled(
