@@ -1,4 +1,4 @@
-"""The command line: repro run | replay | reproduce | hunt | campaign | profile | report | serve | list.
+"""The command line: repro run | replay | reproduce | hunt | shrink | campaign | profile | report | serve | list.
 
 Standard output gets the result, and with --json one object and nothing else; progress and prose go to
 standard error. What goes wrong is one sentence there, and an exit code (EXIT_CODES below).
@@ -390,6 +390,40 @@ def hunt(
     )
     told = _Output(stderr=True, highlight=False, quiet=quiet)
     raise typer.Exit(run_hunt(found, command, _Output(highlight=False), told, time.monotonic))
+
+
+@app.command(
+    epilog=_examples(
+        "repro shrink AwBzIKh1tn-w6nJTBdNnJS7b79yAAOANPw...", "repro shrink runs/my_race/20261124T101500Z-7"
+    )
+)
+@_told
+def shrink(
+    what: Annotated[str, typer.Argument(metavar="TOKEN|RUN", help="A token, or the folder of a run.")],
+    signature: Annotated[
+        str, typer.Option(help="Which finding to keep: a part of its cause; the first if not given.", metavar="TEXT")
+    ] = "",
+    budget: Annotated[int, typer.Option(min=2, max=100_000, help="At most so many replays.", metavar="N")] = 400,
+    workers: Annotated[int, typer.Option(min=1, help="Replays at once, one thread each.", metavar="N")] = WORKERS,
+    out: Annotated[Path, typer.Option(help="Where the scenario and the test go.", metavar="FOLDER")] = Path("shrunk"),
+    json: Json = False,
+    quiet: Quiet = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Make a finding small: less load, fewer faults, fewer deviations of the schedule, and the same cause.
+
+    Writes a scenario, and a test that fails with the defect and passes with the guard. Exit codes: 1 shrunk, 4 the
+    result is no finding with the guard in place, or not the same run in a new process.
+    """
+    from repro.hunt.reduce import Command, run_shrink
+    from repro.reproduce import recipe_of
+
+    recipe = recipe_of(what, runs)
+    for warning in recipe.warnings:
+        errors.print(f"note: {warning}", markup=False, soft_wrap=True)
+    command = Command(runs, signature, budget, workers, json)
+    told = _Output(stderr=True, highlight=False, quiet=quiet)
+    raise typer.Exit(run_shrink(recipe.scenario, recipe.options, command, _Output(highlight=False), told, out))
 
 
 @app.command(epilog=_examples("repro profile runs/replay/20261124T101500Z-7 --out glm.json"))

@@ -34,11 +34,13 @@ def lightened(scenario: Scenario, kept: Kept) -> Scenario:
 def kept_toml(scenario: Scenario, kept: Kept) -> str:
     """Return the text of a scenario file with only what is kept; of what must be exercised, one is enough."""
     tables: dict[str, Any] = tomllib.loads(scenario.source)
-    target, load = tables.setdefault("target", {}), tables.setdefault("load", {})
+    target, load, limits = (tables.setdefault(name, {}) for name in ("target", "load", "limits"))
     if kept.stamps:
         target["numerics"] = "stamps"
     changes = (
         (target, "device_pages", kept.device_pages),
+        (target, "context_tokens", kept.context_tokens),
+        (limits, "requests", kept.requests),
         (load, "only_sessions", kept.sessions),
         (load, "turns", kept.turns),
         (load, "prompt_tokens", kept.prompt_tokens),
@@ -50,4 +52,4 @@ def kept_toml(scenario: Scenario, kept: Kept) -> str:
     if kept.faults is not None:
         tables["fault"] = [fault for number, fault in enumerate(tables.get("fault", [])) if number in kept.faults]
     tables["exercise"] = {name: min(floor, 1) for name, floor in tables.get("exercise", {}).items()}
-    return to_toml({name: value for name, value in tables.items() if value != [] or name == "defects"})
+    return to_toml({name: value for name, value in tables.items() if value or name == "defects"})

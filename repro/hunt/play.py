@@ -15,7 +15,7 @@ from repro.hunt.orders import Orders
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario
 from repro.schedule.schedule import deviations_of
-from repro.schedule.strategies import weights_of
+from repro.schedule.strategies import Overtaking, weights_of
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -38,6 +38,7 @@ class Played(msgspec.Struct, frozen=True):
     steps: int = 0
     weights: tuple[int, ...] = ()
     deviations: tuple[tuple[int, int], ...] = ()
+    overtakings: tuple[Overtaking, ...] = ()
     requests: int = 0
     token: str = ""
     fingerprint: str = ""
@@ -97,6 +98,7 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
         len(explored.tape),
         weights_of(explored.contended),
         deviations_of(explored.tape),
+        tuple(explored.overtakings),
         said.requests,
         said.token,
         said.fingerprint,

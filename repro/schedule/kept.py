@@ -13,4 +13,6 @@ class Kept:
     prompt_tokens: int | None = None
     answer_tokens: int | None = None
     device_pages: int | None = None
+    context_tokens: int | None = None
+    requests: int | None = None  # the load ends before one more is sent
     faults: tuple[int, ...] | None = None  # numbers of its [[fault]] tables, ascending, from 0

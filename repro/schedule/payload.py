@@ -12,8 +12,8 @@ from repro.schedule.kept import Kept
 from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
 
 _FIELDS = (
-    "strategy", "seed", "window", "steps", "weights",
-    "stamps", "sessions", "turns", "prompt_tokens", "answer_tokens", "device_pages", "faults", "deviations",
+    "stamps", "sessions", "turns", "prompt_tokens", "answer_tokens", "device_pages", "faults", "window", "strategy",
+    "seed", "steps", "context_tokens", "requests", "weights", "deviations",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def pack(seed: int, schedule: Schedule, kept: Kept) -> bytes:
 
 def _of_kept(kept: Kept) -> dict[str, tuple[int, ...]]:
     values: dict[str, tuple[int, ...]] = {"stamps": ()} if kept.stamps else {}
-    for name in ("turns", "prompt_tokens", "answer_tokens", "device_pages"):
+    for name in ("turns", "prompt_tokens", "answer_tokens", "device_pages", "context_tokens", "requests"):
         if (value := getattr(kept, name)) is not None:
             values[name] = (value,)
     for name in ("sessions", "faults"):

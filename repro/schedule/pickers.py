@@ -27,6 +27,10 @@ class Candidate(Protocol):
         """Return "start" or "end" of an operation, or "timer"."""
 
     @property
+    def name(self) -> str:
+        """Return what the operation does; "host" for the timer."""
+
+    @property
     def declared(self) -> tuple[Access, ...]:
         """Return what the operation may touch."""
 

@@ -4,11 +4,24 @@ PCT is after Burckhardt et al. (ASPLOS 2010), POS after Yuan et al. (CAV 2018), 
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from repro.base.probe import Access
 from repro.base.rng import generator, uniform
 from repro.schedule.pickers import Candidate, Pick, RandomPicker, timed
 from repro.schedule.schedule import STEPS_GUESSED, WINDOWS_US, Schedule
+
+OVERTAKINGS_KEPT = 16  # more are no explanation
+
+
+class Overtaking(NamedTuple):
+    """A step at which somebody went before the one that a real machine would have taken."""
+
+    step: int
+    name: str
+    kind: str
+    overtaken: str
+    overtaken_kind: str
 
 
 class Exploring:
@@ -22,6 +35,7 @@ class Exploring:
         self._strategy = strategy
         self._window_us = window_us
         self.tape: list[int] = []
+        self.overtakings: list[Overtaking] = []  # the first ones
         self.contended: dict[int, int] = {}  # by stream: how often it was taken at a step
 
     def __call__(self, choices: Sequence[Candidate]) -> int:
@@ -34,8 +48,11 @@ class Exploring:
             return 0
         chosen = self._strategy([choices[place] for place in places])
         self.tape.append(chosen)
-        stream = choices[places[chosen]].stream
-        self.contended[stream] = self.contended.get(stream, 0) + 1
+        taken = choices[places[chosen]]
+        if chosen and len(self.overtakings) < OVERTAKINGS_KEPT:
+            step = len(self.tape) - 1
+            self.overtakings.append(Overtaking(step, taken.name, taken.kind, first.name, first.kind))
+        self.contended[taken.stream] = self.contended.get(taken.stream, 0) + 1
         return places[chosen]
 
 

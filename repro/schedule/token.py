@@ -69,8 +69,8 @@ class Token(msgspec.Struct, frozen=True):
     def of_body(cls, body: bytes) -> Self:
         """Return what the bytes before the check say; raises ValueError for what no token of this version says."""
         flags, payload = body[1], body[_PAYLOAD_AT:]
-        if body[0] != VERSION or flags > (_CONTROL | _NO_FAULTS | _ELSEWHERE):
-            raise ValueError("another version")
+        if flags > (_CONTROL | _NO_FAULTS | _ELSEWHERE):
+            raise ValueError("flags that this version does not know")
         elsewhere = bool(flags & _ELSEWHERE)
         seed, schedule, kept = (0, Schedule(), Kept()) if elsewhere else unpack(payload)
         return cls(
@@ -98,12 +98,14 @@ def decode(text: str) -> Token:
     body, check = packed[:-_CHECK_BYTES], packed[-_CHECK_BYTES:]
     if len(body) <= _PAYLOAD_AT or len(text) > TOKEN_CHARACTERS_MAX or check != _check(body):
         raise UsageError(f"{told} is no whole token; copy all of its characters, and only them")
+    if body[0] != VERSION:
+        raise UsageError(
+            f"{told} is a token of version {body[0]}, this package reads version {VERSION}; use the one that made it"
+        )
     try:
         return Token.of_body(body)
     except ValueError as error:
-        raise UsageError(
-            f"{told} is a token of version {body[0]}, this package reads version {VERSION}; use the one that made it"
-        ) from error
+        raise UsageError(f"{told} is not of this package's making ({error}); use the one that made it") from error
 
 
 def _check(packed: bytes) -> bytes:

@@ -14,6 +14,7 @@ class Choice:
     time_us: float
     stream: int = 0
     kind: str = "timer"
+    name: str = "host"
     declared: tuple[Access, ...] = ()
 
 
