@@ -158,12 +158,19 @@ def _of_run(run: Run) -> Recipe:
     warnings = _other_versions(run.meta.versions, versions())
     if said is None or (said.cut is not None and not said.token):
         return _of_cut_run(run, scenario, options, said, warnings)
-    if said.token and tokens.decode(said.token).scenario != tokens.scenario_hash(source):
+    if _is_of_another_scenario(said.token, source):
         warnings += (f"{run.path}/scenario.toml was changed after the run",)
     changed = not run.meta.dropped_events and said.fingerprint != fingerprint_of(run.events(), run.findings(Finding))
     if changed:
         warnings += (f"{run.path} was changed after the run: its events and findings don't give its fingerprint",)
     return Recipe(scenario, options, said.fingerprint, run, None, changed, warnings)
+
+
+def _is_of_another_scenario(token: str, source: str) -> bool:
+    try:
+        return bool(token) and tokens.decode(token).scenario != tokens.scenario_hash(source)
+    except UsageError:  # of another version: the fingerprint will tell
+        return False
 
 
 def _of_cut_run(

@@ -99,7 +99,7 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
         weights_of(explored.contended),
         deviations_of(explored.tape),
         tuple(explored.overtakings),
-        said.requests,
+        min(said.requests, options.kept.requests or said.requests),  # the one that ended the load was never sent
         said.token,
         said.fingerprint,
         said.run_dir,

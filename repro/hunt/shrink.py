@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ class Shrinker:
         told: Callable[[int, Played], None],
     ) -> None:
         self.replays = 0
+        self._tried: set[RunOptions] = set()
         self._scenario = scenario
         self._signature = signature
         self._pool = pool
@@ -48,7 +50,7 @@ class Shrinker:
         smaller = True
         while smaller and self._left:
             before = case.options
-            for candidates in (_sessions, _turns, _faults, _requests, _lengths):
+            for candidates in (_faults, _sessions, _turns, _room, _requests, _lengths):
                 case = self._descend(case, candidates)
             smaller = case.options != before
         case = self._natural(case)
@@ -84,9 +86,11 @@ class Shrinker:
     def _first(self, candidates: Iterator[RunOptions]) -> Played | None:
         """Return the first that has the cause. What runs beside it counts as a replay too."""
         while self._left:
-            batch = [options for options, _ in zip(candidates, range(min(self._workers, self._left)), strict=False)]
+            untried = (options for options in candidates if options not in self._tried)
+            batch = list(dict.fromkeys(islice(untried, min(self._workers, self._left))))
             if not batch:
                 return None
+            self._tried.update(batch)
             played = self._play(batch)
             self.replays += len(batch)
             holding = [each for each in played if self._signature in each.signatures]
@@ -138,15 +142,20 @@ def _requests(case: Played, base: Scenario) -> Iterator[RunOptions]:
         yield _kept(case, requests=fewer)
 
 
-def _lengths(case: Played, base: Scenario) -> Iterator[RunOptions]:
+def _room(case: Played, base: Scenario) -> Iterator[RunOptions]:
+    """Shorter contexts allow fewer pages. With prompts as long as before fewer requests fill them."""
     config, load = base.config, base.load
     for tokens in _smaller(config.context_tokens, CONTEXT_TOKENS_MIN):
         pages = -(-PAGES_OF_ROOM * tokens // config.page_tokens)
-        prompt_tokens = max(PROMPT_TOKENS_MIN, load.prompt_tokens * tokens // config.context_tokens)
-        yield _kept(case, context_tokens=tokens, device_pages=pages, prompt_tokens=prompt_tokens)
-    for tokens in _smaller(load.prompt_tokens, PROMPT_TOKENS_MIN):
+        shorter = max(PROMPT_TOKENS_MIN, load.prompt_tokens * tokens // config.context_tokens)
+        for prompt_tokens in (load.prompt_tokens, shorter):
+            yield _kept(case, context_tokens=tokens, device_pages=pages, prompt_tokens=prompt_tokens)
+
+
+def _lengths(case: Played, base: Scenario) -> Iterator[RunOptions]:
+    for tokens in _smaller(base.load.prompt_tokens, PROMPT_TOKENS_MIN):
         yield _kept(case, prompt_tokens=tokens)
-    for tokens in _smaller(load.answer_tokens_max, 1):
+    for tokens in _smaller(base.load.answer_tokens_max, 1):
         yield _kept(case, answer_tokens=tokens)
 
 
