@@ -13,8 +13,9 @@ from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
 
 _FIELDS = (
     "stamps", "sessions", "turns", "prompt_tokens", "answer_tokens", "device_pages", "faults", "window", "strategy",
-    "seed", "steps", "context_tokens", "requests", "weights", "deviations",
+    "seed", "steps", "context_tokens", "requests", "deviations", "weights",
 )  # fmt: skip
+_ORDER = sorted(_FIELDS, key=lambda name: name == "deviations")  # they take what is left
 
 
 def pack(seed: int, schedule: Schedule, kept: Kept) -> bytes:
@@ -32,7 +33,7 @@ def pack(seed: int, schedule: Schedule, kept: Kept) -> bytes:
         values["deviations"] = tuple(_of_deviations(schedule.deviations))
     values |= _of_kept(kept)
     mask = sum(1 << place for place, name in enumerate(_FIELDS) if name in values)
-    numbers = [seed, *([mask] if mask else ()), *(number for name in _FIELDS for number in values.get(name, ()))]
+    numbers = [seed, *([mask] if mask else ()), *(number for name in _ORDER for number in values.get(name, ()))]
     return b"".join(map(_varint, numbers))
 
 
@@ -64,8 +65,8 @@ def unpack(packed: bytes) -> tuple[int, Schedule, Kept]:
         mask = next(numbers, 0)
         if mask >> len(_FIELDS):
             raise ValueError("fields that this version does not know")
-        present = [name for place, name in enumerate(_FIELDS) if mask >> place & 1]
-        values = {name: _read(name, numbers) for name in present}
+        present = {name for place, name in enumerate(_FIELDS) if mask >> place & 1}
+        values = {name: _read(name, numbers) for name in _ORDER if name in present}
     except StopIteration as error:
         raise ValueError("it ends too early") from error
     if next(numbers, None) is not None:

@@ -37,6 +37,8 @@ kept = st.builds(
     prompt_tokens=numbers,
     answer_tokens=numbers,
     device_pages=numbers,
+    context_tokens=numbers,
+    requests=numbers,
     faults=st.none() | numbered,
 )
 any_token = st.builds(
@@ -107,7 +109,7 @@ def test_what_a_search_finds_fits() -> None:
     mutant = make_token(schedule=Schedule("pos", 9_999, 3, deviations=((810, 1), (3_000, 2))), kept=light)
     shrunk = make_token(
         schedule=Schedule("timed", 0, 2, deviations=((10, 1), (90, 1), (400, 2), (600, 1), (900, 1))),
-        kept=Kept(True, (3,), 1, 800, 8, 128, ()),
+        kept=Kept(True, (3,), 1, 800, 8, 28, 896, 3, ()),
     )
     for token in (seeded, mutant, shrunk):
         assert decode(token.encode()) == token
