@@ -1,11 +1,28 @@
 """Which operation came right after which other at a page: what a new schedule has to show for itself."""
 
 from collections import defaultdict
+from typing import NamedTuple
 
 from detectors.pages import Grid, PageSetTable, kind_of
 from repro.base.probe import Access, Event, Op
 
 NOBODY = -1
+
+
+class _Who(NamedTuple):
+    """What an order names of an access."""
+
+    stream: str
+    operation: str
+    writes: bool
+
+
+class _Last(NamedTuple):
+    """The last access to a page."""
+
+    who: _Who
+    enqueued_us: float
+    end_us: float
 
 
 def _untouched() -> Grid:
@@ -15,17 +32,17 @@ def _untouched() -> Grid:
 class Orders:
     """Collects the orders of conflicting accesses of different streams; feed it the events of a run.
 
-    An order names the two operations, component and layer, and no page, time or worker, so that one that
-    is seen again is known. It is text, so that it means the same in another process.
+    An order names the two operations, component and layer, whether they came as they were enqueued, and
+    whether they overlapped; no page, time or worker, so that one that is seen again is known. It is text,
+    so that it means the same in another process.
     """
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
         self._sets = PageSetTable()
-        self._numbers: dict[tuple[str, str, bool], int] = {}
-        self._names: list[tuple[str, str, bool]] = []  # stream, operation, whether it writes
+        self._accesses: list[_Last] = []
         self._last: defaultdict[tuple[str, str], Grid] = defaultdict(_untouched)
-        self._known: set[tuple[int, int, str, int]] = set()
+        self._known: set[tuple[object, ...]] = set()
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
@@ -36,22 +53,24 @@ class Orders:
             self._sets.feed(event)
 
     def _follow(self, op: Op, access: Access) -> None:
-        name = (op.stream, op.name, access.write)
-        number = self._numbers.setdefault(name, len(self._numbers))
-        if number == len(self._names):
-            self._names.append(name)
+        who = _Who(op.stream, op.name, access.write)
         pages, stop = self._sets.union((access.pages,))
         row = self._last[access.tier, access.component].row(access.layer, stop)
         for before in set(row.take(pages).tolist()):
-            pair = (before, number, access.component, access.layer)
-            if before not in (NOBODY, number) and pair not in self._known:
-                self._known.add(pair)
-                self._note(self._names[before], name, access)
-        row[pages] = number
+            if before == NOBODY:
+                continue
+            last = self._accesses[before]
+            if last.who.stream != op.stream and (last.who.writes or access.write):
+                relation = (op.enqueued_us < last.enqueued_us, op.start_us < last.end_us)
+                self._note((last.who, who, relation, access.tier, access.component, access.layer))
+        row[pages] = len(self._accesses)
+        self._accesses.append(_Last(who, op.enqueued_us, op.end_us))
 
-    def _note(self, before: tuple[str, str, bool], after: tuple[str, str, bool], access: Access) -> None:
-        (stream, name, wrote), (next_stream, next_name, writes) = before, after
-        if stream == next_stream or not (wrote or writes):
+    def _note(self, order: tuple[_Who, _Who, tuple[bool, bool], str, str, int]) -> None:
+        if order in self._known:
             return
-        place = f"{kind_of(access.tier)} {access.component} {access.layer}"
-        self.seen.add(f"{kind_of(stream)} {name} > {kind_of(next_stream)} {next_name}: {place}")
+        self._known.add(order)
+        before, after, (inverted, overlapping), tier, component, layer = order
+        how = ("inverted " if inverted else "") + ("beside" if overlapping else "after")
+        what = f"{kind_of(after.stream)} {after.operation} {how} {kind_of(before.stream)} {before.operation}"
+        self.seen.add(f"{what}: {kind_of(tier)} {component} {layer}")
