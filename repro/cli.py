@@ -40,6 +40,7 @@ Threads = Annotated[
 ]
 RUNS = Path("runs")
 WORKERS = 2
+HUNTED = ("ordering", "canary", "divergence", "text")  # layers of the truth
 BUNDLED = "bundled"
 MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
 EXIT_CODES = "Exit codes: 0 clean, 1 anomaly, 2 usage error, 3 vacuous, 4 failed, 5 inconclusive."
@@ -150,8 +151,10 @@ def run(
         raise UsageError(f"{scenario} is no experiment: --workers, --seeds and --resume are for one")
     found = scenarios.find(scenario)
     from repro.run import RunOptions
+    from repro.schedule.schedule import Schedule
 
-    outcome = _run(found, RunOptions(seed, control, no_faults, picker), runs, quiet, threads)
+    options = RunOptions(seed, control, no_faults, Schedule(picker, seed if picker != "timed" else 0))
+    outcome = _run(found, options, runs, quiet, threads)
     _finish(outcome, json, report=not no_report)
 
 
@@ -380,6 +383,105 @@ def bench(
         _print_json({"rows": [{"name": name} | msgspec.to_builtins(each) for name, each in rows.items()]})
     else:
         _Output(highlight=False).print(table(rows))
+
+
+@app.command(
+    epilog=_examples(
+        "repro hunt sched_double_free", "repro hunt my_race.toml --all --time 600", "repro hunt X --control"
+    )
+)
+@_told
+def hunt(
+    scenario: Annotated[str, typer.Argument(help="A bundled scenario or a .toml file.")],
+    strategy: Annotated[
+        Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"],
+        typer.Option(help="How schedules are chosen; portfolio learns which of the others pay, and mutates."),
+    ] = "portfolio",
+    budget: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many schedules.", metavar="N")] = 200,
+    time_s: Annotated[float | None, typer.Option("--time", min=1, help="At most so long.", metavar="SECONDS")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Go on after the first finding; collect all causes.")] = False,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="What counts: ordering, canary, divergence, text; may be repeated.", metavar="LAYER"),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="The scenario's whole load, not a light one.")] = False,
+    numerics: Annotated[
+        Literal["stamps", "tensors"], typer.Option(help="stamps: orders and owners only, many times faster.")
+    ] = "stamps",
+    workers: Annotated[int, typer.Option(min=1, help="Schedules at once, one thread each.", metavar="N")] = WORKERS,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Go on from what an earlier hunt has learnt.", metavar="FOLDER")
+    ] = None,
+    seed: Seed = 0,
+    control: Annotated[bool, typer.Option("--control", help="The same load and faults, no defect.")] = False,
+    no_faults: Annotated[bool, typer.Option("--no-faults", help="The defect alone, nothing perturbed.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Search the schedules of a scenario for races, with a light load; each finding is replayed before it is told.
+
+    Exit codes: 1 found, 0 nothing found within the budget, 3 no schedule did what the scenario is about, 4 failed.
+    """
+    found = scenarios.find(scenario)
+    layers = tuple(layer or HUNTED)
+    for each in layers:
+        if each not in HUNTED:
+            raise UsageError(f'--layer "{each}": give one of {", ".join(HUNTED)}')
+    from repro.hunt.command import Command, run_hunt
+    from repro.hunt.hunt import Quarry
+
+    quarry = msgspec.convert(
+        {"search": strategy, "budget": budget, "time_s": time_s, "layers": layers, "everything": every}, Quarry
+    )
+    command = Command(
+        quarry,
+        runs,
+        seed,
+        workers,
+        control,
+        no_faults,
+        full=full,
+        stamps=numerics == "stamps",
+        corpus=corpus,
+        json=json,
+    )
+    told = _Output(stderr=True, highlight=False, quiet=quiet)
+    raise typer.Exit(run_hunt(found, command, _Output(highlight=False), told, time.monotonic))
+
+
+@app.command(
+    epilog=_examples(
+        "repro shrink AwBzIKh1tn-w6nJTBdNnJS7b79yAAOANPw...", "repro shrink runs/my_race/20261124T101500Z-7"
+    )
+)
+@_told
+def shrink(
+    what: Annotated[str, typer.Argument(metavar="TOKEN|RUN", help="A token, or the folder of a run.")],
+    signature: Annotated[
+        str, typer.Option(help="Which finding to keep: a part of its cause; the first if not given.", metavar="TEXT")
+    ] = "",
+    budget: Annotated[int, typer.Option(min=2, max=100_000, help="At most so many replays.", metavar="N")] = 400,
+    workers: Annotated[int, typer.Option(min=1, help="Replays at once, one thread each.", metavar="N")] = WORKERS,
+    out: Annotated[Path, typer.Option(help="Where the scenario and the test go.", metavar="FOLDER")] = Path("shrunk"),
+    json: Json = False,
+    quiet: Quiet = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Make a finding small: less load, fewer faults, fewer deviations of the schedule, and the same cause.
+
+    Writes a scenario, and a test that fails with the defect and passes with the guard. Exit codes: 1 shrunk, 4 the
+    result is no finding with the guard in place, or not the same run in a new process.
+    """
+    from repro.hunt.reduce import Command, run_shrink
+    from repro.reproduce import recipe_of
+
+    recipe = recipe_of(what, runs)
+    for warning in recipe.warnings:
+        errors.print(f"note: {warning}", markup=False, soft_wrap=True)
+    command = Command(runs, signature, budget, workers, json)
+    told = _Output(stderr=True, highlight=False, quiet=quiet)
+    raise typer.Exit(run_shrink(recipe.scenario, recipe.options, command, _Output(highlight=False), told, out))
 
 
 @app.command(epilog=_examples("repro profile runs/replay/20261124T101500Z-7 --out glm.json"))

@@ -63,9 +63,14 @@ def recipe_of(name: str, runs: Path) -> Recipe:
     run = _run_of(name.strip(), runs)
     if run is not None:
         return _of_run(run)
+    if token.elsewhere:
+        raise UsageError(
+            f"the token is whole, but its schedule is too long for 64 characters: it stands in the folder of its "
+            f"run, and that is not in {runs}/. Say with --runs where it is, or give the folder"
+        )
     for bundled in map(scenarios.find, scenarios.bundled_names()):
         if tokens.scenario_hash(bundled.source) == token.scenario:
-            options = RunOptions(token.seed, token.control, token.no_faults, token.picker)
+            options = RunOptions(token.seed, token.control, token.no_faults, token.schedule, token.kept)
             return Recipe(bundled, options, token.fingerprint, warnings=_other_inputs(token))
     raise UsageError(
         f"the token is whole, but its scenario is none of this package's (another version, or a file or traces of "
@@ -153,12 +158,19 @@ def _of_run(run: Run) -> Recipe:
     warnings = _other_versions(run.meta.versions, versions())
     if said is None or (said.cut is not None and not said.token):
         return _of_cut_run(run, scenario, options, said, warnings)
-    if said.token and tokens.decode(said.token).scenario != tokens.scenario_hash(source):
+    if _is_of_another_scenario(said.token, source):
         warnings += (f"{run.path}/scenario.toml was changed after the run",)
     changed = not run.meta.dropped_events and said.fingerprint != fingerprint_of(run.events(), run.findings(Finding))
     if changed:
         warnings += (f"{run.path} was changed after the run: its events and findings don't give its fingerprint",)
     return Recipe(scenario, options, said.fingerprint, run, None, changed, warnings)
+
+
+def _is_of_another_scenario(token: str, source: str) -> bool:
+    try:
+        return bool(token) and tokens.decode(token).scenario != tokens.scenario_hash(source)
+    except UsageError:  # of another version: the fingerprint will tell
+        return False
 
 
 def _of_cut_run(

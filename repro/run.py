@@ -6,19 +6,21 @@ scenario ─> sessions ─> target under load and faults ─> events ─> detect
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
-from detectors.base import Verdict
+from detectors.base import Finding, Verdict
 from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
+from repro.base.probe import Event
 from repro.closing import kept
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
 from repro.judges import TextJudges, acceptance_rules, nonces_of, vocabulary_of
+from repro.lighter import lightened
 from repro.limits import LimitWatch
 from repro.load.faults import faults_of
 from repro.load.history import TokenCounter, characters_per_four
@@ -30,8 +32,11 @@ from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord
 from repro.scenario import Scenario
 from repro.schedule import token as tokens
-from repro.schedule.pickers import RandomPicker, timed
-from repro.schedule.token import Picker, Token
+from repro.schedule.kept import Kept
+from repro.schedule.pickers import Pick, timed
+from repro.schedule.schedule import Schedule
+from repro.schedule.strategies import Exploring, explorer
+from repro.schedule.token import Token
 from repro.serve.engine import checkpoint_folder
 from repro.sessions import longest_wait_s, sessions_of
 from repro.target import BundledTarget, Checkpoint, Load, ServerTarget, load_checkpoint
@@ -50,7 +55,8 @@ class RunOptions:
     seed: int = 0
     control: bool = False  # guards in place: no defect
     no_faults: bool = False
-    picker: Picker = "timed"
+    schedule: Schedule = Schedule()
+    kept: Kept = Kept()
     url: str = ""  # a running server instead of the bundled stack
     api: Api = "chat"  # of that server
     oracle_sample: int = ORACLE_SAMPLE
@@ -64,6 +70,8 @@ class Outcome:
     verdict: dict[str, object]
     fingerprint: str
     path: Path
+    findings: tuple[Finding, ...] = ()
+    explored: Exploring | None = None  # None: a server chooses for itself
 
 
 def run_scenario(
@@ -76,14 +84,16 @@ def run_scenario(
     progress: OnProgress = lambda snapshot: None,
     oracle_progress: Callable[[int, int], None] = lambda number, total: None,
     note: Callable[[str], None] = lambda text: None,
+    listeners: tuple[Callable[[Event], None], ...] = (),
 ) -> Outcome:
     """Run a scenario on its target and return the outcome; everything is in its run folder.
 
     `clock_s` is real time for the scenario's wall_s; the default never ends a run. A Ctrl-C ends the load,
     or the oracle, and what is there is judged. Raises ScenarioError, TargetError, RecordError, HarnessError,
     and StoppedError for a second Ctrl-C; but for a usage error each names the folder. `note` is told what a
-    user should know beforehand.
+    user should know beforehand; `listeners` hear the stack's events too.
     """
+    named, scenario = scenario, lightened(scenario, options.kept)
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
@@ -95,10 +105,10 @@ def run_scenario(
     faults = () if options.no_faults else scenario.faults
     folder = RunFolder.create(
         root,
-        scenario.name,
+        named.name,
         utc,
         options.seed,
-        scenario_toml=scenario.source,
+        scenario_toml=named.source,
         versions=versions() | {"sessions": hash_of(sessions)},
         config=asdict(options),
     )
@@ -109,8 +119,9 @@ def run_scenario(
         speaks = bool(options.url) or checkpoint.model.weights is not None
         judges = TextJudges(vocabulary, nonces_of(sessions), speaks=speaks)
         observed = Observed(folder, limits, judges, acceptance)
-        injector = Injector(faults, options.seed, (observed.feed,))
-        target = server or _bundled(scenario, options, checkpoint, injector)
+        injector = Injector(faults, options.seed, (observed.feed, *listeners))
+        explored = None if server else explorer(options.schedule)
+        target = server or _bundled(scenario, options, checkpoint, injector, explored or timed)
         plan = _plan(scenario, options, checkpoint, injector)
         load = Load(
             sessions, plan, observed.asked, observed.counted, observed.request, observed.finding, progress, limits,
@@ -133,12 +144,15 @@ def run_scenario(
             cut=limits.reached,
         )
         limit_tokens = target.context_tokens_max
-        return _close(folder, scenario, options, observed, injector, verdicts, judgement, result, limit_tokens)
+        outcome = _close(folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens)
+        findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
+        return replace(outcome, findings=findings, explored=explored)
 
 
-def _bundled(scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injector: Injector) -> BundledTarget:
+def _bundled(
+    scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injector: Injector, pick: Pick
+) -> BundledTarget:
     guards = with_defects(() if options.control else scenario.defects, scenario.name)
-    pick = RandomPicker(options.seed) if options.picker == "random" else timed
     return BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
 
 
@@ -269,7 +283,8 @@ def _token(scenario: Scenario, options: RunOptions, fingerprint: str) -> str:
         seed=options.seed,
         control=options.control,
         no_faults=options.no_faults,
-        picker=options.picker,
+        schedule=options.schedule,
+        kept=options.kept,
         fingerprint=fingerprint[: tokens.FINGERPRINT_DIGITS],
         code=tokens.code_hash(),
         machine=tokens.machine_hash(),

@@ -60,6 +60,7 @@ class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     sessions: int = 8  # at most, where the trace has more
     concurrency: int = 8
     trace: str | tuple[str, ...] = "synth:code-review"
+    only_sessions: tuple[int, ...] | None = None  # of these, by number from 0; the others are not asked
     scale_tokens: float = 1.0  # shrinks the lengths of traces, and keeps their prefixes
     turns: int | None = None  # turns asked, the last ones; what came before is recorded history
     prompt_tokens: int = 4096  # how long a synthesised session's history grows

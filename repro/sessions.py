@@ -29,7 +29,17 @@ def sessions_of(load: LoadSpec, seed: int) -> list[Session]:
     else:
         paths = [Path(path) for path in ([load.trace] if isinstance(load.trace, str) else load.trace)]
         sessions = load_traces(paths, scale_tokens=load.scale_tokens, seed=seed, sessions_max=load.sessions)
+    if load.only_sessions is not None:
+        sessions = [sessions[number] for number in _present(load.only_sessions, len(sessions))]
     return [session if load.turns is None else last_turns(session, load.turns) for session in sessions]
+
+
+def _present(numbers: Sequence[int], sessions: int) -> Sequence[int]:
+    if not numbers or not all(0 <= number < sessions for number in numbers):
+        raise ScenarioError(
+            f"[load]: only_sessions = {list(numbers)}; give some of the numbers 0 to {sessions - 1} of the sessions"
+        )
+    return numbers
 
 
 def _open_ended(session: Session, answer_tokens: int) -> Session:

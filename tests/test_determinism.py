@@ -8,13 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from repro.schedule.schedule import Schedule
 from tests.small import run_small, small_scenario
 
 
 @pytest.mark.parametrize("picker", ["timed", "random"])
 def test_the_same_seed_gives_the_same_fingerprint_and_another_seed_another(picker: str, tmp_path: Path) -> None:
-    first, second = (run_small(tmp_path, small_scenario(), picker=picker) for _ in range(2))
-    other = run_small(tmp_path, small_scenario(), picker=picker, seed=8)
+    first, second = (run_small(tmp_path, small_scenario(), schedule=Schedule(picker, 7)) for _ in range(2))
+    other = run_small(tmp_path, small_scenario(), schedule=Schedule(picker, 7), seed=8)
     assert first.fingerprint == second.fingerprint != other.fingerprint
     assert first.verdict["findings"] == second.verdict["findings"]
 

@@ -14,12 +14,15 @@ from repro.record.view import open_run
 from repro.reproduce import Recipe, prove, recipe_of
 from repro.run import Outcome, RunOptions, run_scenario
 from repro.scenario import parse
+from repro.schedule.schedule import Schedule
 from tests.tiny import TINY, UTC_RUN, run_tiny, tiny_scenario
+
+WALK = Schedule("random", 3)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return run_tiny(tmp_path_factory.mktemp("made"), options=RunOptions(seed=3, picker="random"))
+    return run_tiny(tmp_path_factory.mktemp("made"), options=RunOptions(seed=3, schedule=WALK))
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_a_folder_and_its_token_give_the_same_run(made: Outcome, earlier: Path, 
     assert len(token) <= 64
     for name in (str(earlier), f"{earlier}/run.json", token):
         recipe = recipe_of(name, tmp_path / "runs")
-        assert recipe.options == RunOptions(seed=3, picker="random") and recipe.warnings == ()
+        assert recipe.options == RunOptions(seed=3, schedule=WALK) and recipe.warnings == ()
     assert prove(recipe, again(recipe, tmp_path)).startswith("the same run: fingerprint ")
 
 

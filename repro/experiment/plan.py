@@ -17,9 +17,9 @@ from typing import Any, Literal
 import msgspec
 
 from repro.base.errors import ScenarioError, nearest
-from repro.experiment.toml import merged, to_toml
 from repro.scenario import Scenario, experiment_names, parse
 from repro.strict import shown, to_struct
+from repro.toml import merged, to_toml
 
 Expected = Literal["silent", "found", "rate"]
 SEEDS_MAX = 100_000

@@ -13,6 +13,7 @@ from repro.nightly.job import Job, JobResult, session_hits
 from repro.record.view import open_run
 from repro.run import Outcome, RunOptions, run_scenario
 from repro.scenario import parse
+from repro.schedule.schedule import Schedule
 
 
 def execute(job: Job, root: Path) -> JobResult:
@@ -20,7 +21,8 @@ def execute(job: Job, root: Path) -> JobResult:
     died = JobResult(job.key, job.case, job.role, job.seed, "died")
     try:
         scenario = parse(job.toml, job.scenario, job.case)
-        options = RunOptions(job.seed, job.control, picker=job.picker, url=job.url, api=job.api)
+        schedule = Schedule(job.picker, job.seed if job.picker != "timed" else 0)
+        options = RunOptions(job.seed, job.control, schedule=schedule, url=job.url, api=job.api)
         outcome = run_scenario(scenario, options, root=root, utc=datetime.now(UTC), clock_s=time.monotonic)
     except RecordError:
         raise

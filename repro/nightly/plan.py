@@ -11,13 +11,13 @@ from typing import Any, Literal
 import msgspec
 
 from repro.base.errors import ScenarioError, UsageError, nearest
-from repro.experiment.toml import to_toml
 from repro.fault import defects
 from repro.load.wire import Api
 from repro.nightly.job import Job, JobResult, Role
 from repro.nightly.sequential import Known, runs_until_known
 from repro.nightly.suite import SEEDS_MAX, Case, Suite
 from repro.scenario import Scenario, parse
+from repro.toml import to_toml
 
 BUNDLED: Literal["bundled"] = "bundled"
 CLIENT_POINTS = "client."  # faults that reach a server at a URL

@@ -14,11 +14,11 @@ from typing import Any, Literal, Self
 import msgspec
 
 from repro.base.errors import ScenarioError, nearest
-from repro.experiment.toml import merged, to_toml
 from repro.nightly.sequential import Sequential
 from repro.replay import replay_scenario
 from repro.scenario import Scenario, bundled_names, find, parse
 from repro.strict import shown, to_struct
+from repro.toml import merged, to_toml
 
 Property = Literal["silent", "found"]
 FORMAT = 1

@@ -7,21 +7,38 @@ list of what was chosen; where it ends, or asks for more than there is, the natu
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from repro.base.probe import Access
 from repro.base.rng import uniform
 
 
-class Named(Protocol):
-    """What a picker may look at."""
+class Candidate(Protocol):
+    """What a picker may look at: one thing that may happen next."""
 
     @property
     def time_us(self) -> float:
         """Return when a real machine would do it."""
 
+    @property
+    def stream(self) -> int:
+        """Return whose it is: a stream's number, or -1 for the host's timer."""
 
-Pick = Callable[[Sequence[Named]], int]
+    @property
+    def kind(self) -> str:
+        """Return "start" or "end" of an operation, or "timer"."""
+
+    @property
+    def name(self) -> str:
+        """Return what the operation does; "host" for the timer."""
+
+    @property
+    def declared(self) -> tuple[Access, ...]:
+        """Return what the operation may touch."""
 
 
-def timed(choices: Sequence[Named]) -> int:
+Pick = Callable[[Sequence[Candidate]], int]
+
+
+def timed(choices: Sequence[Candidate]) -> int:
     """Pick what a real machine would do."""
     return 0
 
@@ -33,7 +50,7 @@ class RandomPicker:
         self._seed = seed
         self._step = 0
 
-    def __call__(self, choices: Sequence[Named]) -> int:
+    def __call__(self, choices: Sequence[Candidate]) -> int:
         self._step += 1
         return int(uniform(self._seed, "pick", self._step) * len(choices))
 
@@ -45,7 +62,7 @@ class TapePicker:
         self._tape = tape
         self._step = 0
 
-    def __call__(self, choices: Sequence[Named]) -> int:
+    def __call__(self, choices: Sequence[Candidate]) -> int:
         chosen = self._tape[self._step] if self._step < len(self._tape) else 0
         self._step += 1
         return min(chosen, len(choices) - 1)
@@ -58,7 +75,7 @@ class Recording:
         self._picker = picker
         self.tape: list[int] = []
 
-    def __call__(self, choices: Sequence[Named]) -> int:
+    def __call__(self, choices: Sequence[Candidate]) -> int:
         chosen = self._picker(choices)
         self.tape.append(chosen)
         return chosen

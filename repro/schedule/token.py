@@ -1,10 +1,11 @@
 """The token: at most 64 characters that bring a run back on another machine.
 
-    version 1 | flags 1 | scenario 6 | code 6 | machine 3 | fingerprint 10 | seed 1-8 | check 3     (bytes)
+    version 1 | flags 1 | scenario 5 | code 4 | machine 2 | fingerprint 8 | payload | check 3     (bytes)
 
 as base64url without padding. It names its inputs by hash: a token of other code, or of another type
 of processor, is recognised as such instead of failing without a reason. So is one that was copied
-with a slip: its check does not fit.
+with a slip: its check does not fit. The payload says what was run (`payload`); one that is too long
+stays in the run's folder, and the token holds its hash instead and says so.
 """
 
 import base64
@@ -14,49 +15,76 @@ import platform
 from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Literal
+from typing import Self
 
 import msgspec
 import torch
 
 from repro.base.errors import UsageError
+from repro.schedule.kept import Kept
+from repro.schedule.payload import pack, unpack
+from repro.schedule.schedule import Schedule
 
-VERSION = 2
+VERSION = 3
 TOKEN_CHARACTERS_MAX = 64
-FINGERPRINT_DIGITS = 20
+FINGERPRINT_DIGITS = 16
 SEED_MAX = 2**63 - 1
-Picker = Literal["timed", "random"]
-_PICKERS: tuple[Picker, ...] = ("timed", "random")
-_CONTROL, _NO_FAULTS = 1, 2
-_PICKER_SHIFT = 2
-_SEED_AT = 27  # bytes before the seed
+_CONTROL, _NO_FAULTS, _ELSEWHERE = 1, 2, 4
+_PAYLOAD_AT = 21  # bytes before the payload
+_PAYLOAD_BYTES_MAX = TOKEN_CHARACTERS_MAX * 6 // 8 - _PAYLOAD_AT - 3
+_PAYLOAD_HASH_BYTES = 8
 _CHECK_BYTES = 3
 _CODE_PACKAGES = ("repro", "detectors")
 _CODE_SUFFIXES = (".py", ".safetensors", ".json", ".jinja", ".xz")
 
 
 class Token(msgspec.Struct, frozen=True):
-    """What a token says."""
+    """What a token says. One whose payload is `elsewhere` has no seed, schedule and kept load of its own."""
 
-    scenario: bytes  # first 6 bytes of the scenario text's SHA-256
-    seed: int
+    scenario: bytes  # first bytes of the scenario text's SHA-256
     control: bool
     no_faults: bool
-    picker: Picker
     fingerprint: str  # first FINGERPRINT_DIGITS hexadecimal digits
     code: bytes
     machine: bytes
+    seed: int = 0
+    schedule: Schedule = Schedule()
+    kept: Kept = Kept()
+    elsewhere: bool = False  # the payload is in the run's folder
 
     def encode(self) -> str:
         """Return the token's text."""
-        flags = _CONTROL * self.control | _NO_FAULTS * self.no_faults
-        flags |= _PICKERS.index(self.picker) << _PICKER_SHIFT
-        seed = self.seed.to_bytes(max(1, (self.seed.bit_length() + 7) // 8), "big")
+        payload = pack(self.seed, self.schedule, self.kept)
+        elsewhere = len(payload) > _PAYLOAD_BYTES_MAX
+        if elsewhere:
+            payload = hashlib.sha256(payload).digest()[:_PAYLOAD_HASH_BYTES]
+        flags = _CONTROL * self.control | _NO_FAULTS * self.no_faults | _ELSEWHERE * elsewhere
         packed = bytes((VERSION, flags)) + self.scenario + self.code + self.machine
-        packed += bytes.fromhex(self.fingerprint) + seed
+        packed += bytes.fromhex(self.fingerprint) + payload
         text = base64.urlsafe_b64encode(packed + _check(packed)).rstrip(b"=").decode()
         assert len(text) <= TOKEN_CHARACTERS_MAX
         return text
+
+    @classmethod
+    def of_body(cls, body: bytes) -> Self:
+        """Return what the bytes before the check say; raises ValueError for what no token of this version says."""
+        flags, payload = body[1], body[_PAYLOAD_AT:]
+        if flags > (_CONTROL | _NO_FAULTS | _ELSEWHERE):
+            raise ValueError("flags that this version does not know")
+        elsewhere = bool(flags & _ELSEWHERE)
+        seed, schedule, kept = (0, Schedule(), Kept()) if elsewhere else unpack(payload)
+        return cls(
+            scenario=body[2:7],
+            control=bool(flags & _CONTROL),
+            no_faults=bool(flags & _NO_FAULTS),
+            fingerprint=body[13:_PAYLOAD_AT].hex(),
+            code=body[7:11],
+            machine=body[11:13],
+            seed=seed,
+            schedule=schedule,
+            kept=kept,
+            elsewhere=elsewhere,
+        )
 
 
 def decode(text: str) -> Token:
@@ -68,23 +96,16 @@ def decode(text: str) -> Token:
     except (binascii.Error, ValueError) as error:
         raise UsageError(f"{told} is neither a token nor the folder of a run; copy all of its characters") from error
     body, check = packed[:-_CHECK_BYTES], packed[-_CHECK_BYTES:]
-    if len(body) <= _SEED_AT or len(text) > TOKEN_CHARACTERS_MAX or check != _check(body):
+    if len(body) <= _PAYLOAD_AT or len(text) > TOKEN_CHARACTERS_MAX or check != _check(body):
         raise UsageError(f"{told} is no whole token; copy all of its characters, and only them")
-    if body[0] != VERSION or body[1] >> _PICKER_SHIFT >= len(_PICKERS):
+    if body[0] != VERSION:
         raise UsageError(
             f"{told} is a token of version {body[0]}, this package reads version {VERSION}; use the one that made it"
         )
-    flags = body[1]
-    return Token(
-        scenario=body[2:8],
-        seed=int.from_bytes(body[_SEED_AT:], "big"),
-        control=bool(flags & _CONTROL),
-        no_faults=bool(flags & _NO_FAULTS),
-        picker=_PICKERS[flags >> _PICKER_SHIFT],
-        fingerprint=body[17:_SEED_AT].hex(),
-        code=body[8:14],
-        machine=body[14:17],
-    )
+    try:
+        return Token.of_body(body)
+    except ValueError as error:
+        raise UsageError(f"{told} is not of this package's making ({error}); use the one that made it") from error
 
 
 def _check(packed: bytes) -> bytes:
@@ -93,7 +114,7 @@ def _check(packed: bytes) -> bytes:
 
 def scenario_hash(source: str) -> bytes:
     """Return how a token names a scenario."""
-    return hashlib.sha256(source.encode()).digest()[:6]
+    return hashlib.sha256(source.encode()).digest()[:5]
 
 
 @lru_cache(maxsize=1)
@@ -102,12 +123,12 @@ def code_hash() -> bytes:
     total = hashlib.sha256()
     for package in _CODE_PACKAGES:
         _hash_tree(files(package), package, total)
-    return total.digest()[:6]
+    return total.digest()[:4]
 
 
 def machine_hash() -> bytes:
     """Return how a token names the type of processor: floating point may differ across types."""
-    return hashlib.sha256(machine_class().encode()).digest()[:3]
+    return hashlib.sha256(machine_class().encode()).digest()[:2]
 
 
 def machine_class() -> str:

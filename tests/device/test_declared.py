@@ -7,6 +7,7 @@ import pytest
 import repro.target
 from repro.base.probe import Access, PageSet
 from repro.record.view import open_run
+from repro.schedule.schedule import Schedule
 from repro.serve.device.sim import SimDevice
 from repro.serve.device.streams import SimStream
 from tests.small import run_small, small_scenario
@@ -32,7 +33,9 @@ def test_no_operation_touches_a_page_that_it_has_not_declared(
 ) -> None:
     monkeypatch.setattr(repro.target, "SimDevice", WatchedDevice)
     monkeypatch.setattr(WatchedDevice, "touched", [])
-    outcome = run_small(tmp_path, small_scenario(drafts=drafts, upload_stream=upload_stream), picker=picker)
+    outcome = run_small(
+        tmp_path, small_scenario(drafts=drafts, upload_stream=upload_stream), schedule=Schedule(picker, 7)
+    )
     sets = {
         event.id: frozenset(
             page

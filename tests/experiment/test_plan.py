@@ -6,8 +6,8 @@ import pytest
 
 from repro.base.errors import ScenarioError
 from repro.experiment.plan import Experiment, find, limited, parse_experiment
-from repro.experiment.toml import to_toml
 from repro.scenario import experiment_names, parse
+from repro.toml import to_toml
 from tests.experiment.builders import experiment_text
 
 

@@ -10,6 +10,7 @@ import pytest
 from repro.base.errors import ScenarioError
 from repro.run import Outcome, RunOptions, run_scenario
 from repro.scenario import parse
+from repro.schedule.schedule import Schedule
 
 SCENARIO = """
 format = 1
@@ -64,8 +65,8 @@ def test_the_defect_is_found_and_the_control_is_silent_and_both_are_the_same_eve
 
 @pytest.mark.parametrize("picker", ["random"])
 def test_another_schedule_finds_it_too(picker: str, tmp_path: Path) -> None:
-    assert run(tmp_path, picker=picker).verdict["verdict"] == "anomaly"
-    assert run(tmp_path, picker=picker, control=True).verdict["findings"] == {}
+    assert run(tmp_path, schedule=Schedule(picker, 7)).verdict["verdict"] == "anomaly"
+    assert run(tmp_path, schedule=Schedule(picker, 7), control=True).verdict["findings"] == {}
 
 
 @pytest.mark.parametrize(

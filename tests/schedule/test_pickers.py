@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repro.base.probe import Access
 from repro.schedule.pickers import RandomPicker, Recording, TapePicker, timed
 
 
 @dataclass(frozen=True)
 class Choice:
     time_us: float
+    stream: int = 0
+    kind: str = "timer"
+    name: str = "host"
+    declared: tuple[Access, ...] = ()
 
 
 counts = st.lists(st.integers(1, 9), min_size=1, max_size=60)  # how many may go, step by step

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from repro.schedule.schedule import Schedule
 from tests.small import run_small, small_scenario
 
 
@@ -15,6 +16,6 @@ def test_the_control_is_clean_and_the_oracle_agrees_with_drafted_answers(tmp_pat
 
 @pytest.mark.parametrize("picker", ["timed", "random"])
 def test_the_early_read_is_found_and_the_same_seed_gives_the_same_run(picker: str, tmp_path: Path) -> None:
-    first, second = (run_small(tmp_path, small_scenario(drafts=3), picker=picker) for _ in range(2))
+    first, second = (run_small(tmp_path, small_scenario(drafts=3), schedule=Schedule(picker, 7)) for _ in range(2))
     assert first.judgement.word == "anomaly"
     assert first.fingerprint == second.fingerprint

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Literal, NamedTuple
 
-from repro.base.probe import FaultEvent, HostSync, NullProbes, Op, Probes
+from repro.base.probe import Access, FaultEvent, HostSync, NullProbes, Op, Probes
 from repro.serve.device.base import Capture
 from repro.serve.device.graph import Capturing, SimGraph
 from repro.serve.device.streams import (
@@ -34,6 +34,7 @@ class Choice(NamedTuple):
     stream: int  # -1 for the host's timer
     kind: Literal["end", "start", "timer"]
     name: str
+    declared: tuple[Access, ...] = ()
 
 
 Pick = Callable[[Sequence[Choice]], int]
@@ -201,11 +202,13 @@ class SimDevice(SimHost):
         yielding: list[Choice] = []
         for stream in self.streams:
             if stream.running is not None:
-                name = stream.running.launch.name
-                ends.append(Choice(stream.running.end_us, 0, stream.number, "end", name))
+                launch = stream.running.launch
+                ends.append(Choice(stream.running.end_us, 0, stream.number, "end", launch.name, launch.declared))
             elif stream.queue and self._may_start(stream, deadline_us):
                 head = stream.queue[0]
-                start = Choice(head.ready_us + head.delay_us, 1, stream.number, "start", head.launch.name)
+                launch = head.launch
+                ready_us = head.ready_us + head.delay_us
+                start = Choice(ready_us, 1, stream.number, "start", launch.name, launch.declared)
                 (yielding if head.yields else starts).append(start)
         waiting = ends + self._served(starts)
         return waiting or self._served(yielding)

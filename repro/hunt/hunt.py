@@ -1,0 +1,168 @@
+"""The hunt: plays schedules in a pool until something is found, and proves each finding before it is told."""
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from detectors.base import Layer
+from repro.hunt.play import Found, Played, discard, play, players
+from repro.hunt.search import Search, Searcher
+from repro.run import RunOptions
+from repro.scenario import Scenario
+
+FINDINGS_MAX = 1_000  # causes; more of them is one bug that names itself anew each time
+
+
+class Quarry(msgspec.Struct, frozen=True):
+    """What to hunt for, and when to stop."""
+
+    search: Search = "portfolio"
+    budget: int = 200  # schedules
+    time_s: float | None = None
+    layers: tuple[Layer, ...] = ("ordering", "canary", "divergence", "text")  # what counts as found
+    everything: bool = False  # do not stop at the first finding
+
+
+class Caught(msgspec.Struct, frozen=True):
+    """A finding, by its cause, and the run that shows it; `proved` when a new process came to the same run."""
+
+    signature: str
+    layer: str
+    detector: str
+    claim: str
+    token: str
+    run_dir: str
+    schedule_number: int
+    strategy: str
+    proved: bool
+
+
+class Tally(msgspec.Struct):
+    """How a hunt stands."""
+
+    runs: int = 0
+    vacuous: int = 0
+    died: int = 0
+    orders: int = 0
+    seconds: float = 0.0
+    caught: list[Caught] = []
+    errors: list[str] = []
+    interrupted: bool = False
+
+
+class Hunt:
+    """One hunt on one scenario. `clock_s` is real time; `told` hears how it stands after each schedule."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        options: RunOptions,
+        quarry: Quarry,
+        searcher: Searcher,
+        *,
+        root: Path,
+        workers: int,
+        clock_s: Callable[[], float],
+        told: Callable[[Tally], None] = lambda tally: None,
+    ) -> None:
+        self.tally = Tally()
+        self._scenario = scenario
+        self._options = options
+        self._quarry = quarry
+        self._searcher = searcher
+        self._root = root
+        self._workers = workers
+        self._clock_s = clock_s
+        self._told = told
+        self._started_s = clock_s()
+        self._proposed = 0
+        self._under_way: dict[Future[Played], tuple[int, str]] = {}
+        self._known: set[str] = set()
+
+    def run(self) -> Tally:
+        """Hunt until something is found or the budget is spent; Ctrl-C returns what there is."""
+        with players(self._workers) as pool:
+            try:
+                self._propose(pool)
+                while self._under_way:
+                    done, _ = wait(self._under_way, timeout=1.0, return_when=FIRST_COMPLETED)
+                    for future in sorted(done, key=lambda each: self._under_way[each][0]):
+                        self._take(future)
+                    self._tell()
+                    while not self._over and len(self._under_way) < self._workers and self.tally.runs:
+                        self._propose(pool)
+            except KeyboardInterrupt:
+                self.tally.interrupted = True
+                for future in self._under_way:
+                    future.cancel()
+        for future in [future for future in self._under_way if not future.cancelled()]:
+            self._take(future)
+        self._tell()
+        return self.tally
+
+    @property
+    def _over(self) -> bool:
+        quarry, tally = self._quarry, self.tally
+        spent = self._proposed >= quarry.budget or self._is_late()
+        return tally.interrupted or spent or bool(tally.caught and not quarry.everything)
+
+    def _is_late(self) -> bool:
+        time_s = self._quarry.time_s
+        return time_s is not None and self._clock_s() - self._started_s >= time_s
+
+    def _propose(self, pool: ProcessPoolExecutor) -> None:
+        number = self._proposed
+        arm, schedule = self._searcher.propose(number)
+        options = replace(self._options, schedule=schedule)
+        self._under_way[pool.submit(play, self._scenario, options, self._root)] = number, arm
+        self._proposed += 1
+
+    def _take(self, future: "Future[Played]") -> None:
+        number, arm = self._under_way.pop(future)
+        played, tally = future.result(), self.tally
+        tally.runs += 1
+        if played.error:
+            tally.died += 1
+            tally.errors.append(played.error)
+        tally.vacuous += played.word == "vacuous"
+        self._searcher.learn(arm, played)
+        tally.orders = len(self._searcher.orders)
+        fresh = [each for each in played.found if each.layer in self._quarry.layers and self._is_fresh(each)]
+        if not fresh:
+            discard(played)
+            return
+        proved = self._prove(played)
+        for each in fresh:
+            tally.caught.append(
+                Caught(
+                    each.signature,
+                    each.layer,
+                    each.detector,
+                    each.claim,
+                    played.token,
+                    played.run_dir,
+                    number,
+                    arm,
+                    proved,
+                )  # fmt: skip
+            )
+
+    def _is_fresh(self, found: Found) -> bool:
+        if found.signature in self._known or len(self._known) >= FINDINGS_MAX:
+            return False
+        self._known.add(found.signature)
+        return True
+
+    def _prove(self, played: Played) -> bool:
+        """Return whether a new process comes to the same run."""
+        with players(1, runs_each=1) as pool:
+            again = pool.submit(play, self._scenario, played.options, self._root).result()
+        discard(again)
+        return again.fingerprint == played.fingerprint
+
+    def _tell(self) -> None:
+        self.tally.seconds = self._clock_s() - self._started_s
+        self._told(self.tally)

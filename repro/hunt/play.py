@@ -1,0 +1,112 @@
+"""One schedule in a process of the pool: plays it and says what it came to, in what can be sent back."""
+
+import multiprocessing
+import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import torch
+
+from repro.base.errors import ReproError, UsageError
+from repro.hunt.orders import Orders
+from repro.run import RunOptions, run_scenario
+from repro.scenario import Scenario
+from repro.schedule.schedule import deviations_of
+from repro.schedule.strategies import Overtaking, weights_of
+
+
+class Found(msgspec.Struct, frozen=True):
+    """One finding of a run, the first of its signature."""
+
+    signature: str
+    layer: str
+    detector: str
+    claim: str
+    evidence: dict[str, object] = {}
+
+
+class Played(msgspec.Struct, frozen=True):
+    """What a schedule came to; `error` says why it came to nothing."""
+
+    options: RunOptions
+    word: str = "failed"
+    found: tuple[Found, ...] = ()
+    orders: frozenset[str] = frozenset()
+    steps: int = 0
+    weights: tuple[int, ...] = ()
+    deviations: tuple[tuple[int, int], ...] = ()
+    overtakings: tuple[Overtaking, ...] = ()
+    requests: int = 0
+    token: str = ""
+    fingerprint: str = ""
+    run_dir: str = ""
+    error: str = ""
+
+    @property
+    def signatures(self) -> frozenset[str]:
+        """Return what was found, by cause."""
+        return frozenset(each.signature for each in self.found)
+
+
+class _Said(msgspec.Struct):
+    """The part of a verdict that a search needs."""
+
+    verdict: str
+    requests: int
+    token: str
+    fingerprint: str
+    run_dir: str
+
+
+def players(workers: int, *, runs_each: int | None = None) -> ProcessPoolExecutor:
+    """Return the pool that `play` runs in; with `runs_each`, a process ends after so many."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_settle, max_tasks_per_child=runs_each)
+
+
+def _settle() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the hunter's: runs under way are played to their end
+    torch.set_num_threads(1)
+
+
+def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
+    """Run a schedule. Raises UsageError for a scenario that makes no sense; other errors are an outcome."""
+    orders = Orders()
+    try:
+        outcome = run_scenario(scenario, options, root=root, utc=datetime.now(UTC), listeners=(orders.feed,))
+    except UsageError:
+        raise
+    except ReproError as error:
+        return Played(options, error=f"{type(error).__name__}: {error}", run_dir=error.run_dir)
+    said = msgspec.convert(outcome.verdict, _Said)
+    first: dict[str, Found] = {}
+    for finding in outcome.findings:
+        first.setdefault(
+            finding.signature,
+            Found(finding.signature, finding.layer, finding.detector, finding.claim, finding.evidence),
+        )
+    explored = outcome.explored
+    assert explored is not None
+    return Played(
+        options,
+        said.verdict,
+        tuple(first.values()),
+        frozenset(orders.seen),
+        len(explored.tape),
+        weights_of(explored.contended),
+        deviations_of(explored.tape),
+        tuple(explored.overtakings),
+        min(said.requests, options.kept.requests or said.requests),  # the one that ended the load was never sent
+        said.token,
+        said.fingerprint,
+        said.run_dir,
+    )
+
+
+def discard(played: Played) -> None:
+    """Remove the folder of a run that nobody needs."""
+    if played.run_dir:
+        shutil.rmtree(played.run_dir, ignore_errors=True)

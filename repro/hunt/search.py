@@ -1,0 +1,96 @@
+"""What to play next: one strategy with ever new seeds, or a portfolio that learns which pay."""
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+import msgspec
+
+from repro.base.rng import uniform
+from repro.hunt.play import Played
+from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule, Strategy
+
+Search = Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"]
+SEARCHES: tuple[Search, ...] = get_args(Search)
+MUTATION = "mutation"
+NEW_DEVIATIONS_MAX = 3
+DEVIATIONS_MAX = 8  # of a mutant, so that a token holds it
+CORPUS_MAX = 1_000
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A schedule that brought orders which none before had brought."""
+
+    schedule: Schedule
+    steps: int
+    new_orders: int
+
+
+class Searcher:
+    """Proposes schedules by number and learns from what became of them.
+
+    The first is the natural one; it tells how many steps there are and who contends how often.
+    """
+
+    def __init__(self, search: Search, seed: int, corpus: tuple[Entry, ...] = ()) -> None:
+        self.orders: set[str] = set()
+        self.corpus = list(corpus[-CORPUS_MAX:])
+        self._search = search
+        self._seed = seed
+        self._steps = 0
+        self._weights: tuple[int, ...] = ()
+        arms: list[str] = [search]
+        if search == "portfolio":
+            arms = [*(each for each in STRATEGIES if each != "timed"), MUTATION]
+        self._paid = {arm: [1, 1] for arm in arms}  # new orders, schedules
+
+    def propose(self, number: int) -> tuple[str, Schedule]:
+        """Return the schedule with this number, and which arm it is of."""
+        if number == 0:
+            return "natural", Schedule()
+        arm = self._arm(number)
+        if arm == MUTATION:
+            return arm, self._mutant(number)
+        return arm, self._fresh(arm, number)
+
+    def learn(self, arm: str, played: Played) -> int:
+        """Take what a schedule came to; return how many orders it brought that are new."""
+        if arm == "natural":
+            self._steps, self._weights = played.steps, played.weights
+        new = len(played.orders - self.orders)
+        self.orders |= played.orders
+        if arm in self._paid:
+            self._paid[arm][0] += new
+            self._paid[arm][1] += 1
+        if new and len(self.corpus) < CORPUS_MAX:
+            self.corpus.append(Entry(played.options.schedule, played.steps, new))
+        return new
+
+    def _arm(self, number: int) -> str:
+        """Return an arm, with the probability of the new orders that each of its schedules has brought."""
+        worth = {arm: new / runs for arm, (new, runs) in self._paid.items() if arm != MUTATION or self.corpus}
+        draw = uniform(self._seed, "arm", number) * sum(worth.values())
+        for arm, share in worth.items():
+            draw -= share
+            if draw < 0:
+                return arm
+        return next(iter(worth))
+
+    def _fresh(self, arm: str, number: int) -> Schedule:
+        strategy = msgspec.convert(arm, Strategy)
+        weights = self._weights if strategy == "surw" else ()
+        steps = self._steps if strategy.startswith("pct") else 0
+        return Schedule(strategy, number, self._draw(len(WINDOWS_US), number, "window"), steps, weights)
+
+    def _mutant(self, number: int) -> Schedule:
+        """Return a schedule of the corpus with another window, or taken elsewhere at a few more steps."""
+        entry = self.corpus[self._draw(len(self.corpus), number, "entry")]
+        schedule = entry.schedule
+        added = self._draw(NEW_DEVIATIONS_MAX + 1, number, "added")
+        if added == 0 or len(schedule.deviations) + added > DEVIATIONS_MAX or not entry.steps:
+            return replace(schedule, window=self._draw(len(WINDOWS_US), number, "window"))
+        steps = [self._draw(entry.steps, number, "step", n) for n in range(added)]
+        deviations = dict(schedule.deviations) | {step: 1 for step in steps}
+        return replace(schedule, deviations=tuple(sorted(deviations.items())))
+
+    def _draw(self, below: int, *place: str | int) -> int:
+        return int(uniform(self._seed, *place) * below)

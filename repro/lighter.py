@@ -1,0 +1,55 @@
+"""A scenario with less load: what a search plays over and over, and what is left of a shrunk finding."""
+
+import tomllib
+from typing import Any
+
+from repro.scenario import Scenario, parse
+from repro.schedule.kept import Kept
+from repro.toml import to_toml
+
+SESSIONS, TURNS, ANSWER_TOKENS = 6, 3, 48  # of a light load: enough that requests meet, and seconds a run
+
+
+def light(scenario: Scenario, *, stamps: bool) -> Kept:
+    """Return what of a scenario's load is enough to search it: fewer sessions, and as many fewer pages."""
+    load, config = scenario.load, scenario.config
+    sessions = min(SESSIONS, load.sessions)
+    two_requests_pages = -(-2 * config.context_tokens // config.page_tokens)
+    return Kept(
+        stamps=stamps,
+        sessions=tuple(range(sessions)),
+        turns=min(TURNS, load.turns or TURNS),
+        answer_tokens=min(ANSWER_TOKENS, load.answer_tokens_max),
+        device_pages=max(two_requests_pages, config.device_pages * sessions // load.sessions),
+    )
+
+
+def lightened(scenario: Scenario, kept: Kept) -> Scenario:
+    """Return the scenario with only what is kept. Raises ScenarioError where that makes no sense any more."""
+    if kept == Kept():
+        return scenario
+    return parse(kept_toml(scenario, kept), scenario.name, f"{scenario.name}, with less load")
+
+
+def kept_toml(scenario: Scenario, kept: Kept) -> str:
+    """Return the text of a scenario file with only what is kept; of what must be exercised, one is enough."""
+    tables: dict[str, Any] = tomllib.loads(scenario.source)
+    target, load, limits = (tables.setdefault(name, {}) for name in ("target", "load", "limits"))
+    if kept.stamps:
+        target["numerics"] = "stamps"
+    changes = (
+        (target, "device_pages", kept.device_pages),
+        (target, "context_tokens", kept.context_tokens),
+        (limits, "requests", kept.requests),
+        (load, "only_sessions", kept.sessions),
+        (load, "turns", kept.turns),
+        (load, "prompt_tokens", kept.prompt_tokens),
+        (load, "answer_tokens_max", kept.answer_tokens),
+    )
+    for table, key, value in changes:
+        if value is not None:
+            table[key] = list(value) if isinstance(value, tuple) else value
+    if kept.faults is not None:
+        tables["fault"] = [fault for number, fault in enumerate(tables.get("fault", [])) if number in kept.faults]
+    tables["exercise"] = {name: min(floor, 1) for name, floor in tables.get("exercise", {}).items()}
+    return to_toml({name: value for name, value in tables.items() if value or name == "defects"})

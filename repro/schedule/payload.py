@@ -1,0 +1,118 @@
+"""The part of a token that says what was run: small integers, packed seven bits a byte.
+
+Only what is not as by default is there: a first number has a bit for each field. Sets are numbers of bits. Of a
+deviation there is the distance to the one before, twice, and one more where it is not to contender 1, which
+follows then. Deviations come last and need no count.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from repro.schedule.kept import Kept
+from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
+
+_FIELDS = (
+    "stamps", "sessions", "turns", "prompt_tokens", "answer_tokens", "device_pages", "faults", "window", "strategy",
+    "seed", "steps", "context_tokens", "requests", "deviations", "weights",
+)  # fmt: skip
+_ORDER = sorted(_FIELDS, key=lambda name: name == "deviations")  # they take what is left
+
+
+def pack(seed: int, schedule: Schedule, kept: Kept) -> bytes:
+    """Return the bytes that `unpack` reads."""
+    values: dict[str, tuple[int, ...]] = {}
+    if schedule.strategy != "timed":
+        values["strategy"] = (STRATEGIES.index(schedule.strategy),)
+    plain = Schedule()
+    for name in ("seed", "window", "steps"):
+        if getattr(schedule, name) != getattr(plain, name):
+            values[name] = (getattr(schedule, name),)
+    if schedule.weights:
+        values["weights"] = (len(schedule.weights), *schedule.weights)
+    if schedule.deviations:
+        values["deviations"] = tuple(_of_deviations(schedule.deviations))
+    values |= _of_kept(kept)
+    mask = sum(1 << place for place, name in enumerate(_FIELDS) if name in values)
+    numbers = [seed, *([mask] if mask else ()), *(number for name in _ORDER for number in values.get(name, ()))]
+    return b"".join(map(_varint, numbers))
+
+
+def _of_kept(kept: Kept) -> dict[str, tuple[int, ...]]:
+    values: dict[str, tuple[int, ...]] = {"stamps": ()} if kept.stamps else {}
+    for name in ("turns", "prompt_tokens", "answer_tokens", "device_pages", "context_tokens", "requests"):
+        if (value := getattr(kept, name)) is not None:
+            values[name] = (value,)
+    for name in ("sessions", "faults"):
+        if (many := getattr(kept, name)) is not None:
+            values[name] = (sum(1 << number for number in many),)
+    return values
+
+
+def _of_deviations(deviations: Iterable[tuple[int, int]]) -> Iterator[int]:
+    last = -1
+    for step, chosen in deviations:
+        yield (step - last - 1) << 1 | (chosen != 1)
+        if chosen != 1:
+            yield chosen
+        last = step
+
+
+def unpack(packed: bytes) -> tuple[int, Schedule, Kept]:
+    """Return seed, schedule and what is kept; raises ValueError for bytes that `pack` does not make."""
+    numbers = _numbers(packed)
+    try:
+        seed = next(numbers)
+        mask = next(numbers, 0)
+        if mask >> len(_FIELDS):
+            raise ValueError("fields that this version does not know")
+        present = {name for place, name in enumerate(_FIELDS) if mask >> place & 1}
+        values = {name: _read(name, numbers) for name in _ORDER if name in present}
+    except StopIteration as error:
+        raise ValueError("it ends too early") from error
+    if next(numbers, None) is not None:
+        raise ValueError("there is more than was announced")
+    strategy, window = values.pop("strategy", 0), values.get("window", 0)
+    if strategy >= len(STRATEGIES) or window >= len(WINDOWS_US):
+        raise ValueError("a strategy that this version does not know")
+    of_schedule = {name: values.pop(name) for name in Schedule.__dataclass_fields__ if name in values}
+    return seed, Schedule(STRATEGIES[strategy], **of_schedule), Kept(**values)
+
+
+def _read(name: str, numbers: Iterator[int]) -> Any:
+    if name == "stamps":
+        return True
+    if name == "deviations":
+        return tuple(_deviations(numbers))
+    if name in ("sessions", "faults"):
+        bits = next(numbers)
+        return tuple(number for number in range(bits.bit_length()) if bits >> number & 1)
+    if name == "weights":
+        return tuple([next(numbers) for _ in range(next(numbers))])
+    return next(numbers)
+
+
+def _deviations(numbers: Iterator[int]) -> Iterator[tuple[int, int]]:
+    step = -1
+    for number in numbers:
+        step += (number >> 1) + 1
+        yield step, next(numbers, 0) if number & 1 else 1
+
+
+def _varint(number: int) -> bytes:
+    packed = bytearray()
+    while number > 0x7F:
+        packed.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*packed, number))
+
+
+def _numbers(packed: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in packed:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            yield number
+            number = shift = 0
+    if shift:
+        raise ValueError("it ends within a number")

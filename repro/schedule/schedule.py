@@ -1,0 +1,36 @@
+"""A schedule as a value: who chooses, with which seed, and the steps at which something else is chosen.
+
+A step is a moment at which several actors are about to do what others may notice (`strategies.Exploring`).
+At each one of the contenders is taken; 0 is the one that a real machine would take.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Strategy = Literal["timed", "random", "pct2", "pct3", "pct5", "pos", "surw"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+WINDOWS_US = (1e3, 1e4, 1e5, 1e6)  # hiccups of a driver, of a busy processor, of a network, of a whole host
+WINDOW = 1
+STEPS_GUESSED = 4096  # where no earlier run has told how many there are
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One schedule of a run. `steps` and `weights` are what an earlier run has told, for PCT and SURW."""
+
+    strategy: Strategy = "timed"
+    seed: int = 0
+    window: int = WINDOW  # of WINDOWS_US: how much later than naturally anybody may be made to act
+    steps: int = 0  # of the whole run; 0: not known
+    weights: tuple[int, ...] = ()  # by actor, the host first: binary logarithm of how often it contended
+    deviations: tuple[tuple[int, int], ...] = ()  # (step, contender), steps ascending from 0
+
+    @property
+    def natural(self) -> bool:
+        """Return whether this is what a real machine would do."""
+        return self.strategy == "timed" and not self.deviations
+
+
+def deviations_of(tape: list[int]) -> tuple[tuple[int, int], ...]:
+    """Return where a recorded tape leaves the natural order."""
+    return tuple((step, chosen) for step, chosen in enumerate(tape) if chosen)

@@ -1,0 +1,185 @@
+"""Strategies that search the schedules of a run, and the rules that all of them keep.
+
+PCT is after Burckhardt et al. (ASPLOS 2010), POS after Yuan et al. (CAV 2018), SURW after Zhao et al. (ASPLOS 2025).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from repro.base.probe import Access
+from repro.base.rng import generator, uniform
+from repro.schedule.pickers import Candidate, Pick, RandomPicker, timed
+from repro.schedule.schedule import STEPS_GUESSED, WINDOWS_US, Schedule
+
+OVERTAKINGS_KEPT = 16  # more are no explanation
+
+
+class Overtaking(NamedTuple):
+    """A step at which somebody went before the one that a real machine would have taken."""
+
+    step: int
+    name: str
+    kind: str
+    overtaken: str
+    overtaken_kind: str
+
+
+class Exploring:
+    """A device's picker that asks a strategy at steps, and keeps on a tape which contender was taken.
+
+    What nobody can notice goes at its natural time, and is no step. Nobody waits longer than the window
+    for others that came later: a strategy that starves an actor would else turn every wait into a timeout.
+    """
+
+    def __init__(self, strategy: Pick, window_us: float) -> None:
+        self._strategy = strategy
+        self._window_us = window_us
+        self.tape: list[int] = []
+        self.overtakings: list[Overtaking] = []  # the first ones
+        self.contended: dict[int, int] = {}  # by stream: how often it was taken at a step
+
+    def __call__(self, choices: Sequence[Candidate]) -> int:
+        first = choices[0]
+        if not is_noticeable(first):
+            return 0
+        until_us = first.time_us + self._window_us
+        places = [n for n, each in enumerate(choices) if each.time_us <= until_us and is_noticeable(each)]
+        if len(places) < 2:
+            return 0
+        chosen = self._strategy([choices[place] for place in places])
+        self.tape.append(chosen)
+        taken = choices[places[chosen]]
+        if chosen and len(self.overtakings) < OVERTAKINGS_KEPT:
+            step = len(self.tape) - 1
+            self.overtakings.append(Overtaking(step, taken.name, taken.kind, first.name, first.kind))
+        self.contended[taken.stream] = self.contended.get(taken.stream, 0) + 1
+        return places[chosen]
+
+
+class Deviating:
+    """A strategy that is overruled at some steps. A contender that is not there is the last one."""
+
+    def __init__(self, strategy: Pick, deviations: Iterable[tuple[int, int]]) -> None:
+        self._strategy = strategy
+        self._deviations = dict(deviations)
+        self._step = 0
+
+    def __call__(self, choices: Sequence[Candidate]) -> int:
+        chosen = self._strategy(choices)  # asked in any case: what it draws later depends on it
+        chosen = min(self._deviations.get(self._step, chosen), len(choices) - 1)
+        self._step += 1
+        return chosen
+
+
+class PctPicker:
+    """Random priorities by actor, and at `depth` - 1 random steps the highest becomes the lowest."""
+
+    def __init__(self, seed: int, depth: int, steps: int) -> None:
+        self._seed = seed
+        self._priorities: dict[int, float] = {}
+        drops = generator(seed, "drops").choice(steps, size=min(depth - 1, steps), replace=False)
+        self.drops: dict[int, int] = {int(step): number for number, step in enumerate(drops, 1)}
+        self._step = 0
+
+    def __call__(self, choices: Sequence[Candidate]) -> int:
+        for each in choices:
+            if each.stream not in self._priorities:
+                self._priorities[each.stream] = uniform(self._seed, "priority", each.stream)
+        chosen = self._highest(choices)
+        drop = self.drops.get(self._step)
+        if drop is not None:
+            self._priorities[choices[chosen].stream] = -drop  # below all that were drawn
+            chosen = self._highest(choices)
+        self._step += 1
+        return chosen
+
+    def _highest(self, choices: Sequence[Candidate]) -> int:
+        return max(range(len(choices)), key=lambda place: self._priorities[choices[place].stream])
+
+
+class PosPicker:
+    """A random priority for each actor's next act, drawn anew for those that race with the act just taken."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._draws = 0
+        self._priorities: dict[int, float] = {}
+
+    def __call__(self, choices: Sequence[Candidate]) -> int:
+        for each in choices:
+            if each.stream not in self._priorities:
+                self._draws += 1
+                self._priorities[each.stream] = uniform(self._seed, "act", self._draws)
+        chosen = max(range(len(choices)), key=lambda place: self._priorities[choices[place].stream])
+        taken = choices[chosen]
+        for each in choices:
+            if each is taken or conflict(taken, each):
+                del self._priorities[each.stream]
+        return chosen
+
+
+class SurwPicker:
+    """An actor with the probability of what it has left to do, as an earlier run has told."""
+
+    def __init__(self, seed: int, weights: Sequence[int]) -> None:
+        self._seed = seed
+        self._left = {stream: 1 << weight for stream, weight in enumerate(weights, -1)}
+        self._step = 0
+
+    def __call__(self, choices: Sequence[Candidate]) -> int:
+        left = [max(1, self._left.get(each.stream, 1)) for each in choices]
+        draw = uniform(self._seed, "left", self._step) * sum(left)
+        self._step += 1
+        chosen = 0
+        while draw >= left[chosen] and chosen < len(left) - 1:
+            draw -= left[chosen]
+            chosen += 1
+        self._left[choices[chosen].stream] = left[chosen] - 1
+        return chosen
+
+
+def explorer(schedule: Schedule) -> Exploring:
+    """Return the device's picker of a schedule."""
+    strategy = _strategy(schedule)
+    if schedule.deviations:
+        strategy = Deviating(strategy, schedule.deviations)
+    return Exploring(strategy, WINDOWS_US[schedule.window])
+
+
+def _strategy(schedule: Schedule) -> Pick:
+    if schedule.strategy == "timed":
+        return timed
+    if schedule.strategy == "random":
+        return RandomPicker(schedule.seed)
+    if schedule.strategy == "pos":
+        return PosPicker(schedule.seed)
+    if schedule.strategy == "surw":
+        return SurwPicker(schedule.seed, schedule.weights)
+    return PctPicker(schedule.seed, int(schedule.strategy[-1]), schedule.steps or STEPS_GUESSED)
+
+
+def weights_of(contended: dict[int, int]) -> tuple[int, ...]:
+    """Return SURW's weights of a recorded run: by stream, the host's -1 first."""
+    counts = [contended.get(stream, 0) for stream in range(-1, max(contended, default=-1) + 1)]
+    return tuple(count.bit_length() for count in counts)
+
+
+def is_noticeable(choice: Candidate) -> bool:
+    """Return whether anybody could tell when this happens: a host's timer, or an access to pages."""
+    return choice.kind == "timer" or any(_takes_effect(choice, access) for access in choice.declared)
+
+
+def conflict(one: Candidate, other: Candidate) -> bool:
+    """Return whether the order of the two could matter. It says yes too often: pages are not looked at."""
+    return any(
+        (a.tier, a.component, a.layer) == (b.tier, b.component, b.layer) and (a.write or b.write)
+        for a in one.declared
+        if _takes_effect(one, a)
+        for b in other.declared
+        if _takes_effect(other, b)
+    )
+
+
+def _takes_effect(choice: Candidate, access: Access) -> bool:
+    """Operations read when they start and write when they end."""
+    return access.write == (choice.kind == "end")

@@ -1,0 +1,137 @@
+"""A hunt finds the race that a natural schedule does not show, proves it, and is silent with the guard in place."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from repro.cli import app
+from repro.hunt import hunt as hunting
+from repro.hunt.hunt import Hunt, Quarry, Tally
+from repro.hunt.play import players
+from repro.hunt.search import Searcher
+from repro.lighter import light, lightened
+from repro.run import RunOptions
+from repro.schedule.token import decode
+from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hunting, "players", HerePool)
+
+
+def hunted(root: Path, clock_s: Callable[[], float] = lambda: 0.0, **changes: Any) -> Tally:
+    control = changes.pop("control", False)
+    quarry = Quarry(**({"budget": 20} | changes))
+    searcher = Searcher(quarry.search, 0)
+    options = RunOptions(control=control)
+    return Hunt(race_scenario(), options, quarry, searcher, root=root, workers=1, clock_s=clock_s).run()
+
+
+def test_the_missing_wait_is_found_in_the_first_schedule_and_proved(tmp_path: Path) -> None:
+    tally = hunted(tmp_path)
+    (caught,) = tally.caught
+    assert (caught.signature, caught.layer, caught.proved, tally.runs) == (EARLY_READ, "ordering", True, 1)
+    assert [path.parent.name for path in tmp_path.glob("*/*/run.json")] == [Path(caught.run_dir).name]
+
+
+@pytest.mark.parametrize("search", ["pct3", "portfolio"])
+def test_wrong_bytes_that_the_natural_schedule_does_not_show_are_found(search: str, tmp_path: Path) -> None:
+    assert FOREIGN not in played(tmp_path).signatures
+    tally = hunted(tmp_path, search=search, layers=("canary",))
+    assert tally.runs > 1 and FOREIGN in {caught.signature for caught in tally.caught}
+    assert all(caught.proved and not decode(caught.token).elsewhere for caught in tally.caught)
+
+
+def test_with_the_guard_in_place_no_schedule_finds_anything(tmp_path: Path) -> None:
+    tally = hunted(tmp_path, control=True)
+    assert (tally.runs, tally.caught, tally.died, tally.vacuous) == (20, [], 0, 0)
+    assert list(tmp_path.glob("*/*/run.json")) == []
+
+
+def test_all_causes_are_collected_once_each(tmp_path: Path) -> None:
+    tally = hunted(tmp_path, everything=True, search="pct3", budget=8)
+    signatures = [caught.signature for caught in tally.caught]
+    assert tally.runs == 8 and len(signatures) == len(set(signatures)) and {EARLY_READ, FOREIGN} <= set(signatures)
+
+
+def test_the_time_is_a_budget_too(tmp_path: Path) -> None:
+    seconds = iter(range(1000))
+    tally = hunted(tmp_path, lambda: float(next(seconds)), control=True, time_s=20.0)
+    assert 1 <= tally.runs < 20
+
+
+def test_a_finding_that_does_not_come_again_is_not_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lies(scenario: Any, options: RunOptions, root: Path) -> Any:
+        told = original(scenario, options, root)
+        numbers.append(len(numbers))
+        return msgspec.structs.replace(told, fingerprint=f"{numbers[-1]}{told.fingerprint}")
+
+    numbers: list[int] = []
+    original = hunting.play
+    monkeypatch.setattr(hunting, "play", lies)
+    assert [caught.proved for caught in hunted(tmp_path).caught] == [False]
+
+
+def test_a_schedule_that_breaks_the_stack_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(scenario: Any, options: RunOptions, root: Path) -> Any:
+        return msgspec.structs.replace(original(scenario, options, root), error="HarnessError: it died", found=())
+
+    original = hunting.play
+    monkeypatch.setattr(hunting, "play", dies)
+    tally = hunted(tmp_path, budget=2)
+    assert (tally.died, tally.errors) == (2, ["HarnessError: it died"] * 2)
+
+
+def test_processes_play_at_once_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hunting, "players", players)
+    options, searcher = RunOptions(), Searcher("pct3", 0)
+    quarry = Quarry("pct3", 4, everything=True)
+    tally = Hunt(race_scenario(), options, quarry, searcher, root=tmp_path, workers=2, clock_s=lambda: 0.0).run()
+    assert tally.runs == 4 and EARLY_READ in {caught.signature for caught in tally.caught}
+    assert all(caught.proved for caught in tally.caught)
+
+
+def cli(tmp_path: Path, *flags: str) -> tuple[int, dict[str, Any]]:
+    file = tmp_path / "race.toml"
+    file.write_text(RACE)
+    result = CliRunner().invoke(app, ["hunt", str(file), "--runs", str(tmp_path / "runs"), "--json", "-q", *flags])
+    return result.exit_code, msgspec.json.decode(result.stdout)
+
+
+def test_the_command_prints_runs_findings_and_the_first_token(tmp_path: Path) -> None:
+    code, told = cli(tmp_path, "--full")
+    assert code == 1 and told["runs"] == 1 and told["token"] == told["findings"][0]["token"]
+    assert told["findings"][0]["signature"] == EARLY_READ
+    code, told = cli(tmp_path, "--full", "--control", "--budget", "2", "--corpus", str(Path(told["corpus"]).parent))
+    assert (code, told["verdict"], told["findings"], told["token"]) == (0, "clean", [], "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "wrong"),
+    [
+        (["--layer", "canari"], '--layer "canari": give one of ordering, canary'),
+        (["--corpus", "nowhere"], "nowhere: no corpus of a hunt"),
+    ],
+)
+def test_bad_input_is_said(flags: list[str], wrong: str, tmp_path: Path) -> None:
+    code, told = cli(tmp_path, *flags)
+    assert code == 2 and wrong in told["error"]
+
+
+def test_a_budget_of_nothing_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["hunt", "hicache_early_read", "--budget", "0"])
+    assert result.exit_code == 2 and "--budget" in result.output
+
+
+def test_a_light_load_keeps_its_race() -> None:
+    scenario = race_scenario()
+    kept = light(scenario, stamps=True)
+    assert kept.sessions == (0, 1, 2) and kept.device_pages == 28
+    lighter = lightened(scenario, replace(kept, sessions=(0, 2), turns=1))
+    assert (lighter.load.only_sessions, lighter.load.turns, lighter.config.device_pages) == ((0, 2), 1, 28)

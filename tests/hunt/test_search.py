@@ -1,0 +1,75 @@
+"""What is played next, and what a search learns."""
+
+from pathlib import Path
+
+import pytest
+
+from repro.hunt.play import Played
+from repro.hunt.search import DEVIATIONS_MAX, MUTATION, SEARCHES, Entry, Search, Searcher
+from repro.run import RunOptions
+from repro.schedule.schedule import Schedule
+
+
+def outcome(schedule: Schedule | None = None, orders: str = "", steps: int = 100) -> Played:
+    options = RunOptions(schedule=schedule or Schedule())
+    return Played(options, "clean", orders=frozenset(orders), steps=steps, weights=(3, 4))
+
+
+def started(search: Search = "portfolio", seed: int = 0) -> Searcher:
+    searcher = Searcher(search, seed)
+    arm, schedule = searcher.propose(0)
+    searcher.learn(arm, outcome(schedule, "ab"))
+    return searcher
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_first_is_natural_and_tells_the_others_how_much_there_is(search: Search) -> None:
+    searcher = started(search)
+    arm, schedule = searcher.propose(1)
+    if search != "portfolio":
+        assert arm == schedule.strategy == search
+    if schedule.strategy.startswith("pct"):
+        assert schedule.steps == 100
+    if schedule.strategy == "surw":
+        assert schedule.weights == (3, 4)
+
+
+def test_each_number_is_another_schedule_and_the_same_in_another_hunt() -> None:
+    proposed = [started("pos").propose(number)[1] for number in range(1, 40)]
+    assert len(set(proposed)) == 39
+    assert proposed == [started("pos").propose(number)[1] for number in range(1, 40)]
+    assert {schedule.window for schedule in proposed} == {0, 1, 2, 3}
+
+
+def test_only_what_brings_new_orders_joins_the_corpus() -> None:
+    searcher = started()
+    assert searcher.learn("pos", outcome(Schedule("pos", 1), "abc")) == 1
+    assert searcher.learn("pos", outcome(Schedule("pos", 2), "cab")) == 0
+    assert [entry.schedule for entry in searcher.corpus] == [Schedule(), Schedule("pos", 1)]
+
+
+def test_an_arm_that_pays_is_taken_more_often() -> None:
+    searcher = started()
+    for number in range(20):
+        searcher.learn("pos", outcome(Schedule("pos", number), orders=chr(300 + number)))
+        for arm in ("random", "pct2", "pct3", "pct5", "surw", MUTATION):
+            searcher.learn(arm, outcome())
+    arms = [searcher.propose(number)[0] for number in range(100, 300)]
+    assert arms.count("pos") > 100 > arms.count("random")
+
+
+def test_mutants_differ_from_their_parent_and_fit_a_token() -> None:
+    parent = Schedule("pct3", 5, 1, 100, deviations=tuple((step, 1) for step in range(DEVIATIONS_MAX - 1)))
+    searcher = Searcher("portfolio", 0, (Entry(parent, 100, 3),))
+    mutants = {searcher._mutant(number) for number in range(60)}
+    assert len(mutants) > 10
+    for mutant in mutants:
+        assert (mutant.strategy, mutant.seed, mutant.steps) == ("pct3", 5, 100)
+        assert len(mutant.deviations) <= DEVIATIONS_MAX
+        assert list(mutant.deviations) == sorted(mutant.deviations)
+        assert all(0 <= step < 100 for step, _ in mutant.deviations)
+
+
+def test_an_empty_corpus_is_not_mutated(tmp_path: Path) -> None:
+    searcher = Searcher("portfolio", 0)
+    assert MUTATION not in {searcher.propose(number)[0] for number in range(1, 100)}

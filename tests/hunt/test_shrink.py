@@ -1,0 +1,133 @@
+"""A finding gets smaller, stays the same finding, and is written down so that others can run it."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from repro.cli import app
+from repro.hunt import reduce
+from repro.hunt.explain import explain
+from repro.hunt.play import Played, play
+from repro.hunt.shrink import Shrinker, _smaller, _subsets
+from repro.run import RunOptions, run_scenario
+from repro.scenario import find
+from repro.schedule.kept import Kept
+from repro.schedule.schedule import Schedule
+from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
+from tests.tiny import UTC_RUN
+
+SHOWING = Schedule("pct3", 3, 1, 300)  # a schedule in which wrong bytes are read
+
+
+def shrinker(root: Path, signature: str, budget: int = 200) -> Shrinker:
+    scenario, pool = race_scenario(), HerePool(1)
+    return Shrinker(scenario, signature, pool, root=root, budget=budget, workers=1, told=lambda replays, case: None)  # type: ignore[arg-type]
+
+
+def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: Path) -> None:
+    case = played(tmp_path, SHOWING)
+    assert FOREIGN in case.signatures and len(case.deviations) > 5
+    small = shrinker(tmp_path, FOREIGN)
+    result = small.shrink(case)
+    assert FOREIGN in result.signatures and 0 < len(result.deviations) <= 5 and result.requests < case.requests
+    assert small.replays <= 200
+    for dropped in range(len(result.deviations)):  # each one is needed
+        rest = result.deviations[:dropped] + result.deviations[dropped + 1 :]
+        schedule = replace(result.options.schedule, deviations=rest)
+        again = play(race_scenario(), replace(result.options, schedule=schedule), tmp_path)
+        assert FOREIGN not in again.signatures
+
+
+def test_what_the_natural_schedule_shows_needs_no_deviation(tmp_path: Path) -> None:
+    result = shrinker(tmp_path, EARLY_READ, 60).shrink(played(tmp_path, SHOWING))
+    assert result.options.schedule == Schedule() and result.deviations == () and result.requests <= 5
+
+
+def test_the_budget_holds(tmp_path: Path) -> None:
+    small = shrinker(tmp_path, FOREIGN, 7)
+    assert FOREIGN in small.shrink(played(tmp_path, SHOWING)).signatures
+    assert small.replays <= 7
+
+
+def test_candidates_get_smaller_the_boldest_first() -> None:
+    assert list(_smaller(100, 0)) == [0, 25, 50, 75, 90] and list(_smaller(1, 1)) == []
+    assert list(_subsets((1, 2, 3))) == [(), (2, 3), (1, 3), (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("shrunk")
+    outcome = run_scenario(race_scenario(), RunOptions(schedule=SHOWING), root=root, utc=UTC_RUN)
+    return str(outcome.path)
+
+
+def shrunk(run_dir: str, out: Path, *flags: str) -> tuple[int, dict[str, Any]]:
+    arguments = ["shrink", run_dir, "--runs", str(out / "runs"), "--out", str(out), "--json", "-q", *flags]
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, msgspec.json.decode(result.stdout)
+
+
+def test_the_files_fail_with_the_defect_and_pass_with_the_guard(
+    run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduce, "players", HerePool)
+    code, told = shrunk(run_dir, tmp_path, "--signature", "canary: forward.index", "--budget", "60")
+    assert code == 1 and told["signature"] == FOREIGN and told["replays"] <= 60 and told["control_silent"]
+    scenario = find(told["scenario"])
+    assert scenario.defects == ("hicache_early_read",) and told["token"] in scenario.source
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", told["pytest"]], capture_output=True, text=True
+    )
+    assert ran.returncode == 1 and "1 failed, 1 passed" in ran.stdout
+    assert "FAILED" in ran.stdout and "[as_the_scenario_says]" in ran.stdout and "not its own prefix" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "wrong"),
+    [
+        (["--signature", "canary: forward.indx"], "this run has no such finding; nearest: "),
+        (["--out", "/dev/null/x"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_said(
+    flags: list[str], wrong: str, run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduce, "players", HerePool)
+    code, told = shrunk(run_dir, tmp_path, *flags, "--budget", "2")
+    assert code == 2 and wrong in told["error"]
+
+
+def test_a_run_without_a_finding_cannot_be_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduce, "players", HerePool)
+    options = RunOptions(control=True)
+    outcome = run_scenario(race_scenario(), options, root=tmp_path / "made", utc=UTC_RUN)
+    code, told = shrunk(str(outcome.path), tmp_path)
+    assert code == 2 and "this run comes to clean, without a finding" in told["error"]
+
+
+def test_the_explanation_names_operations_layer_and_request(tmp_path: Path) -> None:
+    case = played(tmp_path)
+    told = explain(case.found[0], case)
+    assert told.startswith("The indexer of layer ") or told.startswith("Load-back of layer ")
+    assert " for request code-review-0-" in told and "nothing orders them." in told
+    assert "It takes no special schedule" in told and "Missing edge: compute waits for no event" in told
+
+
+def test_an_overtaking_is_told_by_name(tmp_path: Path) -> None:
+    schedule = Schedule(deviations=((8, 1),))
+    case: Played = played(tmp_path, schedule)
+    assert case.deviations == ((8, 1),)
+    assert "At step 8, the " in explain(case.found[0], case) and " comes before the " in explain(case.found[0], case)
+
+
+def test_what_is_kept_of_the_load_is_in_the_token(tmp_path: Path) -> None:
+    kept = Kept(sessions=(0, 2), requests=3)
+    case = play(race_scenario(), RunOptions(kept=kept), tmp_path)
+    assert case.requests == 3 and 0 < len(case.token) <= 64
+    assert RACE in (Path(case.run_dir) / "scenario.toml").read_text()
