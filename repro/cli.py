@@ -1,4 +1,4 @@
-"""The command line: repro run | replay | reproduce | hunt | shrink | campaign | profile | report | serve | list.
+"""The command line: repro run | replay | reproduce | hunt | shrink | detect | campaign | profile | ...
 
 Standard output gets the result, and with --json one object and nothing else; progress and prose go to
 standard error. What goes wrong is one sentence there, and an exit code (EXIT_CODES below).
@@ -424,6 +424,32 @@ def shrink(
     command = Command(runs, signature, budget, workers, json)
     told = _Output(stderr=True, highlight=False, quiet=quiet)
     raise typer.Exit(run_shrink(recipe.scenario, recipe.options, command, _Output(highlight=False), told, out))
+
+
+@app.command(epilog=_examples("repro detect --events trace.jsonl"))
+@_told
+def detect(
+    events: Annotated[
+        Path, typer.Option("--events", help="One JSON event a line; detectors/EVENTS.md.", metavar="FILE")
+    ],
+    json: Json = False,
+) -> None:
+    """Judge the events of any engine: accesses to a page that nothing orders, or under a stale owner.
+
+    Exit codes: 0 clean, 1 found, 2 a line is wrong, 3 no access was recorded.
+    """
+    from repro.detect import detect as judge_events
+
+    told, output = judge_events(events), _Output(highlight=False)
+    if json:
+        _print_json(told)
+        raise typer.Exit(told.exit_code)
+    output.print(f"{told.verdict.upper()}  {told.events:,} events", markup=False)
+    for finding in told.findings:
+        output.print(f"{finding.count} x  {finding.claim}", markup=False, soft_wrap=True)
+        if "missing_edge" in finding.evidence:
+            output.print(f"  missing edge: {finding.evidence['missing_edge']}", markup=False, soft_wrap=True)
+    raise typer.Exit(told.exit_code)
 
 
 @app.command(epilog=_examples("repro profile runs/replay/20261124T101500Z-7 --out glm.json"))
