@@ -484,6 +484,32 @@ def shrink(
     raise typer.Exit(run_shrink(recipe.scenario, recipe.options, command, _Output(highlight=False), told, out))
 
 
+@app.command(epilog=_examples("repro detect --events trace.jsonl"))
+@_told
+def detect(
+    events: Annotated[
+        Path, typer.Option("--events", help="One JSON event a line; detectors/EVENTS.md.", metavar="FILE")
+    ],
+    json: Json = False,
+) -> None:
+    """Judge the events of any engine: accesses to a page that nothing orders, or under a stale owner.
+
+    Exit codes: 0 clean, 1 found, 2 a line is wrong, 3 no access was recorded.
+    """
+    from repro.detect import detect as judge_events
+
+    told, output = judge_events(events), _Output(highlight=False)
+    if json:
+        _print_json(told)
+        raise typer.Exit(told.exit_code)
+    output.print(f"{told.verdict.upper()}  {told.events:,} events", markup=False)
+    for finding in told.findings:
+        output.print(f"{finding.count} x  {finding.claim}", markup=False, soft_wrap=True)
+        if "missing_edge" in finding.evidence:
+            output.print(f"  missing edge: {finding.evidence['missing_edge']}", markup=False, soft_wrap=True)
+    raise typer.Exit(told.exit_code)
+
+
 @app.command(epilog=_examples("repro profile runs/replay/20261124T101500Z-7 --out glm.json"))
 @_told
 def profile(

@@ -7,11 +7,14 @@ from repro.scenario import Scenario, parse
 from repro.schedule.kept import Kept
 from repro.toml import to_toml
 
-SESSIONS, TURNS, ANSWER_TOKENS = 6, 3, 48  # of a light load: enough that requests meet, and seconds a run
+SESSIONS, TURNS = 6, 3  # of a light load: enough that requests meet, and seconds a run
 
 
 def light(scenario: Scenario, *, stamps: bool) -> Kept:
-    """Return what of a scenario's load is enough to search it: fewer sessions, and as many fewer pages."""
+    """Return what of a scenario's load is enough to search it: fewer sessions and turns, and as many fewer pages.
+
+    Answers stay as long as they are, for an abort has to come in the middle of one.
+    """
     load, config = scenario.load, scenario.config
     sessions = min(SESSIONS, load.sessions)
     two_requests_pages = -(-2 * config.context_tokens // config.page_tokens)
@@ -19,7 +22,6 @@ def light(scenario: Scenario, *, stamps: bool) -> Kept:
         stamps=stamps,
         sessions=tuple(range(sessions)),
         turns=min(TURNS, load.turns or TURNS),
-        answer_tokens=min(ANSWER_TOKENS, load.answer_tokens_max),
         device_pages=max(two_requests_pages, config.device_pages * sessions // load.sessions),
     )
 

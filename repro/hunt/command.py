@@ -25,7 +25,7 @@ EXIT_FOUND, EXIT_NOTHING, EXIT_VACUOUS, EXIT_FAILED, EXIT_STOPPED = 1, 0, 3, 4, 
 SAID = {
     "anomaly": "FOUND",
     "clean": "NOTHING FOUND",
-    "vacuous": "VACUOUS: no schedule did what the scenario is about",
+    "vacuous": "VACUOUS: no schedule did what the scenario is about; --full plays its whole load",
     "failed": "FAILED",
     "inconclusive": "STOPPED",
 }
@@ -138,7 +138,7 @@ def _print(result: Result, tally: Tally, console: Console) -> None:
     said = {
         "anomaly": "FOUND",
         "clean": "NOTHING FOUND",
-        "vacuous": "VACUOUS: no schedule did what the scenario is about",
+        "vacuous": "VACUOUS: no schedule did what the scenario is about; --full plays its whole load",
     }
     console.print(f"{said.get(result.verdict, result.verdict.upper())}  {rate}", markup=False, soft_wrap=True)
     for each in result.findings:

@@ -25,16 +25,17 @@ NOUNS = {
     "transfer.write": "the transfer",
     "transfer.write_slot": "the transfer of the first token",
     "transfer.read_slot": "the read of the first token",
-    "host": "the host's next step",
 }
+HOST = "the host's next timer"
 OVERTAKINGS_TOLD = 5
 
 
 def explain(found: Found, case: Played) -> str:
     """Return the finding in a few sentences."""
-    told = [_what_happened(found)]
-    if "missing_edge" in found.evidence:
-        told.append(f"Missing edge: {found.evidence['missing_edge']}.")
+    told = [] if _is_race(found) else [f"{found.claim}."]
+    race = found if _is_race(found) else _race_behind(found, case)
+    if race is not None:
+        told += [_what_raced(race), f"Missing edge: {race.evidence['missing_edge']}."]
     schedule = case.options.schedule
     if not case.deviations:
         told.append("It takes no special schedule: the natural order of a real machine shows it.")
@@ -48,10 +49,24 @@ def explain(found: Found, case: Played) -> str:
     return "\n".join(told)
 
 
-def _what_happened(found: Found) -> str:
-    first, second = found.evidence.get("first"), found.evidence.get("second")
-    if not (isinstance(first, dict) and isinstance(second, dict) and "start_us" in first and "start_us" in second):
-        return f"{found.claim[:1].upper()}{found.claim[1:]}."
+def _is_race(found: Found) -> bool:
+    """Return whether it tells both operations with their times; the first may be long forgotten."""
+    ends = (found.evidence.get("first"), found.evidence.get("second"))
+    return all(isinstance(op, dict) and "start_us" in op for op in ends)
+
+
+def _race_behind(found: Found, case: Played) -> Found | None:
+    """Return the race, among the run's findings, that a wrong read of this operation comes from."""
+    for each in case.found:
+        names = [each.evidence[end]["name"] for end in ("first", "second")] if _is_race(each) else []
+        if found.evidence.get("op") in names and each.evidence["component"] == found.evidence.get("component"):
+            return each
+    return None
+
+
+def _what_raced(found: Found) -> str:
+    first: Any = found.evidence["first"]
+    second: Any = found.evidence["second"]
     earlier, later = sorted((first, second), key=lambda op: (op["start_us"], op["end_us"]))
     relation = "runs after" if later["start_us"] >= earlier["end_us"] else "runs beside"
     requests: Any = found.evidence.get("requests")
@@ -73,7 +88,11 @@ def _verb(op: dict[str, Any]) -> str:
 
 
 def _overtaking(each: Overtaking) -> str:
-    return f"the {each.kind} of {_noun(each.name)} comes before the {each.overtaken_kind} of {_noun(each.overtaken)}"
+    return f"{_act(each.kind, each.name)} comes before {_act(each.overtaken_kind, each.overtaken)}"
+
+
+def _act(kind: str, name: str) -> str:
+    return HOST if kind == "timer" else f"the {kind} of {_noun(name)}"
 
 
 def _noun(name: str) -> str:

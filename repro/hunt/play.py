@@ -6,6 +6,7 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -25,7 +26,7 @@ class Found(msgspec.Struct, frozen=True):
     layer: str
     detector: str
     claim: str
-    evidence: dict[str, object] = {}
+    evidence: dict[str, Any] = {}
 
 
 class Played(msgspec.Struct, frozen=True):

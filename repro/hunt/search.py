@@ -28,14 +28,16 @@ class Entry(msgspec.Struct, frozen=True):
 class Searcher:
     """Proposes schedules by number and learns from what became of them.
 
-    The first is the natural one; it tells how many steps there are and who contends how often.
+    The first is the natural one; it tells how many steps there are and who contends how often. The seeds of
+    the others are their numbers and `first_seed`: small ones, so that tokens are short.
     """
 
-    def __init__(self, search: Search, seed: int, corpus: tuple[Entry, ...] = ()) -> None:
+    def __init__(self, search: Search, seed: int, corpus: tuple[Entry, ...] = (), first_seed: int = 0) -> None:
         self.orders: set[str] = set()
         self.corpus = list(corpus[-CORPUS_MAX:])
         self._search = search
         self._seed = seed
+        self._first_seed = first_seed
         self._steps = 0
         self._weights: tuple[int, ...] = ()
         arms: list[str] = [search]
@@ -79,7 +81,9 @@ class Searcher:
         strategy = msgspec.convert(arm, Strategy)
         weights = self._weights if strategy == "surw" else ()
         steps = self._steps if strategy.startswith("pct") else 0
-        return Schedule(strategy, number, self._draw(len(WINDOWS_US), number, "window"), steps, weights)
+        return Schedule(
+            strategy, self._first_seed + number, self._draw(len(WINDOWS_US), number, "window"), steps, weights
+        )
 
     def _mutant(self, number: int) -> Schedule:
         """Return a schedule of the corpus with another window, or taken elsewhere at a few more steps."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from repro.schedule.schedule import Schedule
 
 PROMPT_TOKENS_MIN = 400  # a system prompt and a turn
 CONTEXT_TOKENS_MIN = 512
+SHIFTS = (-1, 1, -2, 2)  # of later steps, when one that was taken elsewhere is gone
 PAGES_OF_ROOM = 2  # times a request's longest context: the least device_pages that a target takes
 
 
@@ -160,12 +161,16 @@ def _lengths(case: Played, base: Scenario) -> Iterator[RunOptions]:
 
 
 def _fewer_deviations(case: Played, base: Scenario) -> Iterator[RunOptions]:
-    """Drop the end of the tape, then chunks from coarse to fine."""
+    """Drop the end of the tape, then chunks from coarse to fine, then single ones as if their step had not been."""
     deviations = case.deviations
     for kept in _smaller(len(deviations), 0):
         yield _deviating(case, deviations[:kept])
     for fewer in _subsets(deviations):
         yield _deviating(case, fewer)
+    for place, shift in product(range(len(deviations)), SHIFTS):
+        later = tuple((step + shift, chosen) for step, chosen in deviations[place + 1 :])
+        if not later or later[0][0] > (deviations[place - 1][0] if place else -1):
+            yield _deviating(case, deviations[:place] + later)
 
 
 def _deviating(case: Played, deviations: tuple[tuple[int, int], ...]) -> RunOptions:

@@ -88,13 +88,10 @@ def test_a_schedule_that_breaks_the_stack_is_counted_and_told(tmp_path: Path, mo
     assert (tally.died, tally.errors) == (2, ["HarnessError: it died"] * 2)
 
 
-def test_processes_play_at_once_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_their_own_play_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hunting, "players", players)
-    options, searcher = RunOptions(), Searcher("pct3", 0)
-    quarry = Quarry("pct3", 4, everything=True)
-    tally = Hunt(race_scenario(), options, quarry, searcher, root=tmp_path, workers=2, clock_s=lambda: 0.0).run()
-    assert tally.runs == 4 and EARLY_READ in {caught.signature for caught in tally.caught}
-    assert all(caught.proved for caught in tally.caught)
+    (caught,) = hunted(tmp_path).caught
+    assert caught.signature == EARLY_READ and caught.proved
 
 
 def cli(tmp_path: Path, *flags: str) -> tuple[int, dict[str, Any]]:
