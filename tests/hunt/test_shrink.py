@@ -22,7 +22,7 @@ from repro.schedule.schedule import Schedule
 from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
 from tests.tiny import UTC_RUN
 
-SHOWING = Schedule("pct3", 3, 1, 300)  # a schedule in which wrong bytes are read
+SHOWING = Schedule("pct2", 8, 1, 300)  # a schedule in which wrong bytes are read
 
 
 def shrinker(root: Path, signature: str, budget: int = 200) -> Shrinker:
