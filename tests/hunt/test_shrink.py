@@ -14,7 +14,7 @@ from repro.cli import app
 from repro.hunt import reduce
 from repro.hunt.explain import explain
 from repro.hunt.play import Played, play
-from repro.hunt.shrink import Shrinker, _smaller, _subsets
+from repro.hunt.shrink import Shrinker, _fewer_deviations, _smaller, _subsets
 from repro.run import RunOptions, run_scenario
 from repro.scenario import find
 from repro.schedule.kept import Kept
@@ -31,21 +31,27 @@ def shrinker(root: Path, signature: str, budget: int = 200) -> Shrinker:
 
 
 def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: Path) -> None:
-    case = played(tmp_path, SHOWING)
-    assert FOREIGN in case.signatures and len(case.deviations) > 5
-    small = shrinker(tmp_path, FOREIGN)
-    result = small.shrink(case)
-    assert FOREIGN in result.signatures and 0 < len(result.deviations) <= 5 and result.requests < case.requests
-    assert small.replays <= 200
+    noisy = Schedule(deviations=((17, 1), (18, 1), (24, 1), (26, 1)))
+    case = played(tmp_path, noisy, kept=Kept(prompt_tokens=724, answer_tokens=2, requests=5))
+    assert FOREIGN in case.signatures and case.deviations == noisy.deviations
+    small = shrinker(tmp_path, FOREIGN, 60)
+    result = small._descend(case, _fewer_deviations)
+    assert FOREIGN in result.signatures and 0 < len(result.deviations) < 4
     for dropped in range(len(result.deviations)):  # each one is needed
         rest = result.deviations[:dropped] + result.deviations[dropped + 1 :]
-        schedule = replace(result.options.schedule, deviations=rest)
-        again = play(race_scenario(), replace(result.options, schedule=schedule), tmp_path)
-        assert FOREIGN not in again.signatures
+        options = replace(result.options, schedule=Schedule(deviations=rest))
+        assert FOREIGN not in play(race_scenario(), options, tmp_path).signatures
+
+
+def test_a_random_schedule_gets_smaller_and_keeps_its_cause(tmp_path: Path) -> None:
+    case = played(tmp_path, SHOWING)
+    result = shrinker(tmp_path, FOREIGN, 40).shrink(case)
+    assert FOREIGN in result.signatures
+    assert 0 < len(result.deviations) < len(case.deviations) and result.requests < case.requests
 
 
 def test_what_the_natural_schedule_shows_needs_no_deviation(tmp_path: Path) -> None:
-    result = shrinker(tmp_path, EARLY_READ, 60).shrink(played(tmp_path, SHOWING))
+    result = shrinker(tmp_path, EARLY_READ, 30).shrink(played(tmp_path, SHOWING))
     assert result.options.schedule == Schedule() and result.deviations == () and result.requests <= 5
 
 
@@ -77,8 +83,8 @@ def test_the_files_fail_with_the_defect_and_pass_with_the_guard(
     run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reduce, "players", HerePool)
-    code, told = shrunk(run_dir, tmp_path, "--signature", "canary: forward.index", "--budget", "60")
-    assert code == 1 and told["signature"] == FOREIGN and told["replays"] <= 60 and told["control_silent"]
+    code, told = shrunk(run_dir, tmp_path, "--signature", "canary: forward.index", "--budget", "20")
+    assert code == 1 and told["signature"] == FOREIGN and told["replays"] <= 20 and told["control_silent"]
     scenario = find(told["scenario"])
     assert scenario.defects == ("hicache_early_read",) and told["token"] in scenario.source
     ran = subprocess.run(
