@@ -1,6 +1,7 @@
 """`repro mutate`: what a user sees of the examination."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 from rich.console import Console
@@ -9,8 +10,10 @@ from rich.table import Table
 
 from repro.base.errors import UsageError
 from repro.mutate.sites import KINDS
-from repro.mutate.study import Examination, Row, examine
+from repro.mutate.study import Examination, Outcome, Row, examine
 from repro.scenario import Scenario
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 def run_mutate(
@@ -31,7 +34,7 @@ def run_mutate(
 
         examination = examine(workloads, seeds, workers=workers, done=done)
     if json:
-        counts = {outcome: examination.count(outcome) for outcome in ("caught", "redundant", "survived")}
+        counts = {outcome: examination.count(outcome) for outcome in OUTCOMES}
         out.out(msgspec.json.encode(counts | msgspec.to_builtins(examination) | {"score": examination.score}).decode())
     else:
         _print(examination, out)
@@ -47,10 +50,10 @@ def _print(examination: Examination, out: Console) -> None:
         out.print(f"not clean with nothing taken away: {complaint}", markup=False, soft_wrap=True)
     if not examination.rows:
         return
-    table = Table("taken away", "mutants", "caught", "redundant", "survived")
+    table = Table("taken away", "mutants", *OUTCOMES)
     for kind in KINDS:
         rows = [row for row in examination.rows if row.kind == kind]
-        counts = [sum(row.outcome == outcome for row in rows) for outcome in ("caught", "redundant", "survived")]
+        counts = [sum(row.outcome == outcome for row in rows) for outcome in OUTCOMES]
         table.add_row(kind, *map(str, (len(rows), *counts)))
     out.print(table)
     for row in examination.rows:
@@ -64,4 +67,4 @@ def _exit_code(examination: Examination) -> int:
         return 4
     if examination.cut:
         return 5
-    return 0 if not examination.count("survived") else 1
+    return 0 if examination.score == 1.0 else 1

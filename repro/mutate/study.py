@@ -28,9 +28,10 @@ from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario
 from repro.serve.guards import Guards
 
-Outcome = Literal["caught", "redundant", "survived"]
+Outcome = Literal["caught", "redundant", "survived", "undecided"]
 RUN_TIMEOUT_S = 120  # of one run: a mutant may go round in circles
 AGAIN_S = 1.0  # and the loop may swallow what ends it
+NO_END = f"no end within {RUN_TIMEOUT_S} s"  # which a slow machine may bring about too: nobody was caught
 FIRST_LINE_MAX = 100  # characters of what an assertion said
 
 
@@ -58,7 +59,7 @@ class Examination(msgspec.Struct, frozen=True):
     @property
     def score(self) -> float:
         """Return the share of the mutants that are caught or redundant."""
-        return 1 - self.count("survived") / max(1, len(self.rows))
+        return (self.count("caught") + self.count("redundant")) / max(1, len(self.rows))
 
 
 def examine(
@@ -118,7 +119,8 @@ def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], si
                 runs += 1
                 mutated = replace(workload, defects=(MUTANT,)) if mutant.kind == "guard" else workload
                 if noticed := _noticed(mutated, seed):
-                    return Row(mutant.kind, mutant.name, "caught", noticed, runs)
+                    outcome: Outcome = "undecided" if noticed == NO_END else "caught"
+                    return Row(mutant.kind, mutant.name, outcome, noticed, runs)
     if by := _redundant(mutant, workloads, seeds[0], sites):
         return Row(mutant.kind, mutant.name, "redundant", by, runs)
     return Row(mutant.kind, mutant.name, "survived", "", runs)
@@ -155,9 +157,11 @@ def _noticed(workload: Scenario, seed: int) -> str:
         try:
             outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=Path(root), utc=datetime.now(UTC))
         except TimeoutError:
-            return f"no end within {RUN_TIMEOUT_S} s"
+            return NO_END
         except (HarnessError, AssertionError) as error:
             cause = error.__cause__ or error
+            if isinstance(cause, TimeoutError):
+                return NO_END
             return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
         findings = outcome.verdict["findings"]
         assert isinstance(findings, dict)

@@ -114,7 +114,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.pd is not None:
             self._check_actors(self.pd)
-        for other in ("pd", "upload_stream", "speculative_drafts"):
+        for other in ("pd", "upload_stream", "speculative_drafts", "graph_tokens_max"):
             if self.layersplit is not None and getattr(self, other):
                 raise ValueError(f"layersplit and {other} don't go together: the ranks have no such part; drop one")
         if self.pd is not None and 0 < self.pd.decode_pages * self.page_tokens < 2 * self.context_tokens:

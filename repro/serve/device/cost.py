@@ -53,7 +53,7 @@ class CostModel:
     network_bytes_per_us: float = 45e3
     write_fixed_us: float = 5.0
     # Between the GPUs of one machine: NVLink of an H100 is 450 GB/s a direction (datasheet: 900 GB/s both ways);
-    # four fifths of that is what large NCCL broadcasts reach, and a collective's launch and handshake take some 20 us.
+    # that a broadcast reaches four fifths of it, and takes 20 us to launch and shake hands, is assumed, not measured.
     nvlink_bytes_per_us: float = 360e3
     collective_fixed_us: float = 20.0
     kernel_fixed_us: float = 10.0
