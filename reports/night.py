@@ -127,6 +127,8 @@ class PastNight(msgspec.Struct, frozen=True):
 
     suite: str
     suite_hash: str
+    target: str
+    defect: str
     verdict: str
     utc: str
     version: str

@@ -6,9 +6,11 @@ a result comes back once. Folders of runs that are not clean come back with it: 
 
 import importlib
 import io
+import os
 import socket
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import msgspec
 from repro.base.errors import HarnessError, RecordError, UsageError
 from repro.nightly.execute import execute
 from repro.nightly.job import Job, JobResult
+from repro.nightly.pool import RUN_TIMEOUT_S
 from repro.schedule.token import code_hash
 
 TRIES_MAX = 4  # of a run whose machine died under it; a run that kills each of them is counted as died
@@ -105,6 +108,16 @@ def make(encoded: bytes, code: str) -> bytes:
     if code_hash().hex() != code:
         raise UsageError("its code is not the night's: install the same version on every machine")
     torch.set_num_threads(1)
+    hangs = threading.Timer(RUN_TIMEOUT_S, os._exit, (1,))  # Ray tries again, and counts it as died at last
+    hangs.daemon = True
+    hangs.start()
+    try:
+        return _made(encoded)
+    finally:
+        hangs.cancel()
+
+
+def _made(encoded: bytes) -> bytes:
     with tempfile.TemporaryDirectory(prefix="repro-nightly-") as root:
         try:
             result = execute(msgspec.json.decode(encoded, type=Job), Path(root))

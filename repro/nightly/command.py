@@ -16,6 +16,7 @@ from reports.nightly import ANSWERS
 from reports.rates import interval_text, share_text
 from repro.base.errors import UsageError
 from repro.nightly.compare import SAME_WITHIN, compare, power_text, read_side
+from repro.nightly.history import baseline_of, history_of
 from repro.nightly.job import JobResult
 from repro.nightly.journal import Journal
 from repro.nightly.night import RUNS, night_id, run_night
@@ -51,8 +52,10 @@ def nightly(command: Command, console: Console, errors: Console) -> int:
     if command.resume and command.out is None:
         raise UsageError("--resume goes on with the night in a folder; say which: --out FOLDER")
     utc = datetime.now(UTC).strftime(STAMP)
-    folder = command.out or command.root / "nightly" / f"{suite.name}-{utc}-{command.seed}"
+    folder = (command.out or command.root / "nightly" / f"{suite.name}-{utc}-{command.seed}").resolve()
     id_ = night_id(suite, command.target, command.seed, command.baseline, utc)
+    if command.baseline:  # refused before there is a journal that names it
+        baseline_of(command.baseline, history_of(folder, id_), id_)
     journal = Journal.resume(folder, id_) if command.resume else Journal.create(folder, id_)
     plan = Plan(suite, command.target, command.seed)
     told = _progress(plan, journal, errors)

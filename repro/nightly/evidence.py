@@ -26,9 +26,9 @@ class Evidence:
         """Take over what an earlier start left: its results' runs, and drop those that nobody counts."""
         for result in results.values():
             self.keep(result)
-        counted = {Path(result.run_dir).resolve() for result in results.values() if result.run_dir}
+        counted = {Path(result.run_dir).parts[-2:] for result in results.values() if result.run_dir}
         for folder in sorted(self._root.glob("*/*")):
-            if folder.resolve() not in counted:
+            if folder.parts[-2:] not in counted:  # the night's folder may have been moved since
                 self._remove(folder)
 
     def keep(self, result: JobResult) -> None:

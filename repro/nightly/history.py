@@ -13,12 +13,16 @@ LATEST = "latest"
 
 
 def history_of(folder: Path, night: NightId) -> list[PastNight]:
-    """Return the past nights of the same suite beside `folder`, oldest first; what cannot be read is no history."""
+    """Return the past nights of the same suite beside `folder`, oldest first; what cannot be read is no history.
+
+    Nor is a night of another target, or with another defect: what was put in is no history of what is there.
+    """
+    asked = (night.suite, night.target, night.defect)
     found = []
     for file in sorted(folder.resolve().parent.glob(f"*/{FILE}")):
         with suppress(UsageError):
             past = read_night(file)
-            if past.suite == night.suite and past.utc < night.utc:
+            if (past.suite, past.target, past.defect) == asked and past.utc < night.utc:
                 found.append(past)
     return sorted(found, key=lambda past: past.utc)[-NIGHTS_MAX:]
 

@@ -9,6 +9,7 @@ from repro.load.wire import Api
 from repro.record.requests import RequestRecord
 
 Role = Literal["silent", "found", "reference"]
+JUDGED = ("clean", "anomaly")  # the verdicts of runs that tell something about the stack
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -50,6 +51,11 @@ class JobResult(msgspec.Struct, frozen=True, omit_defaults=True):
     run_dir: str = ""
     at_s: float = 0.0  # of the night, when it ended
     target_lost: bool = False  # the server is gone: what was measured before counts, the rest is unknown
+
+    @property
+    def judged_sessions(self) -> tuple[tuple[int, int], ...]:
+        """Return the sessions that a rate may count: none of a run that was vacuous, or did not tell."""
+        return self.sessions if self.verdict in JUDGED else ()
 
 
 def session_hits(records: Sequence[RequestRecord], *, blind: bool) -> tuple[tuple[int, int], ...]:

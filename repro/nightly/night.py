@@ -101,17 +101,21 @@ def _run(
 def _needed(plan: Plan, journal: Journal, elapsed_s: Callable[[], float], ended: Ended) -> Iterator[Job]:
     """Yield the jobs that are still to be run, as long as the budgets last and nothing makes them needless."""
     budget, results = plan.suite.budget, journal.results
-    waited_for: deque[str] = deque()  # jobs in order whose requests are not added up yet
+    waited_for: deque[Job] = deque()  # in order, their requests not added up yet
+    known, known_of = plan.known(results), len(results)
     requests = 0
     for job in plan.jobs():
-        while waited_for and waited_for[0] in results:
-            requests += results[waited_for.popleft()].requests
+        if len(results) != known_of:
+            known, known_of = plan.known(results), len(results)
+        while waited_for and (plan.needless(waited_for[0], known) or waited_for[0].key in results):
+            passed = waited_for.popleft()
+            requests += 0 if plan.needless(passed, known) else results[passed.key].requests
         if ended.lost or (budget.time_s is not None and elapsed_s() >= budget.time_s):
             return
         if budget.requests is not None and requests >= budget.requests:
             return
-        waited_for.append(job.key)
-        if job.key not in results and (job.case, job.role) not in plan.known(results):
+        waited_for.append(job)
+        if job.key not in results and (job.case, job.role) not in known:
             yield job
 
 

@@ -80,7 +80,7 @@ class Plan:
 
     def counted(self, results: Mapping[str, JobResult]) -> list[JobResult]:
         """Return the results that count, in order: not what ran ahead of a decision or of a budget's end."""
-        decided = {key: number for key, (number, _) in self.known(results).items()}
+        known = self.known(results)
         requests_max = self.suite.budget.requests
         counted: list[JobResult] = []
         requests = left = 0
@@ -91,10 +91,15 @@ class Plan:
             if result is None:
                 continue
             left += 1
-            if job.seed - self.first_seed < decided.get((job.case, job.role), SEEDS_MAX):
+            if not self.needless(job, known):
                 counted.append(result)
                 requests += result.requests
         return counted
+
+    def needless(self, job: Job, known: Mapping[tuple[str, Role], tuple[int, Known]]) -> bool:
+        """Return whether a job comes after its case was decided: it need not run, and does not count if it did."""
+        decision = known.get((job.case, job.role))
+        return decision is not None and job.seed - self.first_seed >= decision[0]
 
     def known(self, results: Mapping[str, JobResult]) -> dict[tuple[str, Role], tuple[int, Known]]:
         """Return of cases with a sequential test after how many runs what is known, from the seeds without a gap."""
@@ -113,7 +118,7 @@ class Plan:
             result = results.get(f"{case.label}.{role}.{seed}")
             if result is None:
                 return
-            yield sum(hit > 0 for hit, _ in result.sessions), len(result.sessions)
+            yield sum(hit > 0 for hit, _ in result.judged_sessions), len(result.judged_sessions)
 
     def _roles(self, case: Case) -> list[Role]:
         """Return what is run of a case: no defect can be put into a server, so nothing is to be found there."""

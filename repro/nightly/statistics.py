@@ -11,7 +11,6 @@ from math import sqrt
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom, boschloo_exact, fisher_exact, hypergeom
-from statsmodels.stats.proportion import proportion_confint
 
 from reports.rates import CONFIDENCE, korn_graubard
 
@@ -22,14 +21,6 @@ RARE = 1e-9  # outcomes rarer than that are left out of a power
 Counts = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 Sessions = Sequence[tuple[int, int]]  # of each (wrong requests, requests)
-
-
-def exact_interval(hits: int, of: int) -> tuple[float, float]:
-    """Return the Clopper-Pearson interval of a share of independent units; (0, 1) for none."""
-    if not of:
-        return 0.0, 1.0
-    low, high = proportion_confint(hits, of, alpha=SIGNIFICANT, method="beta")
-    return float(low), float(high)
 
 
 def effect_interval(before: Sessions, after: Sessions) -> tuple[float, float]:

@@ -10,11 +10,9 @@ import msgspec
 from reports.night import CaseRow, FindingRow, PastNight
 from reports.rates import rate_of
 from repro.nightly.compare import WRONG
-from repro.nightly.job import JobResult, Role
+from repro.nightly.job import JUDGED, JobResult, Role
 from repro.nightly.plan import Plan
 from repro.nightly.suite import Case
-
-JUDGED = ("clean", "anomaly")
 
 
 def case_rows(plan: Plan, counted: Sequence[JobResult]) -> tuple[CaseRow, ...]:
@@ -56,16 +54,21 @@ def finding_rows(
 
 
 def digest(counted: Sequence[JobResult]) -> str:
-    """Return the hash of all that counts: verdicts, figures, causes, fingerprints; no time, no path."""
+    """Return the hash of all that counts: verdicts, figures, causes, fingerprints; no time, no path.
+
+    Why a run died is left out: it names processes and paths.
+    """
     total = hashlib.sha256()
     for result in counted:
-        total.update(msgspec.json.encode(msgspec.structs.replace(result, at_s=0.0, run_dir="")))
+        why = () if result.verdict == "died" else result.why
+        total.update(msgspec.json.encode(msgspec.structs.replace(result, at_s=0.0, run_dir="", why=why)))
     return total.hexdigest()
 
 
 def _row(case: Case, role: Role, title: str, runs: Sequence[JobResult], known: tuple[int, str] | None) -> CaseRow:
-    sessions = tuple(session for run in runs for session in run.sessions)
-    duration_s = sum(run.duration_s for run in runs)
+    judged = [run for run in runs if run.verdict in JUDGED]
+    sessions = tuple(session for run in judged for session in run.sessions)
+    duration_s = sum(run.duration_s for run in judged)
     found = [number for number, run in enumerate(runs, start=1) if run.verdict == "anomaly"]
     met, told = (_silent if role == "silent" else _found if role == "found" else _measured)(case, runs)
     if known is not None:
@@ -75,16 +78,16 @@ def _row(case: Case, role: Role, title: str, runs: Sequence[JobResult], known: t
         tuple(f"seed {run.seed}: {'; '.join(run.why)}" for run in runs if run.verdict in ("died", "failed")),
         met, told,
         rate=rate_of(WRONG, sessions),
-        runs_hit=sum(any(hit for hit, _ in run.sessions) for run in runs),
+        runs_hit=sum(any(hit for hit, _ in run.sessions) for run in judged),
         sessions=sessions,
         found_after=tuple(run.first_requests for run in runs if run.first_requests is not None),
         schedules_to_find=found[0] if found else None,
-        tokens_per_s=sum(run.tokens for run in runs) / duration_s if duration_s else None,
+        tokens_per_s=sum(run.tokens for run in judged) / duration_s if duration_s else None,
     )  # fmt: skip
 
 
 def _silent(case: Case, runs: Sequence[JobResult]) -> tuple[bool | None, str]:
-    """Return whether no run found anything; None as long as runs are missing or do not tell."""
+    """Return whether no run found anything; None where none ran, or some do not tell."""
     convicted = sum(run.verdict == "anomaly" for run in runs)
     if convicted:
         return False, f"{convicted} of {len(runs)} runs found something"

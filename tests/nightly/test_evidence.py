@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from repro.base.errors import RecordError
@@ -65,6 +66,16 @@ def test_a_resume_drops_what_nobody_counts_and_keeps_what_is_counted(tmp_path: P
     run(tmp_path, 1)  # under way when the night was killed
     Evidence(tmp_path, BYTES_MAX).tidy({counted.key: counted})
     assert kept(tmp_path) == {"run-0": True}
+
+
+def test_a_resume_from_elsewhere_drops_nothing_that_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tmp_path / "night" / "runs"
+    counted = run(runs, 0)
+    monkeypatch.chdir(tmp_path)
+    relative = msgspec.structs.replace(counted, run_dir=str(Path(counted.run_dir).relative_to(tmp_path)))
+    monkeypatch.chdir("/")
+    Evidence(runs, BYTES_MAX).tidy({counted.key: relative})
+    assert kept(runs) == {"run-0": True}
 
 
 def test_a_disk_that_refuses_a_run_is_no_result_of_it(tmp_path: Path) -> None:

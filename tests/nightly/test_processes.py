@@ -21,6 +21,7 @@ from repro.nightly.pool import LocalPool
 from tests.nightly.builders import PretendingPool, make_suite, suite_file
 from tests.nightly.test_night import anomalous, night_of
 
+LOOK_S = 0.05  # between two looks at the journal
 READY_LINES = 2  # of a journal: the night's own, and a first result
 
 
@@ -71,10 +72,13 @@ def test_kill_nine_and_resume_come_to_the_same_night(whole: tuple[Path, dict[str
     out = tmp_path / "night"
     process = started(suite, out)
     journal = out / "journal.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b"\n") < READY_LINES:
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    try:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < READY_LINES:
+            with pytest.raises(subprocess.TimeoutExpired):  # it is still at work
+                process.wait(LOOK_S)
+    finally:
+        process.kill()
+        process.communicate()
     assert not (out / "nightly.json").exists()
     lines = journal.read_bytes().count(b"\n")
     result = CliRunner().invoke(app, command(suite, out, "--resume"))

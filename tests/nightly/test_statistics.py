@@ -5,10 +5,11 @@ from functools import cache
 import numpy as np
 import pytest
 from scipy.stats import binom, fisher_exact
+from statsmodels.stats.proportion import proportion_confint
 
-from reports.rates import korn_graubard
+from reports.rates import clopper_pearson, korn_graubard
 from repro.nightly.sequential import Sequential, runs_until_known
-from repro.nightly.statistics import SIGNIFICANT, effect_interval, exact_interval, exact_test, power, share
+from repro.nightly.statistics import SIGNIFICANT, effect_interval, exact_test, power, share
 
 REPETITIONS = 1000
 # Of 1,000 repetitions at 95 %, so many below it are sampling error: three standard deviations.
@@ -39,10 +40,11 @@ def test_the_exact_interval_covers_at_its_level() -> None:
     generator = np.random.default_rng(1)
     for rate, units in ((0.002, 500), (0.05, 200), (0.5, 40)):
         hits = generator.binomial(units, rate, REPETITIONS)
-        covered = [low <= rate <= high for low, high in (exact_interval(int(hit), units) for hit in hits)]
+        covered = [low <= rate <= high for low, high in (clopper_pearson(int(hit), units) for hit in hits)]
         assert np.mean(covered) >= 0.95 - SAMPLING_ERROR
-    assert exact_interval(0, 10_000)[1] == pytest.approx(3.69e-4, rel=0.01)
-    assert exact_interval(0, 0) == (0.0, 1.0)
+    assert clopper_pearson(0, 10_000)[1] == pytest.approx(3.69e-4, rel=0.01)
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+    assert clopper_pearson(3, 40) == pytest.approx(proportion_confint(3, 40, method="beta"))
 
 
 @pytest.mark.parametrize(("rate", "sessions"), [(0.02, 150), (0.1, 40), (0.4, 80)])
@@ -55,7 +57,7 @@ def test_the_interval_over_sessions_covers_where_requests_are_alike_and_the_exac
         sample = drawn(generator, rate, sessions)
         low, high = korn_graubard(sample)
         clustered += low <= rate <= high
-        low, high = exact_interval(sum(hit for hit, _ in sample), sum(size for _, size in sample))
+        low, high = clopper_pearson(sum(hit for hit, _ in sample), sum(size for _, size in sample))
         exact += low <= rate <= high
     assert clustered / REPETITIONS >= 0.95 - SAMPLING_ERROR - 0.01
     assert exact / REPETITIONS < 0.9
