@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from repro.base.probe import Access, Component
-from repro.serve.device.base import Body, Commit, Device, Event, Recorder, Stream
+from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
 from repro.serve.guards import Guards, LayerLoads
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck
+from repro.serve.launches import Launches
 from repro.serve.memory import Memory
 from repro.serve.model.context import Context
 from repro.serve.model.indexer import Selected
@@ -36,7 +37,7 @@ def _no_host_code(compute: Stream, loads: LayerLoads | None, layer: int) -> None
     """A captured graph is replayed: what was host code between its kernels does not run."""
 
 
-class Forward:
+class Forward(Launches):
     """Enqueues steps on the compute stream."""
 
     def __init__(
@@ -50,7 +51,7 @@ class Forward:
         cost: CostModel,
         speculative: bool,
     ) -> None:
-        self._device = device
+        super().__init__(device, compute, cost)
         self._memory = memory
         self._check = check
         self._guards = guards
@@ -61,10 +62,8 @@ class Forward:
             before_latent_read=_no_host_code,
             before_draft_read=_no_host_code,
         )
-        self._cost = cost
         self._speculative = speculative
         self._layers = memory.pool.layers - speculative
-        self.compute = compute
         self._upload = upload
         self._last_use: dict[int, tuple[int, Event]] = {}  # by row: the last step enqueued, and the event behind it
 
@@ -83,14 +82,14 @@ class Forward:
             self._draft(batch, guards, source, stored, context, len(batch.members), keys)
         self._put("forward.embed", work.embed, batch, cost.embed_us(tokens), declared=self._rows(batch))
         for layer in range(self._layers):
-            guards.before_index_store(self.compute, batch.loads, layer)
+            guards.before_index_store(self._compute, batch.loads, layer)
             stores = self._stores(layer, stored)
             self._put("forward.store", work.at(layer).store, batch, cost.store_us(tokens, prefill), layer, stores)
-            guards.before_index_read(self.compute, batch.loads, layer)
+            guards.before_index_read(self._compute, batch.loads, layer)
             scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
             duration_us = cost.index_us(batch.token_keys, prefill)
             self._put("forward.index", work.at(layer).index, batch, duration_us, layer, scores)
-            guards.before_latent_read(self.compute, batch.loads, layer)
+            guards.before_latent_read(self._compute, batch.loads, layer)
             gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)
             self._put("forward.attend", work.at(layer).attend, batch, cost.attend_us(tokens, prefill), layer, gathers)
             duration_us = cost.feed_forward_us(tokens, prefill)
@@ -101,7 +100,7 @@ class Forward:
         if self._speculative:
             self._draft(batch, guards, work.standing, stored, context, tokens, batch.token_keys)
         self._put("forward.download", work.download, batch, cost.embed_us(tokens))
-        work.done.record(self.compute)
+        work.done.record(self._compute)
         self._last_use.update(dict.fromkeys(batch.rows.tolist(), (batch.number, work.done)))
         return work
 
@@ -116,7 +115,7 @@ class Forward:
         duration_us = self._cost.embed_us(batch.num_tokens)
         self._put("forward.upload", work.upload, batch, duration_us, declared=declared, stream=self._upload)
         staging.uploaded.record(self._upload)
-        self._guards.before_row_read(self.compute, staging.uploaded)
+        self._guards.before_row_read(self._compute, staging.uploaded)
 
     def _rows(self, batch: Batch) -> tuple[Access, ...]:
         """Return what a step may do to its members' rows."""
@@ -127,7 +126,7 @@ class Forward:
         """Return the guards of a step's layers, none where a graph is replayed: there all is awaited before it."""
         if not batch.replays:
             return self._guards
-        self._guards.before_graph_replay(self.compute, batch.loads)
+        self._guards.before_graph_replay(self._compute, batch.loads)
         return self._replayed
 
     def _draft(
@@ -136,10 +135,10 @@ class Forward:
         """Enqueue a pass of the draft layer over at most so many tokens."""
         work = DraftPass(self._memory, self._check, source)
         layer, prefill, cost = work.layer, batch.prefill, self._cost
-        guards.before_index_store(self.compute, batch.loads, layer)
+        guards.before_index_store(self._compute, batch.loads, layer)
         stores = self._stores(layer, stored) + self._rows(batch)
         self._put("spec.store", work.store, batch, cost.store_us(tokens, prefill), layer, stores)
-        guards.before_draft_read(self.compute, batch.loads, layer)
+        guards.before_draft_read(self._compute, batch.loads, layer)
         scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
         self._put("spec.index", work.index, batch, cost.index_us(token_keys, prefill), layer, scores)
         gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)
@@ -149,28 +148,6 @@ class Forward:
 
     def _stores(self, layer: int, pages: int) -> tuple[Access, ...]:
         return tuple(Access(True, self._memory.pool.tier, component, layer, pages, "") for component in COMPONENTS)
-
-    def _put(
-        self,
-        name: str,
-        body: Body,
-        batch: Batch,
-        duration_us: float,
-        layer: int = -1,
-        declared: tuple[Access, ...] = (),
-        stream: Stream | None = None,
-    ) -> None:
-        eager = batch.prefill and not batch.replays
-        self._device.charge(self._cost.launch_prefill_us if eager else self._cost.launch_decode_us)
-        (stream or self.compute).enqueue(
-            name,
-            body,
-            duration_us=duration_us,
-            layer=layer,
-            step=batch.number,
-            requests=batch.requests,
-            declared=declared,
-        )
 
 
 class StepWork:

@@ -122,6 +122,7 @@ def test_what_is_wrong_on_the_command_line_is_a_usage_error(tmp_path: Path) -> N
     ):
         result = CliRunner().invoke(app, command(suite, tmp_path / f"night{told[:4]}", *more))
         assert result.exit_code == 2 and told in result.stderr.replace("\n", " "), result.stderr
+        assert not (tmp_path / f"night{told[:4]}").exists()  # the same command, put right, may begin there
     result = CliRunner().invoke(app, ["nightly", "--suite", str(suite), "--resume"])
     assert result.exit_code == 2 and "say which: --out FOLDER" in result.stderr
 

@@ -11,6 +11,7 @@ from repro.serve.guards import Guards
 from repro.serve.kv.copier import TierCopier
 from repro.serve.kv.pool import COMPONENTS, Names
 from repro.serve.kv.reads import ReadCheck
+from repro.serve.launches import Launches
 from repro.serve.layersplit.broadcast import LayerBroadcast
 from repro.serve.layersplit.collective import Collective, Exchange
 from repro.serve.layersplit.partition import Partition
@@ -22,7 +23,7 @@ from repro.serve.sched.batch import Batch
 TOKEN_BYTES = 16  # of a chosen token and its log-probability
 
 
-class RankForward:
+class RankForward(Launches):
     """Enqueues steps on one rank's streams."""
 
     def __init__(
@@ -38,8 +39,7 @@ class RankForward:
         cost: CostModel,
         copier: TierCopier,
     ) -> None:
-        self._device = device
-        self._compute = compute
+        super().__init__(device, compute, cost)
         self._stream = device.stream("collective")
         self._collective = collective
         self._partition = partition
@@ -47,7 +47,6 @@ class RankForward:
         self._check = check
         self._names = names
         self._guards = guards
-        self._cost = cost
         # A rank has its share of the machine's GPUs for what is not sharded over all of them: all but the experts.
         self._own_cost = replace(cost, gpus=max(1, cost.gpus // partition.settings.ranks))
         self._copier = copier
@@ -175,26 +174,6 @@ class RankForward:
         home = self._memory.homes[layer]
         context = self._names.page_sets.intern(touched.context)
         return (Access(False, home.pool.tier, component, home.layer, context, ""),)
-
-    def _put(
-        self,
-        name: str,
-        body: Body,
-        batch: Batch,
-        duration_us: float,
-        layer: int = -1,
-        declared: tuple[Access, ...] = (),
-    ) -> None:
-        self._device.charge(self._cost.launch_prefill_us if batch.prefill else self._cost.launch_decode_us)
-        self._compute.enqueue(
-            name,
-            body,
-            duration_us=duration_us,
-            layer=layer,
-            step=batch.number,
-            requests=batch.requests,
-            declared=declared,
-        )
 
 
 def _body(work: Callable[[int], None], layer: int) -> Body:
