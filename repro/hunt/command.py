@@ -20,14 +20,14 @@ from repro.scenario import Scenario
 from repro.schedule.kept import Kept
 
 CORPUS_FILE = "corpus.json"
-EXIT_FOUND, EXIT_NOTHING, EXIT_VACUOUS, EXIT_FAILED, EXIT_STOPPED = 1, 0, 3, 4, 5
+EXIT_FOUND, EXIT_NOTHING, EXIT_VACUOUS, EXIT_FAILED, EXIT_UNKNOWN = 1, 0, 3, 4, 5
 
 SAID = {
     "anomaly": "FOUND",
     "clean": "NOTHING FOUND",
     "vacuous": "VACUOUS: no schedule did what the scenario is about; --full plays its whole load",
     "failed": "FAILED",
-    "inconclusive": "STOPPED",
+    "inconclusive": "INCONCLUSIVE: nothing found, but not every schedule was judged",
 }
 
 
@@ -55,6 +55,7 @@ class Result(msgspec.Struct, frozen=True):
     token: str  # of the first finding
     orders: int
     vacuous: int
+    unknown: int
     died: int
     errors: list[str]
     seconds: float
@@ -116,8 +117,8 @@ def _result(tally: Tally, corpus: str) -> Result:
     word, code = _verdict(tally)
     token = tally.caught[0].token if tally.caught else ""
     return Result(
-        word, tally.runs, tally.caught, token, tally.orders, tally.vacuous, tally.died, tally.errors[:10],
-        round(tally.seconds, 3), corpus, code,
+        word, tally.runs, tally.caught, token, tally.orders, tally.vacuous, tally.unknown, tally.died,
+        tally.errors[:10], round(tally.seconds, 3), corpus, code,
     )  # fmt: skip
 
 
@@ -126,21 +127,18 @@ def _verdict(tally: Tally) -> tuple[str, int]:
         return "failed", EXIT_FAILED
     if tally.caught:
         return "anomaly", EXIT_FOUND
-    if tally.interrupted:
-        return "inconclusive", EXIT_STOPPED
+    if tally.interrupted or not tally.runs:
+        return "inconclusive", EXIT_UNKNOWN
     if tally.vacuous == tally.runs:
         return "vacuous", EXIT_VACUOUS
+    if tally.unknown:
+        return "inconclusive", EXIT_UNKNOWN
     return "clean", EXIT_NOTHING
 
 
 def _print(result: Result, tally: Tally, console: Console) -> None:
     rate = f"{result.runs} schedules in {result.seconds:.1f} s, {result.orders} orders of accesses to a page"
-    said = {
-        "anomaly": "FOUND",
-        "clean": "NOTHING FOUND",
-        "vacuous": "VACUOUS: no schedule did what the scenario is about; --full plays its whole load",
-    }
-    console.print(f"{said.get(result.verdict, result.verdict.upper())}  {rate}", markup=False, soft_wrap=True)
+    console.print(f"{SAID[result.verdict]}  {rate}", markup=False, soft_wrap=True)
     for each in result.findings:
         proved = "" if each.proved else "  A NEW PROCESS CAME TO ANOTHER RUN: a bug of the harness"
         console.print(f"\n{each.signature}{proved}", markup=False, soft_wrap=True)
@@ -151,6 +149,10 @@ def _print(result: Result, tally: Tally, console: Console) -> None:
         console.print(f"  repro reproduce {each.token}", markup=False, soft_wrap=True)
     for error in result.errors:
         console.print(f"a schedule died: {error}", markup=False, soft_wrap=True)
+    if tally.unknown:
+        console.print(f"{tally.unknown} of them failed or were inconclusive: they prove nothing", markup=False)
+    if tally.interrupted:
+        console.print("stopped before the budget was spent", markup=False)
     if tally.vacuous and result.verdict != "vacuous":
         console.print(f"{tally.vacuous} of them were vacuous: a fault or the load had no effect", markup=False)
     console.print(f"corpus: {result.corpus}", markup=False, soft_wrap=True)

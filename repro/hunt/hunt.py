@@ -45,6 +45,7 @@ class Tally(msgspec.Struct):
 
     runs: int = 0
     vacuous: int = 0
+    unknown: int = 0  # inconclusive or failed: nothing was judged that could be called clean
     died: int = 0
     orders: int = 0
     seconds: float = 0.0
@@ -128,6 +129,7 @@ class Hunt:
             tally.died += 1
             tally.errors.append(played.error)
         tally.vacuous += played.word == "vacuous"
+        tally.unknown += played.word in ("inconclusive", "failed")
         self._searcher.learn(arm, played)
         tally.orders = len(self._searcher.orders)
         fresh = [each for each in played.found if each.layer in self._quarry.layers and self._is_fresh(each)]

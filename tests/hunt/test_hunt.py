@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from repro.cli import app
 from repro.hunt import hunt as hunting
+from repro.hunt.command import _verdict
 from repro.hunt.hunt import Hunt, Quarry, Tally
-from repro.hunt.play import players
+from repro.hunt.play import Played, players
 from repro.hunt.search import Searcher
 from repro.lighter import light, lightened
 from repro.run import RunOptions
@@ -86,6 +87,28 @@ def test_a_schedule_that_breaks_the_stack_is_counted_and_told(tmp_path: Path, mo
     monkeypatch.setattr(hunting, "play", dies)
     tally = hunted(tmp_path, budget=2)
     assert (tally.died, tally.errors) == (2, ["HarnessError: it died"] * 2)
+
+
+@pytest.mark.parametrize("word", ["failed", "inconclusive"])
+def test_a_schedule_that_nobody_could_judge_is_never_clean(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unjudged(scenario: Any, options: RunOptions, root: Path) -> Played:
+        if options.schedule.natural:
+            return original(scenario, options, root)
+        return Played(options, word, error="HarnessError: it died" if word == "failed" else "")
+
+    original = hunting.play
+    monkeypatch.setattr(hunting, "play", unjudged)
+    code, told = cli(tmp_path, "--full", "--control", "--budget", "2")
+    assert (code, told["verdict"], told["runs"], told["unknown"]) == (5, "inconclusive", 2, 1)
+
+
+def test_a_hunt_is_vacuous_only_when_all_its_schedules_were() -> None:
+    assert _verdict(Tally(runs=2, vacuous=2)) == ("vacuous", 3)
+    assert _verdict(Tally(runs=2, vacuous=1)) == ("clean", 0)
+    assert _verdict(Tally(runs=2, vacuous=1, unknown=1)) == ("inconclusive", 5)
+    assert _verdict(Tally()) == ("inconclusive", 5)
 
 
 def test_processes_of_their_own_play_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
