@@ -11,7 +11,6 @@ from detectors.ownership import OwnershipDetector
 from repro.base.errors import RecordError, UsageError
 from repro.base.probe import AnyEvent
 from repro.record.events import decode_event
-from repro.record.lines import read_lines
 
 FORMAT_FILE = "detectors/EVENTS.md"
 EXIT_CODES = {"clean": 0, "anomaly": 1, "vacuous": 3}
@@ -38,18 +37,22 @@ def detect(path: Path) -> Detected:
         raise UsageError(f"{path}: there is no such file; give a file of events, as {FORMAT_FILE} describes them")
     detectors: tuple[EventDetector, ...] = (OrderingDetector(), OwnershipDetector(), CanaryDetector())
     events = 0
-    for number, line in read_lines(path):
-        _feed(detectors, line, f"{path}:{number}")
-        events += 1
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            _feed(detectors, line, f"{path}:{number}")
+            events += 1
     return _told([detector.verdict() for detector in detectors], events)
 
 
 def _feed(detectors: tuple[EventDetector, ...], line: bytes, where: str) -> None:
     try:
-        event: AnyEvent = decode_event(line)
+        event: AnyEvent = decode_event(line.removesuffix(b"\n"))
         for detector in detectors:
             detector.feed(event)
     except RecordError as error:
+        if not line.endswith(b"\n"):  # dropping it could hide what it was going to show
+            torn = "the last line is torn; write it whole, or cut it off to judge those before"
+            raise UsageError(f"{where}: {error}; {torn}") from error
         raise UsageError(f"{where}: {error}; {FORMAT_FILE} describes the format") from error
     except AssertionError as error:  # what the detectors take for granted of a whole record
         raise UsageError(f"{where}: {error}; {FORMAT_FILE} says in which order events have to come") from error
