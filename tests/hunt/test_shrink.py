@@ -1,5 +1,6 @@
 """A finding gets smaller, stays the same finding, and is written down so that others can run it."""
 
+import ast
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +15,10 @@ from repro.cli import app
 from repro.hunt import reduce
 from repro.hunt.explain import explain
 from repro.hunt.play import Played, play
-from repro.hunt.shrink import Shrinker, _fewer_deviations, _smaller, _subsets
+from repro.hunt.shrink import Shrinker, _fewer_deviations, _lengths, _room, _smaller, _subsets
+from repro.hunt.testfile import pytest_text
 from repro.run import RunOptions, run_scenario
-from repro.scenario import find
+from repro.scenario import find, parse
 from repro.schedule.kept import Kept
 from repro.schedule.schedule import Schedule
 from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
@@ -63,7 +65,15 @@ def test_the_budget_holds(tmp_path: Path) -> None:
 
 def test_candidates_get_smaller_the_boldest_first() -> None:
     assert list(_smaller(100, 0)) == [0, 25, 50, 75, 90] and list(_smaller(1, 1)) == []
+    assert list(_smaller(300, 400)) == []
     assert list(_subsets((1, 2, 3))) == [(), (2, 3), (1, 3), (1, 2)]
+
+
+def test_a_short_prompt_is_never_made_longer() -> None:
+    base = parse(RACE.replace("prompt_tokens = 760", "prompt_tokens = 300"), "race", "race.toml")
+    case = Played(RunOptions())
+    tried = [options.kept.prompt_tokens for each in (_room, _lengths) for options in each(case, base)]
+    assert tried and all(tokens is None or tokens <= 300 for tokens in tried)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +102,16 @@ def test_the_files_fail_with_the_defect_and_pass_with_the_guard(
     )
     assert ran.returncode == 1 and "1 failed, 1 passed" in ran.stdout
     assert "FAILED" in ran.stdout and "[as_the_scenario_says]" in ran.stdout and "not its own prefix" in ran.stdout
+
+
+def test_a_text_with_quotes_and_backslashes_is_a_test_file_too() -> None:
+    nasty = '"" """ \\ \\x \\N """'
+    scenario = msgspec.structs.replace(race_scenario(), title=nasty, source=RACE + f"# {nasty}\n")
+    text = pytest_text(scenario, RunOptions(), FOREIGN, nasty)
+    names = ast.parse(text)
+    assert (ast.get_docstring(names) or "").startswith(f"{nasty}\n\n{nasty}\n")
+    source = next(each.value for each in names.body if isinstance(each, ast.Assign) and "SCENARIO" in ast.dump(each))
+    assert ast.literal_eval(source) == scenario.source
 
 
 @pytest.mark.parametrize(
