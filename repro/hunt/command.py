@@ -67,7 +67,9 @@ def run_hunt(
     scenario: Scenario, command: Command, console: Console, errors: Console, clock_s: Callable[[], float]
 ) -> int:
     """Hunt and return the exit code; the corpus is kept in a folder beside the scenario's runs."""
-    kept = light(scenario, stamps=command.stamps) if not command.full else Kept(stamps=command.stamps)
+    kept = Kept(stamps=command.stamps)
+    if not command.full:
+        kept = light(scenario, stamps=command.stamps, seed=command.seed)
     lightened(scenario, kept)  # what makes no sense is said before processes start
     options = RunOptions(command.seed, command.control, command.no_faults, kept=kept)
     searcher = Searcher(command.quarry.search, command.seed, _read_corpus(command.corpus))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from repro.base.errors import UsageError
 from repro.hunt.play import Played, discard, play
-from repro.lighter import lightened
+from repro.lighter import lightened, present
 from repro.run import RunOptions
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
@@ -120,7 +120,7 @@ def _kept(case: Played, **changes: object) -> RunOptions:
 
 
 def _sessions(case: Played, base: Scenario) -> Iterator[RunOptions]:
-    for fewer in _subsets(case.options.kept.sessions or tuple(range(base.load.sessions))):
+    for fewer in _subsets(present(base, case.options.seed)):
         if fewer:
             yield _kept(case, sessions=fewer)
 

@@ -17,7 +17,10 @@ from repro.hunt.play import Played, players
 from repro.hunt.search import Searcher
 from repro.lighter import light, lightened
 from repro.run import RunOptions
+from repro.scenario import parse
 from repro.schedule.token import decode
+from repro.sessions import sessions_of
+from repro.trace.store import write_sessions
 from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
 
 
@@ -155,3 +158,20 @@ def test_a_light_load_keeps_its_race() -> None:
     assert kept.sessions == (0, 1, 2) and kept.device_pages == 28
     lighter = lightened(scenario, replace(kept, sessions=(0, 2), turns=1))
     assert (lighter.load.only_sessions, lighter.load.turns, lighter.config.device_pages) == ((0, 2), 1, 28)
+
+
+def test_a_light_load_is_of_the_sessions_that_the_file_asks() -> None:
+    scenario = parse(RACE.replace("sessions = 3", "sessions = 9\nonly_sessions = [8, 2]"), "race", "race.toml")
+    kept = light(scenario, stamps=True)
+    assert kept.sessions == (2, 8) and kept.device_pages == 28
+
+
+def test_a_light_load_is_of_the_sessions_that_the_trace_has(tmp_path: Path) -> None:
+    write_sessions(tmp_path / "two.jsonl", sessions_of(race_scenario().load, 0)[:2])
+    of_trace = f'trace = "{tmp_path / "two.jsonl"}"\nsessions = 9'
+    scenario = parse(
+        RACE.replace("sessions = 3", of_trace).replace("prompt_tokens = 760\n", "").replace("gap_s", "# "), "race", "x"
+    )
+    kept = light(scenario, stamps=True)
+    assert kept.sessions == (0, 1) and kept.device_pages == 28
+    assert len(sessions_of(lightened(scenario, kept).load, 0)) == 2

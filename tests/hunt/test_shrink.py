@@ -15,8 +15,9 @@ from repro.cli import app
 from repro.hunt import reduce
 from repro.hunt.explain import explain
 from repro.hunt.play import Played, play
-from repro.hunt.shrink import Shrinker, _fewer_deviations, _lengths, _room, _smaller, _subsets
+from repro.hunt.shrink import Shrinker, _fewer_deviations, _lengths, _room, _sessions, _smaller, _subsets
 from repro.hunt.testfile import pytest_text
+from repro.lighter import lightened
 from repro.run import RunOptions, run_scenario
 from repro.scenario import find, parse
 from repro.schedule.kept import Kept
@@ -74,6 +75,14 @@ def test_a_short_prompt_is_never_made_longer() -> None:
     case = Played(RunOptions())
     tried = [options.kept.prompt_tokens for each in (_room, _lengths) for options in each(case, base)]
     assert tried and all(tokens is None or tokens <= 300 for tokens in tried)
+
+
+def test_sessions_are_dropped_of_those_that_are_asked() -> None:
+    base = parse(RACE.replace("sessions = 3", "sessions = 9\nonly_sessions = [2, 8]"), "race", "race.toml")
+    tried = [options.kept.sessions for options in _sessions(Played(RunOptions()), base)]
+    assert tried == [(8,), (2,)]
+    whole = RunOptions(kept=Kept(sessions=(2, 8)))
+    assert [options.kept.sessions for options in _sessions(Played(whole), lightened(base, whole.kept))] == tried
 
 
 @pytest.fixture(scope="module")
