@@ -90,7 +90,9 @@ class Searcher:
         entry = self.corpus[self._draw(len(self.corpus), number, "entry")]
         schedule = entry.schedule
         added = self._draw(NEW_DEVIATIONS_MAX + 1, number, "added")
-        if added == 0 or len(schedule.deviations) + added > DEVIATIONS_MAX or not entry.steps:
+        if schedule.natural:
+            added = max(1, added)  # with another window alone it would be the natural run again
+        elif added == 0 or len(schedule.deviations) + added > DEVIATIONS_MAX or not entry.steps:
             return replace(schedule, window=self._draw(len(WINDOWS_US), number, "window"))
         steps = [self._draw(entry.steps, number, "step", n) for n in range(added)]
         deviations = dict(schedule.deviations) | {step: 1 for step in steps}
