@@ -11,15 +11,15 @@ from detectors.ownership import OwnershipDetector
 from repro.base.errors import RecordError, UsageError
 from repro.base.probe import AnyEvent
 from repro.record.events import decode_event
+from repro.verdict import EXIT_CODES, Word
 
 FORMAT_FILE = "detectors/EVENTS.md"
-EXIT_CODES = {"clean": 0, "anomaly": 1, "vacuous": 3}
 
 
 class Detected(msgspec.Struct, frozen=True):
     """What `--json` prints. Vacuous: there was no access to judge."""
 
-    verdict: str
+    verdict: Word
     events: int
     detectors: dict[str, str]
     checked: dict[str, int]  # accesses that each detector has looked at
@@ -64,7 +64,7 @@ def _told(verdicts: list[Verdict], events: int) -> Detected:
     answers = {verdict.detector: verdict.answer for verdict in verdicts}
     if answers[CanaryDetector.name] == "clean":  # the file does not tell whether anybody looked at stamps
         answers[CanaryDetector.name] = "not_applicable"
-    word = "anomaly" if "anomaly" in answers.values() else "clean" if "clean" in answers.values() else "vacuous"
+    word: Word = "anomaly" if "anomaly" in answers.values() else "clean" if "clean" in answers.values() else "vacuous"
     checked = {verdict.detector: verdict.checked for verdict in verdicts}
     found = [finding for verdict in verdicts for finding in verdict.findings]
     return Detected(word, events, {**answers}, checked, found)

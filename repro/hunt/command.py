@@ -18,11 +18,11 @@ from repro.record.folder import STAMP
 from repro.run import RunOptions
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
+from repro.verdict import EXIT_CODES, Word
 
 CORPUS_FILE = "corpus.json"
-EXIT_FOUND, EXIT_NOTHING, EXIT_VACUOUS, EXIT_FAILED, EXIT_UNKNOWN = 1, 0, 3, 4, 5
 
-SAID = {
+SAID: dict[Word, str] = {
     "anomaly": "FOUND",
     "clean": "NOTHING FOUND",
     "vacuous": "VACUOUS: no schedule did what the scenario is about; --full plays its whole load",
@@ -49,7 +49,7 @@ class Command(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True):
     """What `--json` prints."""
 
-    verdict: str
+    verdict: Word
     runs: int
     findings: list[Caught]
     token: str  # of the first finding
@@ -116,26 +116,26 @@ def _by_layer(caught: list[Caught]) -> dict[str, int]:
 
 
 def _result(tally: Tally, corpus: str) -> Result:
-    word, code = _verdict(tally)
+    word = _verdict(tally)
     token = tally.caught[0].token if tally.caught else ""
     return Result(
         word, tally.runs, tally.caught, token, tally.orders, tally.vacuous, tally.unknown, tally.died,
-        tally.errors[:10], round(tally.seconds, 3), corpus, code,
+        tally.errors[:10], round(tally.seconds, 3), corpus, EXIT_CODES[word],
     )  # fmt: skip
 
 
-def _verdict(tally: Tally) -> tuple[str, int]:
+def _verdict(tally: Tally) -> Word:
     if any(not each.proved for each in tally.caught) or (tally.died and tally.died == tally.runs):
-        return "failed", EXIT_FAILED
+        return "failed"
     if tally.caught:
-        return "anomaly", EXIT_FOUND
+        return "anomaly"
     if tally.interrupted or not tally.runs:
-        return "inconclusive", EXIT_UNKNOWN
+        return "inconclusive"
     if tally.vacuous == tally.runs:
-        return "vacuous", EXIT_VACUOUS
+        return "vacuous"
     if tally.unknown:
-        return "inconclusive", EXIT_UNKNOWN
-    return "clean", EXIT_NOTHING
+        return "inconclusive"
+    return "clean"
 
 
 def _print(result: Result, tally: Tally, console: Console) -> None:

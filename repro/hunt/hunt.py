@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from detectors.base import Layer
-from repro.hunt.play import Found, Played, discard, play, players
+from repro.hunt.play import Found, Played, discard, play, players, proves
 from repro.hunt.search import Search, Searcher
 from repro.run import RunOptions
 from repro.scenario import Scenario
@@ -136,7 +136,7 @@ class Hunt:
         if not fresh:
             discard(played)
             return
-        proved = self._prove(played)
+        proved = proves(self._scenario, played, self._root)
         for each in fresh:
             tally.caught.append(
                 Caught(
@@ -157,13 +157,6 @@ class Hunt:
             return False
         self._known.add(found.signature)
         return True
-
-    def _prove(self, played: Played) -> bool:
-        """Return whether a new process comes to the same run."""
-        with players(1, runs_each=1) as pool:
-            again = pool.submit(play, self._scenario, played.options, self._root).result()
-        discard(again)
-        return again.fingerprint == played.fingerprint
 
     def _tell(self) -> None:
         self.tally.seconds = self._clock_s() - self._started_s

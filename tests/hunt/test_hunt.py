@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from repro.cli import app
 from repro.hunt import hunt as hunting
+from repro.hunt import play as playing
 from repro.hunt.command import _verdict
 from repro.hunt.hunt import Hunt, Quarry, Tally
 from repro.hunt.play import Played, players
@@ -27,6 +28,7 @@ from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_sc
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hunting, "players", HerePool)
+    monkeypatch.setattr(playing, "players", HerePool)
 
 
 def hunted(root: Path, clock_s: Callable[[], float] = lambda: 0.0, **changes: Any) -> Tally:
@@ -79,6 +81,7 @@ def test_a_finding_that_does_not_come_again_is_not_proved(tmp_path: Path, monkey
     numbers: list[int] = []
     original = hunting.play
     monkeypatch.setattr(hunting, "play", lies)
+    monkeypatch.setattr(playing, "play", lies)
     assert [caught.proved for caught in hunted(tmp_path).caught] == [False]
 
 
@@ -108,14 +111,15 @@ def test_a_schedule_that_nobody_could_judge_is_never_clean(
 
 
 def test_a_hunt_is_vacuous_only_when_all_its_schedules_were() -> None:
-    assert _verdict(Tally(runs=2, vacuous=2)) == ("vacuous", 3)
-    assert _verdict(Tally(runs=2, vacuous=1)) == ("clean", 0)
-    assert _verdict(Tally(runs=2, vacuous=1, unknown=1)) == ("inconclusive", 5)
-    assert _verdict(Tally()) == ("inconclusive", 5)
+    assert _verdict(Tally(runs=2, vacuous=2)) == "vacuous"
+    assert _verdict(Tally(runs=2, vacuous=1)) == "clean"
+    assert _verdict(Tally(runs=2, vacuous=1, unknown=1)) == "inconclusive"
+    assert _verdict(Tally()) == "inconclusive"
 
 
 def test_processes_of_their_own_play_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hunting, "players", players)
+    monkeypatch.setattr(playing, "players", players)
     (caught,) = hunted(tmp_path).caught
     assert caught.signature == EARLY_READ and caught.proved
 

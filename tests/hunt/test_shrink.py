@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from repro.cli import app
+from repro.hunt import play as playing
 from repro.hunt import reduce
 from repro.hunt.explain import explain
 from repro.hunt.play import Played, play
@@ -102,6 +103,7 @@ def test_the_files_fail_with_the_defect_and_pass_with_the_guard(
     run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reduce, "players", HerePool)
+    monkeypatch.setattr(playing, "players", HerePool)
     code, told = shrunk(run_dir, tmp_path, "--signature", "canary: forward.index", "--budget", "20")
     assert code == 1 and told["signature"] == FOREIGN and told["replays"] <= 20 and told["control_silent"]
     scenario = find(told["scenario"])
