@@ -27,7 +27,12 @@ SAID: dict[Word, str] = {
     "clean": "NOTHING FOUND",
     "vacuous": "VACUOUS: no schedule did what the scenario is about; --full plays its whole load",
     "failed": "FAILED",
-    "inconclusive": "INCONCLUSIVE: nothing found, but not every schedule was judged",
+    "inconclusive": "INCONCLUSIVE: nothing was proved, but not every schedule was judged",
+}
+PROVED = {
+    True: "",
+    False: "  A NEW PROCESS CAME TO ANOTHER RUN: a bug of the harness",
+    None: "  NOT PROVED: the hunt was stopped before a new process could play it",
 }
 
 
@@ -125,11 +130,11 @@ def _result(tally: Tally, corpus: str) -> Result:
 
 
 def _verdict(tally: Tally) -> Word:
-    if any(not each.proved for each in tally.caught) or (tally.died and tally.died == tally.runs):
+    if any(each.proved is False for each in tally.caught) or (tally.died and tally.died == tally.runs):
         return "failed"
-    if tally.caught:
+    if any(each.proved for each in tally.caught):
         return "anomaly"
-    if tally.interrupted or not tally.runs:
+    if tally.caught or tally.interrupted or not tally.runs:
         return "inconclusive"
     if tally.vacuous == tally.runs:
         return "vacuous"
@@ -142,8 +147,7 @@ def _print(result: Result, tally: Tally, console: Console) -> None:
     rate = f"{result.runs} schedules in {result.seconds:.1f} s, {result.orders} orders of accesses to a page"
     console.print(f"{SAID[result.verdict]}  {rate}", markup=False, soft_wrap=True)
     for each in result.findings:
-        proved = "" if each.proved else "  A NEW PROCESS CAME TO ANOTHER RUN: a bug of the harness"
-        console.print(f"\n{each.signature}{proved}", markup=False, soft_wrap=True)
+        console.print(f"\n{each.signature}{PROVED[each.proved]}", markup=False, soft_wrap=True)
         console.print(f"  {each.claim}", markup=False, soft_wrap=True)
         console.print(
             f"  schedule {each.schedule_number}, {each.strategy}: {each.run_dir}", markup=False, soft_wrap=True

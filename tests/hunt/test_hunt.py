@@ -1,6 +1,9 @@
 """A hunt finds the race that a natural schedule does not show, proves it, and is silent with the guard in place."""
 
+import os
+import signal
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,47 @@ def test_a_hunt_is_vacuous_only_when_all_its_schedules_were() -> None:
     assert _verdict(Tally(runs=2, vacuous=1)) == "clean"
     assert _verdict(Tally(runs=2, vacuous=1, unknown=1)) == "inconclusive"
     assert _verdict(Tally()) == "inconclusive"
+
+
+def test_a_killed_worker_ends_the_hunt_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_killed(scenario: Any, options: RunOptions, root: Path) -> Played:
+        if options.schedule.natural:
+            return original(scenario, options, root)
+        raise BrokenProcessPool("terminated abruptly")
+
+    original = hunting.play
+    monkeypatch.setattr(hunting, "play", is_killed)
+    code, told = cli(tmp_path, "--full", "--control", "--budget", "9", "--workers", "1")
+    assert (code, told["verdict"], told["runs"], told["died"], told["unknown"]) == (5, "inconclusive", 2, 1, 1)
+    assert "was killed" in told["errors"][0] and msgspec.json.decode(Path(told["corpus"]).read_bytes())
+
+
+def test_a_process_that_is_really_killed_is_no_crash_of_the_hunt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hunting, "players", players)
+    monkeypatch.setattr(hunting, "play", killed)
+    tally = hunted(tmp_path)
+    assert (tally.runs, tally.died, tally.caught, _verdict(tally)) == (1, 1, [], "failed")
+
+
+def killed(scenario: Any, options: RunOptions, root: Path) -> Played:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenProcessPool])
+def test_a_finding_whose_proof_was_stopped_stays_as_not_proved(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(scenario: Any, played: Played, root: Path) -> bool:
+        raise error
+
+    monkeypatch.setattr(hunting, "proves", stopped)
+    tally = hunted(tmp_path, everything=True)
+    (caught,) = tally.caught
+    assert (caught.signature, caught.proved, _verdict(tally)) == (EARLY_READ, None, "inconclusive")
+    assert tally.interrupted == (error is KeyboardInterrupt) and Path(caught.run_dir).is_dir()
 
 
 def test_processes_of_their_own_play_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
