@@ -12,7 +12,7 @@ from rich.text import Text
 
 from repro.base.errors import UsageError
 from repro.hunt.hunt import Caught, Hunt, Quarry, Tally
-from repro.hunt.search import Entry, Searcher
+from repro.hunt.search import Corpus, Searcher
 from repro.lighter import light, lightened
 from repro.record.folder import STAMP
 from repro.run import RunOptions
@@ -77,7 +77,8 @@ def run_hunt(
         kept = light(scenario, stamps=command.stamps, seed=command.seed)
     lightened(scenario, kept)  # what makes no sense is said before processes start
     options = RunOptions(command.seed, command.control, command.no_faults, kept=kept)
-    searcher = Searcher(command.quarry.search, command.seed, _read_corpus(command.corpus))
+    before = _read_corpus(command.corpus)
+    searcher = Searcher(command.quarry.search, command.seed, before.entries, taken=before.taken)
     folder = command.root / scenario.name / f"{datetime.now(UTC).strftime(STAMP)}-hunt"
     folder.mkdir(parents=True, exist_ok=True)
     with Live(console=errors, refresh_per_second=4, transient=True) as live:
@@ -87,7 +88,7 @@ def run_hunt(
         )  # fmt: skip
         tally = hunt.run()
     corpus = folder / CORPUS_FILE
-    corpus.write_bytes(msgspec.json.format(msgspec.json.encode(searcher.corpus), indent=1))
+    corpus.write_bytes(msgspec.json.format(msgspec.json.encode(searcher.left()), indent=1))
     result = _result(tally, str(corpus))
     if command.json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
@@ -97,12 +98,12 @@ def run_hunt(
     return result.exit_code
 
 
-def _read_corpus(path: Path | None) -> tuple[Entry, ...]:
+def _read_corpus(path: Path | None) -> Corpus:
     if path is None:
-        return ()
+        return Corpus()
     file = path / CORPUS_FILE if path.is_dir() else path
     try:
-        return msgspec.json.decode(file.read_bytes(), type=tuple[Entry, ...])
+        return msgspec.json.decode(file.read_bytes(), type=Corpus)
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(f"{file}: no corpus of a hunt ({error}); give the folder that a hunt has named") from error
 

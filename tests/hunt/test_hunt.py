@@ -130,7 +130,7 @@ def test_a_killed_worker_ends_the_hunt_with_what_it_has(tmp_path: Path, monkeypa
     monkeypatch.setattr(hunting, "play", is_killed)
     code, told = cli(tmp_path, "--full", "--control", "--budget", "9", "--workers", "1")
     assert (code, told["verdict"], told["runs"], told["died"], told["unknown"]) == (5, "inconclusive", 2, 1, 1)
-    assert "was killed" in told["errors"][0] and msgspec.json.decode(Path(told["corpus"]).read_bytes())
+    assert "was killed" in told["errors"][0] and msgspec.json.decode(Path(told["corpus"]).read_bytes())["entries"]
 
 
 def test_a_process_that_is_really_killed_is_no_crash_of_the_hunt(
@@ -181,6 +181,21 @@ def test_the_command_prints_runs_findings_and_the_first_token(tmp_path: Path) ->
     assert told["findings"][0]["signature"] == EARLY_READ
     code, told = cli(tmp_path, "--full", "--control", "--budget", "2", "--corpus", str(Path(told["corpus"]).parent))
     assert (code, told["verdict"], told["findings"], told["token"]) == (0, "clean", [], "")
+
+
+def test_a_hunt_with_a_corpus_plays_no_schedule_of_its_predecessor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listens(scenario: Any, options: RunOptions, root: Path) -> Played:
+        heard.append(options.schedule.seed)
+        return Played(options, "clean", orders=frozenset({str(options.schedule.seed)}))
+
+    heard: list[int] = []
+    monkeypatch.setattr(hunting, "play", listens)
+    flags = ("--full", "--strategy", "pos", "--budget", "3")
+    _, told = cli(tmp_path, *flags)
+    cli(tmp_path, *flags, "--corpus", told["corpus"])
+    assert sorted(heard) == [0, 0, 1, 2, 3, 4]  # 0: the natural one, that tells how much there is
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,19 @@ def test_only_what_brings_new_orders_joins_the_corpus() -> None:
     assert [entry.schedule for entry in searcher.corpus] == [Schedule(), Schedule("pos", 1)]
 
 
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_search_goes_on_behind_the_schedules_of_the_one_before(search: Search) -> None:
+    first = started(search)
+    played = {first.propose(number)[1] for number in range(1, 40)}
+    left = first.left()
+    assert left.taken == 39 and left.entries == tuple(first.corpus)
+    second = Searcher(search, 0, left.entries, taken=left.taken)
+    second.learn("natural", outcome(second.propose(0)[1], "ab"))
+    arms = [second.propose(number) for number in range(1, 40)]
+    assert played.isdisjoint(schedule for arm, schedule in arms if arm != MUTATION)
+    assert second.left().taken == 78
+
+
 def test_an_arm_that_pays_is_taken_more_often() -> None:
     searcher = started()
     for number in range(20):
