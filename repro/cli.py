@@ -421,7 +421,8 @@ def hunt(
 ) -> None:
     """Search the schedules of a scenario for races, with a light load; each finding is replayed before it is told.
 
-    Exit codes: 1 found, 0 nothing found within the budget, 3 no schedule did what the scenario is about, 4 failed.
+    Exit codes: 1 found, 0 nothing found within the budget, 3 no schedule did what the scenario is about, 4 failed,
+    5 nothing proved, but some schedules could not be judged, or Ctrl-C came first.
     """
     found = scenarios.find(scenario)
     layers = tuple(layer or HUNTED)

@@ -5,25 +5,36 @@ from typing import Any
 
 from repro.scenario import Scenario, parse
 from repro.schedule.kept import Kept
+from repro.sessions import sessions_of
 from repro.toml import to_toml
 
 SESSIONS, TURNS = 6, 3  # of a light load: enough that requests meet, and seconds a run
 
 
-def light(scenario: Scenario, *, stamps: bool) -> Kept:
+def light(scenario: Scenario, *, stamps: bool, seed: int = 0) -> Kept:
     """Return what of a scenario's load is enough to search it: fewer sessions and turns, and as many fewer pages.
 
     Answers stay as long as they are, for an abort has to come in the middle of one.
     """
     load, config = scenario.load, scenario.config
-    sessions = min(SESSIONS, load.sessions)
+    there = present(scenario, seed)
+    sessions = there[:SESSIONS]
     two_requests_pages = -(-2 * config.context_tokens // config.page_tokens)
     return Kept(
         stamps=stamps,
-        sessions=tuple(range(sessions)),
+        sessions=sessions,
         turns=min(TURNS, load.turns or TURNS),
-        device_pages=max(two_requests_pages, config.device_pages * sessions // load.sessions),
+        device_pages=max(two_requests_pages, config.device_pages * len(sessions) // len(there)),
     )
+
+
+def present(scenario: Scenario, seed: int) -> tuple[int, ...]:
+    """Return the numbers of the sessions that are asked, ascending; traces may have fewer than the load allows.
+
+    Raises TraceError or ScenarioError where there are none, or not those.
+    """
+    there, asked = len(sessions_of(scenario.load, seed)), scenario.load.only_sessions
+    return tuple(range(there)) if asked is None else tuple(sorted(set(asked)))
 
 
 def lightened(scenario: Scenario, kept: Kept) -> Scenario:

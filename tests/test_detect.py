@@ -30,8 +30,12 @@ def detected(path: Path) -> tuple[int, dict[str, Any]]:
 
 def written(tmp_path: Path, lines: list[str]) -> Path:
     file = tmp_path / "trace.jsonl"
-    file.write_text("".join(f"{line}\n" for line in lines))
+    file.write_text("".join(line if isinstance(line, Torn) else f"{line}\n" for line in lines))
     return file
+
+
+class Torn(str):
+    """A line without its newline."""
 
 
 def test_the_documented_example_races_and_its_edge_makes_it_silent(tmp_path: Path) -> None:
@@ -47,6 +51,12 @@ def test_the_documented_example_races_and_its_edge_makes_it_silent(tmp_path: Pat
     lines[-1] = json.dumps(json.loads(lines[-1]) | {"after": [[["load", 0], "layer 4 is loaded"]]})
     code, told = detected(written(tmp_path, lines))
     assert (code, told["verdict"], told["findings"], told["events"]) == (0, "clean", [], 4)
+
+
+def test_a_last_line_without_a_newline_is_judged_too(tmp_path: Path) -> None:
+    *before, last = documented()
+    code, told = detected(written(tmp_path, [*before, Torn(last)]))
+    assert (code, told["events"], len(told["findings"])) == (1, 4, 1)
 
 
 @pytest.mark.parametrize("control", [False, True])
@@ -73,6 +83,7 @@ def waiting_for_nobody(lines: list[str]) -> list[str]:
     ("change", "wrong", "next_step"),
     [
         (lambda lines: ["{"], "trace.jsonl:1: no event", "EVENTS.md"),
+        (lambda lines: [*lines[:3], Torn(lines[3][:-9])], "trace.jsonl:4: no event", "the last line is torn; write"),
         (lambda lines: lines[1:], "trace.jsonl:1: page set 1 was not named before", "write its"),
         (skipping, "trace.jsonl:5: compute: operation 5 came after 0", "EVENTS.md"),
         (waiting_for_nobody, "trace.jsonl:2: somebody waited for operation 3 of stream load", "EVENTS.md"),

@@ -12,22 +12,27 @@ from rich.text import Text
 
 from repro.base.errors import UsageError
 from repro.hunt.hunt import Caught, Hunt, Quarry, Tally
-from repro.hunt.search import Entry, Searcher
+from repro.hunt.search import Corpus, Searcher
 from repro.lighter import light, lightened
 from repro.record.folder import STAMP
 from repro.run import RunOptions
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
+from repro.verdict import EXIT_CODES, Word
 
 CORPUS_FILE = "corpus.json"
-EXIT_FOUND, EXIT_NOTHING, EXIT_VACUOUS, EXIT_FAILED, EXIT_STOPPED = 1, 0, 3, 4, 5
 
-SAID = {
+SAID: dict[Word, str] = {
     "anomaly": "FOUND",
     "clean": "NOTHING FOUND",
     "vacuous": "VACUOUS: no schedule did what the scenario is about; --full plays its whole load",
     "failed": "FAILED",
-    "inconclusive": "STOPPED",
+    "inconclusive": "INCONCLUSIVE: nothing was proved, but not every schedule was judged",
+}
+PROVED = {
+    True: "",
+    False: "  A NEW PROCESS CAME TO ANOTHER RUN: a bug of the harness",
+    None: "  NOT PROVED: the hunt was stopped before a new process could play it",
 }
 
 
@@ -49,12 +54,13 @@ class Command(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True):
     """What `--json` prints."""
 
-    verdict: str
+    verdict: Word
     runs: int
     findings: list[Caught]
     token: str  # of the first finding
     orders: int
     vacuous: int
+    unknown: int
     died: int
     errors: list[str]
     seconds: float
@@ -66,10 +72,13 @@ def run_hunt(
     scenario: Scenario, command: Command, console: Console, errors: Console, clock_s: Callable[[], float]
 ) -> int:
     """Hunt and return the exit code; the corpus is kept in a folder beside the scenario's runs."""
-    kept = light(scenario, stamps=command.stamps) if not command.full else Kept(stamps=command.stamps)
+    kept = Kept(stamps=command.stamps)
+    if not command.full:
+        kept = light(scenario, stamps=command.stamps, seed=command.seed)
     lightened(scenario, kept)  # what makes no sense is said before processes start
     options = RunOptions(command.seed, command.control, command.no_faults, kept=kept)
-    searcher = Searcher(command.quarry.search, command.seed, _read_corpus(command.corpus))
+    before = _read_corpus(command.corpus)
+    searcher = Searcher(command.quarry.search, command.seed, before.entries, taken=before.taken)
     folder = command.root / scenario.name / f"{datetime.now(UTC).strftime(STAMP)}-hunt"
     folder.mkdir(parents=True, exist_ok=True)
     with Live(console=errors, refresh_per_second=4, transient=True) as live:
@@ -79,7 +88,7 @@ def run_hunt(
         )  # fmt: skip
         tally = hunt.run()
     corpus = folder / CORPUS_FILE
-    corpus.write_bytes(msgspec.json.format(msgspec.json.encode(searcher.corpus), indent=1))
+    corpus.write_bytes(msgspec.json.format(msgspec.json.encode(searcher.left()), indent=1))
     result = _result(tally, str(corpus))
     if command.json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
@@ -89,12 +98,12 @@ def run_hunt(
     return result.exit_code
 
 
-def _read_corpus(path: Path | None) -> tuple[Entry, ...]:
+def _read_corpus(path: Path | None) -> Corpus:
     if path is None:
-        return ()
+        return Corpus()
     file = path / CORPUS_FILE if path.is_dir() else path
     try:
-        return msgspec.json.decode(file.read_bytes(), type=tuple[Entry, ...])
+        return msgspec.json.decode(file.read_bytes(), type=Corpus)
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(f"{file}: no corpus of a hunt ({error}); give the folder that a hunt has named") from error
 
@@ -113,37 +122,33 @@ def _by_layer(caught: list[Caught]) -> dict[str, int]:
 
 
 def _result(tally: Tally, corpus: str) -> Result:
-    word, code = _verdict(tally)
+    word = _verdict(tally)
     token = tally.caught[0].token if tally.caught else ""
     return Result(
-        word, tally.runs, tally.caught, token, tally.orders, tally.vacuous, tally.died, tally.errors[:10],
-        round(tally.seconds, 3), corpus, code,
+        word, tally.runs, tally.caught, token, tally.orders, tally.vacuous, tally.unknown, tally.died,
+        tally.errors[:10], round(tally.seconds, 3), corpus, EXIT_CODES[word],
     )  # fmt: skip
 
 
-def _verdict(tally: Tally) -> tuple[str, int]:
-    if any(not each.proved for each in tally.caught) or (tally.died and tally.died == tally.runs):
-        return "failed", EXIT_FAILED
-    if tally.caught:
-        return "anomaly", EXIT_FOUND
-    if tally.interrupted:
-        return "inconclusive", EXIT_STOPPED
+def _verdict(tally: Tally) -> Word:
+    if any(each.proved is False for each in tally.caught) or (tally.died and tally.died == tally.runs):
+        return "failed"
+    if any(each.proved for each in tally.caught):
+        return "anomaly"
+    if tally.caught or tally.interrupted or not tally.runs:
+        return "inconclusive"
     if tally.vacuous == tally.runs:
-        return "vacuous", EXIT_VACUOUS
-    return "clean", EXIT_NOTHING
+        return "vacuous"
+    if tally.unknown:
+        return "inconclusive"
+    return "clean"
 
 
 def _print(result: Result, tally: Tally, console: Console) -> None:
     rate = f"{result.runs} schedules in {result.seconds:.1f} s, {result.orders} orders of accesses to a page"
-    said = {
-        "anomaly": "FOUND",
-        "clean": "NOTHING FOUND",
-        "vacuous": "VACUOUS: no schedule did what the scenario is about; --full plays its whole load",
-    }
-    console.print(f"{said.get(result.verdict, result.verdict.upper())}  {rate}", markup=False, soft_wrap=True)
+    console.print(f"{SAID[result.verdict]}  {rate}", markup=False, soft_wrap=True)
     for each in result.findings:
-        proved = "" if each.proved else "  A NEW PROCESS CAME TO ANOTHER RUN: a bug of the harness"
-        console.print(f"\n{each.signature}{proved}", markup=False, soft_wrap=True)
+        console.print(f"\n{each.signature}{PROVED[each.proved]}", markup=False, soft_wrap=True)
         console.print(f"  {each.claim}", markup=False, soft_wrap=True)
         console.print(
             f"  schedule {each.schedule_number}, {each.strategy}: {each.run_dir}", markup=False, soft_wrap=True
@@ -151,6 +156,10 @@ def _print(result: Result, tally: Tally, console: Console) -> None:
         console.print(f"  repro reproduce {each.token}", markup=False, soft_wrap=True)
     for error in result.errors:
         console.print(f"a schedule died: {error}", markup=False, soft_wrap=True)
+    if tally.unknown:
+        console.print(f"{tally.unknown} of them failed or were inconclusive: they prove nothing", markup=False)
+    if tally.interrupted:
+        console.print("stopped before the budget was spent", markup=False)
     if tally.vacuous and result.verdict != "vacuous":
         console.print(f"{tally.vacuous} of them were vacuous: a fault or the load had no effect", markup=False)
     console.print(f"corpus: {result.corpus}", markup=False, soft_wrap=True)

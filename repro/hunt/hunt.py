@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from detectors.base import Layer
-from repro.hunt.play import Found, Played, discard, play, players
+from repro.hunt.play import Found, Played, discard, play, players, proves
 from repro.hunt.search import Search, Searcher
 from repro.run import RunOptions
 from repro.scenario import Scenario
 
+KILLED = "a process of the hunt was killed (out of memory?); fewer --workers need less"
 FINDINGS_MAX = 1_000  # causes; more of them is one bug that names itself anew each time
 
 
@@ -27,7 +29,10 @@ class Quarry(msgspec.Struct, frozen=True):
 
 
 class Caught(msgspec.Struct, frozen=True):
-    """A finding, by its cause, and the run that shows it; `proved` when a new process came to the same run."""
+    """A finding, by its cause, and the run that shows it.
+
+    `proved`: a new process came to the same run; None when the hunt was stopped before it could.
+    """
 
     signature: str
     layer: str
@@ -37,7 +42,7 @@ class Caught(msgspec.Struct, frozen=True):
     run_dir: str
     schedule_number: int
     strategy: str
-    proved: bool
+    proved: bool | None
 
 
 class Tally(msgspec.Struct):
@@ -45,6 +50,7 @@ class Tally(msgspec.Struct):
 
     runs: int = 0
     vacuous: int = 0
+    unknown: int = 0  # inconclusive or failed: nothing was judged that could be called clean
     died: int = 0
     orders: int = 0
     seconds: float = 0.0
@@ -79,11 +85,12 @@ class Hunt:
         self._told = told
         self._started_s = clock_s()
         self._proposed = 0
+        self._broken = False  # the pool: it takes no more schedules
         self._under_way: dict[Future[Played], tuple[int, str]] = {}
         self._known: set[str] = set()
 
     def run(self) -> Tally:
-        """Hunt until something is found or the budget is spent; Ctrl-C returns what there is."""
+        """Hunt until something is found or the budget is spent; Ctrl-C, or a killed process, returns what there is."""
         with players(self._workers) as pool:
             try:
                 self._propose(pool)
@@ -107,7 +114,7 @@ class Hunt:
     def _over(self) -> bool:
         quarry, tally = self._quarry, self.tally
         spent = self._proposed >= quarry.budget or self._is_late()
-        return tally.interrupted or spent or bool(tally.caught and not quarry.everything)
+        return tally.interrupted or self._broken or spent or bool(tally.caught and not quarry.everything)
 
     def _is_late(self) -> bool:
         time_s = self._quarry.time_s
@@ -117,24 +124,34 @@ class Hunt:
         number = self._proposed
         arm, schedule = self._searcher.propose(number)
         options = replace(self._options, schedule=schedule)
-        self._under_way[pool.submit(play, self._scenario, options, self._root)] = number, arm
         self._proposed += 1
+        try:
+            future = pool.submit(play, self._scenario, options, self._root)
+        except BrokenProcessPool as error:  # killed since the last schedule was taken
+            future = Future()
+            future.set_exception(error)
+        self._under_way[future] = number, arm
 
     def _take(self, future: "Future[Played]") -> None:
         number, arm = self._under_way.pop(future)
-        played, tally = future.result(), self.tally
+        try:
+            played, tally = future.result(), self.tally
+        except BrokenProcessPool:
+            self._broken = True
+            played, tally = Played(self._options, error=KILLED), self.tally
         tally.runs += 1
         if played.error:
             tally.died += 1
             tally.errors.append(played.error)
         tally.vacuous += played.word == "vacuous"
+        tally.unknown += played.word in ("inconclusive", "failed")
         self._searcher.learn(arm, played)
         tally.orders = len(self._searcher.orders)
         fresh = [each for each in played.found if each.layer in self._quarry.layers and self._is_fresh(each)]
         if not fresh:
             discard(played)
             return
-        proved = self._prove(played)
+        proved = self._proves(played)
         for each in fresh:
             tally.caught.append(
                 Caught(
@@ -156,12 +173,15 @@ class Hunt:
         self._known.add(found.signature)
         return True
 
-    def _prove(self, played: Played) -> bool:
-        """Return whether a new process comes to the same run."""
-        with players(1, runs_each=1) as pool:
-            again = pool.submit(play, self._scenario, played.options, self._root).result()
-        discard(again)
-        return again.fingerprint == played.fingerprint
+    def _proves(self, played: Played) -> bool | None:
+        try:
+            return proves(self._scenario, played, self._root)
+        except KeyboardInterrupt:
+            self.tally.interrupted = True
+        except BrokenProcessPool:
+            self._broken = True
+            self.tally.errors.append(KILLED)
+        return None
 
     def _tell(self) -> None:
         self.tally.seconds = self._clock_s() - self._started_s

@@ -107,6 +107,14 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
     )
 
 
+def proves(scenario: Scenario, played: Played, root: Path) -> bool:
+    """Return whether a new process comes to the same run."""
+    with players(1, runs_each=1) as pool:
+        again = pool.submit(play, scenario, played.options, root).result()
+    discard(again)
+    return again.fingerprint == played.fingerprint
+
+
 def discard(played: Played) -> None:
     """Remove the folder of a run that nobody needs."""
     if played.run_dir:

@@ -12,15 +12,14 @@ from rich.text import Text
 
 from repro.base.errors import HarnessError, UsageError, nearest
 from repro.hunt.explain import explain
-from repro.hunt.play import Found, Played, discard, play, players
+from repro.hunt.play import Found, Played, discard, play, players, proves
 from repro.hunt.shrink import Shrinker
 from repro.hunt.testfile import pytest_text
 from repro.lighter import kept_toml, lightened
 from repro.run import RunOptions
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
-
-EXIT_SHRUNK, EXIT_FAILED = 1, 4
+from repro.verdict import EXIT_CODES, Word
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -36,7 +35,7 @@ class Command(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True):
     """What `--json` prints."""
 
-    verdict: str
+    verdict: Word
     signature: str
     token: str
     requests: int
@@ -69,14 +68,14 @@ def run_shrink(
         )  # fmt: skip
         case = shrinker.shrink(_stamped(case, scenario, found, command, pool))
         silent = _is_silent(case, scenario, found, command, pool)
-    proved = _prove(case, scenario, command)
+    proved = proves(scenario, case, command.root)
     result = _write(case, scenario, found.signature, out, shrinker.replays + 1, silent, proved)
     if command.json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
         sys.stdout.flush()
     else:
         _print(result, console)
-    return EXIT_SHRUNK if silent and proved else EXIT_FAILED
+    return EXIT_CODES[result.verdict]
 
 
 def _chosen(case: Played, wanted: str) -> Found:
@@ -109,13 +108,6 @@ def _is_silent(case: Played, scenario: Scenario, found: Found, command: Command,
     control = pool.submit(play, scenario, replace(case.options, control=True), command.root).result()
     discard(control)
     return found.signature not in control.signatures and not control.error
-
-
-def _prove(case: Played, scenario: Scenario, command: Command) -> bool:
-    with players(1, runs_each=1) as pool:
-        again = pool.submit(play, scenario, case.options, command.root).result()
-    discard(again)
-    return again.fingerprint == case.fingerprint
 
 
 def _write(

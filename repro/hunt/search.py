@@ -25,19 +25,30 @@ class Entry(msgspec.Struct, frozen=True):
     new_orders: int
 
 
+class Corpus(msgspec.Struct, frozen=True):
+    """What a hunt leaves to the next: how many schedules were proposed so far, and those that paid."""
+
+    taken: int = 0
+    entries: tuple[Entry, ...] = ()
+
+
 class Searcher:
     """Proposes schedules by number and learns from what became of them.
 
     The first is the natural one; it tells how many steps there are and who contends how often. The seeds of
-    the others are their numbers and `first_seed`: small ones, so that tokens are short.
+    the others are their numbers and `first_seed`: small ones, so that tokens are short. A search that goes on
+    from an earlier one's corpus goes on behind the schedules that were `taken` there.
     """
 
-    def __init__(self, search: Search, seed: int, corpus: tuple[Entry, ...] = (), first_seed: int = 0) -> None:
+    def __init__(
+        self, search: Search, seed: int, corpus: tuple[Entry, ...] = (), first_seed: int = 0, *, taken: int = 0
+    ) -> None:
         self.orders: set[str] = set()
         self.corpus = list(corpus[-CORPUS_MAX:])
         self._search = search
         self._seed = seed
         self._first_seed = first_seed
+        self._taken_before = self._taken = taken
         self._steps = 0
         self._weights: tuple[int, ...] = ()
         arms: list[str] = [search]
@@ -49,10 +60,12 @@ class Searcher:
         """Return the schedule with this number, and which arm it is of."""
         if number == 0:
             return "natural", Schedule()
-        arm = self._arm(number)
+        place = self._taken_before + number
+        self._taken = max(self._taken, place)
+        arm = self._arm(place)
         if arm == MUTATION:
-            return arm, self._mutant(number)
-        return arm, self._fresh(arm, number)
+            return arm, self._mutant(place)
+        return arm, self._fresh(arm, place)
 
     def learn(self, arm: str, played: Played) -> int:
         """Take what a schedule came to; return how many orders it brought that are new."""
@@ -66,6 +79,10 @@ class Searcher:
         if new and len(self.corpus) < CORPUS_MAX:
             self.corpus.append(Entry(played.options.schedule, played.steps, new))
         return new
+
+    def left(self) -> Corpus:
+        """Return what the next search can go on from."""
+        return Corpus(self._taken, tuple(self.corpus))
 
     def _arm(self, number: int) -> str:
         """Return an arm, with the probability of the new orders that each of its schedules has brought."""
@@ -90,7 +107,9 @@ class Searcher:
         entry = self.corpus[self._draw(len(self.corpus), number, "entry")]
         schedule = entry.schedule
         added = self._draw(NEW_DEVIATIONS_MAX + 1, number, "added")
-        if added == 0 or len(schedule.deviations) + added > DEVIATIONS_MAX or not entry.steps:
+        if schedule.natural:
+            added = max(1, added)  # with another window alone it would be the natural run again
+        elif added == 0 or len(schedule.deviations) + added > DEVIATIONS_MAX or not entry.steps:
             return replace(schedule, window=self._draw(len(WINDOWS_US), number, "window"))
         steps = [self._draw(entry.steps, number, "step", n) for n in range(added)]
         deviations = dict(schedule.deviations) | {step: 1 for step in steps}

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from repro.base.errors import UsageError
 from repro.hunt.play import Played, discard, play
-from repro.lighter import lightened
+from repro.lighter import lightened, present
 from repro.run import RunOptions
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
@@ -120,7 +120,7 @@ def _kept(case: Played, **changes: object) -> RunOptions:
 
 
 def _sessions(case: Played, base: Scenario) -> Iterator[RunOptions]:
-    for fewer in _subsets(case.options.kept.sessions or tuple(range(base.load.sessions))):
+    for fewer in _subsets(present(base, case.options.seed)):
         if fewer:
             yield _kept(case, sessions=fewer)
 
@@ -149,7 +149,7 @@ def _room(case: Played, base: Scenario) -> Iterator[RunOptions]:
     for tokens in _smaller(config.context_tokens, CONTEXT_TOKENS_MIN):
         pages = -(-PAGES_OF_ROOM * tokens // config.page_tokens)
         shorter = max(PROMPT_TOKENS_MIN, load.prompt_tokens * tokens // config.context_tokens)
-        for prompt_tokens in (load.prompt_tokens, shorter):
+        for prompt_tokens in (load.prompt_tokens, min(load.prompt_tokens, shorter)):
             yield _kept(case, context_tokens=tokens, device_pages=pages, prompt_tokens=prompt_tokens)
 
 
@@ -179,7 +179,7 @@ def _deviating(case: Played, deviations: tuple[tuple[int, int], ...]) -> RunOpti
 
 def _smaller(value: int, least: int) -> Iterator[int]:
     """Yield values from `least` up to below `value`, the boldest first."""
-    room = value - least
+    room = max(0, value - least)
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
         if int(room * share):
             yield value - int(room * share)

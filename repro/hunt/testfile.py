@@ -42,8 +42,8 @@ def pytest_text(scenario: Scenario, options: RunOptions, signature: str, explana
     """Return the text; `scenario` is the lightened one, so that the file holds all that is run."""
     assert options.kept == Kept()
     return _TEXT.format(
-        title=scenario.title,
-        explanation=explanation,
+        title=_escaped(scenario.title),
+        explanation=_escaped(explanation),
         signature=pformat(signature),
         schedule=repr(options.schedule),
         scenario=_literal(scenario.source),
@@ -55,4 +55,9 @@ def pytest_text(scenario: Scenario, options: RunOptions, signature: str, explana
 
 def _literal(text: str) -> str:
     """Return a text as Python writes it, over as many lines as it has."""
-    return '"""' + text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"').rstrip("\n") + '\n"""'
+    return '"""' + _escaped(text).rstrip("\n") + '\n"""'
+
+
+def _escaped(text: str) -> str:
+    """Return a text as it stands between triple quotes."""
+    return text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')

@@ -1,6 +1,9 @@
 """A hunt finds the race that a natural schedule does not show, proves it, and is silent with the guard in place."""
 
+import os
+import signal
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +14,24 @@ from typer.testing import CliRunner
 
 from repro.cli import app
 from repro.hunt import hunt as hunting
+from repro.hunt import play as playing
+from repro.hunt.command import _verdict
 from repro.hunt.hunt import Hunt, Quarry, Tally
-from repro.hunt.play import players
+from repro.hunt.play import Played, players
 from repro.hunt.search import Searcher
 from repro.lighter import light, lightened
 from repro.run import RunOptions
+from repro.scenario import parse
 from repro.schedule.token import decode
+from repro.sessions import sessions_of
+from repro.trace.store import write_sessions
 from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hunting, "players", HerePool)
+    monkeypatch.setattr(playing, "players", HerePool)
 
 
 def hunted(root: Path, clock_s: Callable[[], float] = lambda: 0.0, **changes: Any) -> Tally:
@@ -75,6 +84,7 @@ def test_a_finding_that_does_not_come_again_is_not_proved(tmp_path: Path, monkey
     numbers: list[int] = []
     original = hunting.play
     monkeypatch.setattr(hunting, "play", lies)
+    monkeypatch.setattr(playing, "play", lies)
     assert [caught.proved for caught in hunted(tmp_path).caught] == [False]
 
 
@@ -88,8 +98,72 @@ def test_a_schedule_that_breaks_the_stack_is_counted_and_told(tmp_path: Path, mo
     assert (tally.died, tally.errors) == (2, ["HarnessError: it died"] * 2)
 
 
+@pytest.mark.parametrize("word", ["failed", "inconclusive"])
+def test_a_schedule_that_nobody_could_judge_is_never_clean(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unjudged(scenario: Any, options: RunOptions, root: Path) -> Played:
+        if options.schedule.natural:
+            return original(scenario, options, root)
+        return Played(options, word, error="HarnessError: it died" if word == "failed" else "")
+
+    original = hunting.play
+    monkeypatch.setattr(hunting, "play", unjudged)
+    code, told = cli(tmp_path, "--full", "--control", "--budget", "2")
+    assert (code, told["verdict"], told["runs"], told["unknown"]) == (5, "inconclusive", 2, 1)
+
+
+def test_a_hunt_is_vacuous_only_when_all_its_schedules_were() -> None:
+    assert _verdict(Tally(runs=2, vacuous=2)) == "vacuous"
+    assert _verdict(Tally(runs=2, vacuous=1)) == "clean"
+    assert _verdict(Tally(runs=2, vacuous=1, unknown=1)) == "inconclusive"
+    assert _verdict(Tally()) == "inconclusive"
+
+
+def test_a_killed_worker_ends_the_hunt_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_killed(scenario: Any, options: RunOptions, root: Path) -> Played:
+        if options.schedule.natural:
+            return original(scenario, options, root)
+        raise BrokenProcessPool("terminated abruptly")
+
+    original = hunting.play
+    monkeypatch.setattr(hunting, "play", is_killed)
+    code, told = cli(tmp_path, "--full", "--control", "--budget", "9", "--workers", "1")
+    assert (code, told["verdict"], told["runs"], told["died"], told["unknown"]) == (5, "inconclusive", 2, 1, 1)
+    assert "was killed" in told["errors"][0] and msgspec.json.decode(Path(told["corpus"]).read_bytes())["entries"]
+
+
+def test_a_process_that_is_really_killed_is_no_crash_of_the_hunt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hunting, "players", players)
+    monkeypatch.setattr(hunting, "play", killed)
+    tally = hunted(tmp_path)
+    assert (tally.runs, tally.died, tally.caught, _verdict(tally)) == (1, 1, [], "failed")
+
+
+def killed(scenario: Any, options: RunOptions, root: Path) -> Played:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenProcessPool])
+def test_a_finding_whose_proof_was_stopped_stays_as_not_proved(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(scenario: Any, played: Played, root: Path) -> bool:
+        raise error
+
+    monkeypatch.setattr(hunting, "proves", stopped)
+    tally = hunted(tmp_path, everything=True)
+    (caught,) = tally.caught
+    assert (caught.signature, caught.proved, _verdict(tally)) == (EARLY_READ, None, "inconclusive")
+    assert tally.interrupted == (error is KeyboardInterrupt) and Path(caught.run_dir).is_dir()
+
+
 def test_processes_of_their_own_play_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hunting, "players", players)
+    monkeypatch.setattr(playing, "players", players)
     (caught,) = hunted(tmp_path).caught
     assert caught.signature == EARLY_READ and caught.proved
 
@@ -107,6 +181,21 @@ def test_the_command_prints_runs_findings_and_the_first_token(tmp_path: Path) ->
     assert told["findings"][0]["signature"] == EARLY_READ
     code, told = cli(tmp_path, "--full", "--control", "--budget", "2", "--corpus", str(Path(told["corpus"]).parent))
     assert (code, told["verdict"], told["findings"], told["token"]) == (0, "clean", [], "")
+
+
+def test_a_hunt_with_a_corpus_plays_no_schedule_of_its_predecessor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listens(scenario: Any, options: RunOptions, root: Path) -> Played:
+        heard.append(options.schedule.seed)
+        return Played(options, "clean", orders=frozenset({str(options.schedule.seed)}))
+
+    heard: list[int] = []
+    monkeypatch.setattr(hunting, "play", listens)
+    flags = ("--full", "--strategy", "pos", "--budget", "3")
+    _, told = cli(tmp_path, *flags)
+    cli(tmp_path, *flags, "--corpus", told["corpus"])
+    assert sorted(heard) == [0, 0, 1, 2, 3, 4]  # 0: the natural one, that tells how much there is
 
 
 @pytest.mark.parametrize(
@@ -132,3 +221,20 @@ def test_a_light_load_keeps_its_race() -> None:
     assert kept.sessions == (0, 1, 2) and kept.device_pages == 28
     lighter = lightened(scenario, replace(kept, sessions=(0, 2), turns=1))
     assert (lighter.load.only_sessions, lighter.load.turns, lighter.config.device_pages) == ((0, 2), 1, 28)
+
+
+def test_a_light_load_is_of_the_sessions_that_the_file_asks() -> None:
+    scenario = parse(RACE.replace("sessions = 3", "sessions = 9\nonly_sessions = [8, 2]"), "race", "race.toml")
+    kept = light(scenario, stamps=True)
+    assert kept.sessions == (2, 8) and kept.device_pages == 28
+
+
+def test_a_light_load_is_of_the_sessions_that_the_trace_has(tmp_path: Path) -> None:
+    write_sessions(tmp_path / "two.jsonl", sessions_of(race_scenario().load, 0)[:2])
+    of_trace = f'trace = "{tmp_path / "two.jsonl"}"\nsessions = 9'
+    scenario = parse(
+        RACE.replace("sessions = 3", of_trace).replace("prompt_tokens = 760\n", "").replace("gap_s", "# "), "race", "x"
+    )
+    kept = light(scenario, stamps=True)
+    assert kept.sessions == (0, 1) and kept.device_pages == 28
+    assert len(sessions_of(lightened(scenario, kept).load, 0)) == 2

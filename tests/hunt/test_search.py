@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from repro.hunt.play import Played
-from repro.hunt.search import DEVIATIONS_MAX, MUTATION, SEARCHES, Entry, Search, Searcher
+from repro.hunt.search import DEVIATIONS_MAX, MUTATION, NEW_DEVIATIONS_MAX, SEARCHES, Entry, Search, Searcher
 from repro.run import RunOptions
 from repro.schedule.schedule import Schedule
 
@@ -48,6 +48,19 @@ def test_only_what_brings_new_orders_joins_the_corpus() -> None:
     assert [entry.schedule for entry in searcher.corpus] == [Schedule(), Schedule("pos", 1)]
 
 
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_search_goes_on_behind_the_schedules_of_the_one_before(search: Search) -> None:
+    first = started(search)
+    played = {first.propose(number)[1] for number in range(1, 40)}
+    left = first.left()
+    assert left.taken == 39 and left.entries == tuple(first.corpus)
+    second = Searcher(search, 0, left.entries, taken=left.taken)
+    second.learn("natural", outcome(second.propose(0)[1], "ab"))
+    arms = [second.propose(number) for number in range(1, 40)]
+    assert played.isdisjoint(schedule for arm, schedule in arms if arm != MUTATION)
+    assert second.left().taken == 78
+
+
 def test_an_arm_that_pays_is_taken_more_often() -> None:
     searcher = started()
     for number in range(20):
@@ -64,10 +77,19 @@ def test_mutants_differ_from_their_parent_and_fit_a_token() -> None:
     mutants = {searcher._mutant(number) for number in range(60)}
     assert len(mutants) > 10
     for mutant in mutants:
+        assert not mutant.natural
         assert (mutant.strategy, mutant.seed, mutant.steps) == ("pct3", 5, 100)
         assert len(mutant.deviations) <= DEVIATIONS_MAX
         assert list(mutant.deviations) == sorted(mutant.deviations)
         assert all(0 <= step < 100 for step, _ in mutant.deviations)
+
+
+@pytest.mark.parametrize("steps", [0, 100])
+def test_a_mutant_of_the_natural_schedule_is_another_run(steps: int) -> None:
+    searcher = Searcher("portfolio", 0, (Entry(Schedule(), steps, 3),))
+    mutants = [searcher._mutant(number) for number in range(60)]
+    assert not any(mutant.natural for mutant in mutants)
+    assert all(1 <= len(mutant.deviations) <= NEW_DEVIATIONS_MAX for mutant in mutants)
 
 
 def test_an_empty_corpus_is_not_mutated(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A finding gets smaller, stays the same finding, and is written down so that others can run it."""
 
+import ast
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from repro.cli import app
+from repro.hunt import play as playing
 from repro.hunt import reduce
 from repro.hunt.explain import explain
 from repro.hunt.play import Played, play
-from repro.hunt.shrink import Shrinker, _fewer_deviations, _smaller, _subsets
+from repro.hunt.shrink import Shrinker, _fewer_deviations, _lengths, _room, _sessions, _smaller, _subsets
+from repro.hunt.testfile import pytest_text
+from repro.lighter import lightened
 from repro.run import RunOptions, run_scenario
-from repro.scenario import find
+from repro.scenario import find, parse
 from repro.schedule.kept import Kept
 from repro.schedule.schedule import Schedule
 from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
@@ -63,7 +67,23 @@ def test_the_budget_holds(tmp_path: Path) -> None:
 
 def test_candidates_get_smaller_the_boldest_first() -> None:
     assert list(_smaller(100, 0)) == [0, 25, 50, 75, 90] and list(_smaller(1, 1)) == []
+    assert list(_smaller(300, 400)) == []
     assert list(_subsets((1, 2, 3))) == [(), (2, 3), (1, 3), (1, 2)]
+
+
+def test_a_short_prompt_is_never_made_longer() -> None:
+    base = parse(RACE.replace("prompt_tokens = 760", "prompt_tokens = 300"), "race", "race.toml")
+    case = Played(RunOptions())
+    tried = [options.kept.prompt_tokens for each in (_room, _lengths) for options in each(case, base)]
+    assert tried and all(tokens is None or tokens <= 300 for tokens in tried)
+
+
+def test_sessions_are_dropped_of_those_that_are_asked() -> None:
+    base = parse(RACE.replace("sessions = 3", "sessions = 9\nonly_sessions = [2, 8]"), "race", "race.toml")
+    tried = [options.kept.sessions for options in _sessions(Played(RunOptions()), base)]
+    assert tried == [(8,), (2,)]
+    whole = RunOptions(kept=Kept(sessions=(2, 8)))
+    assert [options.kept.sessions for options in _sessions(Played(whole), lightened(base, whole.kept))] == tried
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +103,7 @@ def test_the_files_fail_with_the_defect_and_pass_with_the_guard(
     run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reduce, "players", HerePool)
+    monkeypatch.setattr(playing, "players", HerePool)
     code, told = shrunk(run_dir, tmp_path, "--signature", "canary: forward.index", "--budget", "20")
     assert code == 1 and told["signature"] == FOREIGN and told["replays"] <= 20 and told["control_silent"]
     scenario = find(told["scenario"])
@@ -92,6 +113,16 @@ def test_the_files_fail_with_the_defect_and_pass_with_the_guard(
     )
     assert ran.returncode == 1 and "1 failed, 1 passed" in ran.stdout
     assert "FAILED" in ran.stdout and "[as_the_scenario_says]" in ran.stdout and "not its own prefix" in ran.stdout
+
+
+def test_a_text_with_quotes_and_backslashes_is_a_test_file_too() -> None:
+    nasty = '"" """ \\ \\x \\N """'
+    scenario = msgspec.structs.replace(race_scenario(), title=nasty, source=RACE + f"# {nasty}\n")
+    text = pytest_text(scenario, RunOptions(), FOREIGN, nasty)
+    names = ast.parse(text)
+    assert (ast.get_docstring(names) or "").startswith(f"{nasty}\n\n{nasty}\n")
+    source = next(each.value for each in names.body if isinstance(each, ast.Assign) and "SCENARIO" in ast.dump(each))
+    assert ast.literal_eval(source) == scenario.source
 
 
 @pytest.mark.parametrize(
