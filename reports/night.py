@@ -108,6 +108,7 @@ class Night(msgspec.Struct, frozen=True):
     target: str
     defect: str
     elapsed_s: float
+    made_s: float  # of the wall clock, of all runs together, each where it was made
     runs: int
     requests: int
     missing: int
@@ -120,6 +121,12 @@ class Night(msgspec.Struct, frozen=True):
     digest: str  # of everything that counts; equal for equal nights, however they were run
     folder: str
     format: int = FORMAT
+
+    @property
+    def scaling(self) -> str:
+        """Return how far the runs were spread: what they took one after another, over what the night took."""
+        at_once = self.made_s / self.elapsed_s if self.elapsed_s else 0.0
+        return f"runs of {self.made_s:,.0f} s in {self.elapsed_s:,.0f} s: {at_once:.2f} at once"
 
 
 class PastNight(msgspec.Struct, frozen=True):

@@ -38,7 +38,7 @@ def render_markdown(night: Night) -> str:
         f"## {night.verdict.capitalize()}: nightly {_clear(night.suite)}{answer}",
         "",
         f"{HEADLINES[night.exit_code]} {night.runs:,} runs, {night.requests:,} requests, "
-        f"{night.elapsed_s / 60:.1f} minutes; target {_clear(night.target)}{_defect(night)}.",
+        f"{night.elapsed_s / 60:.1f} minutes ({night.scaling}); target {_clear(night.target)}{_defect(night)}.",
         "",
         *(f"- {_clear(why)}" for why in night.why),
         *([""] if night.why else []),

@@ -142,6 +142,7 @@ def _print(night: Night, console: Console) -> None:
         _say(console, f"  {finding.replay}")
     if night.comparison is not None:
         _print_comparison(night.comparison, console)
+    _say(console, night.scaling)
     gone = f"{night.pruned.runs} clean or vacuous runs, {night.pruned.logs} event logs"
     _say(console, f"taken off the disk: {gone}, {night.pruned.bytes / 1e6:,.0f} MB")
     _say(console, f"page: {night.folder}/index.html")

@@ -18,6 +18,12 @@ from repro.schedule.schedule import Schedule
 
 def execute(job: Job, root: Path) -> JobResult:
     """Return what the run came to; its folder is under `root`. Raises RecordError: a full disk is no answer."""
+    started_s = time.monotonic()
+    result = _execute(job, root)
+    return msgspec.structs.replace(result, took_s=round(time.monotonic() - started_s, 3))
+
+
+def _execute(job: Job, root: Path) -> JobResult:
     died = JobResult(job.key, job.case, job.role, job.seed, "died")
     try:
         scenario = parse(job.toml, job.scenario, job.case)

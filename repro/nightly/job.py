@@ -50,6 +50,7 @@ class JobResult(msgspec.Struct, frozen=True, omit_defaults=True):
     fingerprint: str = ""
     run_dir: str = ""
     at_s: float = 0.0  # of the night, when it ended
+    took_s: float = 0.0  # of the wall clock, where it was made
     target_lost: bool = False  # the server is gone: what was measured before counts, the rest is unknown
 
     @property

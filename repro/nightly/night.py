@@ -135,7 +135,9 @@ def _night(
     id_ = journal.night
     night = Night(
         id_.suite, id_.suite_hash, plan.suite.title, "", 0, "", (), id_.version, id_.code, id_.utc, id_.first_seed,
-        id_.target, id_.defect, ended.elapsed_s, len(counted), sum(result.requests for result in counted),
+        id_.target, id_.defect, ended.elapsed_s,
+        made_s=round(sum(result.took_s for result in journal.results.values()), 3),
+        runs=len(counted), requests=sum(result.requests for result in counted),
         missing=_missing(plan, journal) if ended.interrupted or ended.lost else 0,
         rate=rate, cases=cases, findings=findings, gates=(), comparison=None, pruned=evidence.pruned,
         digest=digest(counted), folder=str(folder),

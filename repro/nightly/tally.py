@@ -61,7 +61,8 @@ def digest(counted: Sequence[JobResult]) -> str:
     total = hashlib.sha256()
     for result in counted:
         why = () if result.verdict == "died" else result.why
-        total.update(msgspec.json.encode(msgspec.structs.replace(result, at_s=0.0, run_dir="", why=why)))
+        counts = msgspec.structs.replace(result, at_s=0.0, took_s=0.0, run_dir="", why=why)
+        total.update(msgspec.json.encode(counts))
     return total.hexdigest()
 
 

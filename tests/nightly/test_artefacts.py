@@ -65,6 +65,12 @@ def test_the_json_is_the_night(nights: tuple[Path, Night]) -> None:
     assert told["digest"] == night.digest and told["findings"][0]["new"] is True
 
 
+def test_how_far_the_runs_were_spread_is_said(nights: tuple[Path, Night]) -> None:
+    spread = msgspec.structs.replace(nights[1], made_s=60.0, elapsed_s=32.0)
+    assert "runs of 60 s in 32 s: 1.88 at once" in render_markdown(spread)
+    assert "1.88 at once" in render_night(spread, [])
+
+
 def test_the_markdown_is_tables_that_no_text_breaks(nights: tuple[Path, Night]) -> None:
     _, night = nights
     tokens = MarkdownIt("commonmark").enable("table").parse(render_markdown(night))
