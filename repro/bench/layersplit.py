@@ -207,6 +207,9 @@ SENSITIVITY: dict[str, Setting] = {
     "4 sessions: all fits, and splitting only costs": replaced(BASE, sessions=4, clients=4),
     "the same, links of 50 GB/s for 360": replaced(BASE, sessions=4, clients=4, cost="h100x8-glm5-pages-50g"),
     "4 sessions, hit of 99 %": replaced(BASE, sessions=4, clients=4, hit=0.99, turns=24),
+    "the same, collectives of 45 us for 20": replaced(
+        BASE, sessions=4, clients=4, hit=0.99, turns=24, cost="h100x8-glm5-pages-eager"
+    ),
     "hit of 50 %": replaced(BASE, hit=0.5),
     "memory for 320,000 tokens": replaced(BASE, memory_tokens=320_000),
     "memory for 915,840 tokens": replaced(BASE, memory_tokens=915_840),

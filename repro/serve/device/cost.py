@@ -39,7 +39,8 @@ class ModelPrice:
 class CostModel:
     """Prices on one machine. Sources: NVIDIA's H100 SXM datasheet for peak rates (989 TFLOP/s dense
     bf16, 3.35 TB/s); half of the peak is what large matrix products reach in practice; 50 GB/s is a
-    common measured PCIe 5 x16 copy rate, and 10 us a kernel's fixed cost with its all-reduce."""
+    common PCIe 5 x16 copy rate (tests.bench.links saw 46 on an H100), and 10 us a kernel's fixed cost
+    with its all-reduce."""
 
     name: str
     scale: float
@@ -52,8 +53,9 @@ class CostModel:
     # One 400 Gb/s port (ConnectX-7) at nine tenths of its rate; posting and completing a write takes some 5 us.
     network_bytes_per_us: float = 45e3
     write_fixed_us: float = 5.0
-    # Between the GPUs of one machine: NVLink of an H100 is 450 GB/s a direction (datasheet: 900 GB/s both ways);
-    # that a broadcast reaches four fifths of it, and takes 20 us to launch and shake hands, is assumed, not measured.
+    # Between the GPUs of one machine. NVLink of an H100 is 450 GB/s a direction (datasheet: 900 GB/s both ways);
+    # between two H100, NCCL's broadcast reached 347 to 384 GB/s and took at least 45 us when PyTorch launched one
+    # after another (tests.bench.links). 20 us stand for launches in a captured graph, and are assumed.
     nvlink_bytes_per_us: float = 360e3
     collective_fixed_us: float = 20.0
     kernel_fixed_us: float = 10.0
@@ -151,6 +153,7 @@ PRESETS = {
     # A token stands for a page of 64, for studies over GLM-5's own shape.
     "h100x8-glm5-pages": CostModel("h100x8-glm5-pages", scale=64.0),
     "h100x8-glm5-pages-50g": CostModel("h100x8-glm5-pages-50g", scale=64.0, nvlink_bytes_per_us=50e3),
+    "h100x8-glm5-pages-eager": CostModel("h100x8-glm5-pages-eager", scale=64.0, collective_fixed_us=45.0),
     # The first on one 100 Gb/s port, for sensitivity tables.
     "h100x8-glm5-100g": CostModel("h100x8-glm5-100g", scale=16.0, network_bytes_per_us=11.25e3),
 }
