@@ -382,7 +382,7 @@ def bench(
     if json:
         _print_json({"rows": [{"name": name} | msgspec.to_builtins(each) for name, each in rows.items()]})
     else:
-        _Output(highlight=False).print(table(rows))
+        _Output(highlight=False).print(table(rows, bars=not sensitivity))
 
 
 @app.command(

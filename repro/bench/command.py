@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from repro.bench.layersplit import BASE, SENSITIVITY, SENSITIVITY_LENGTH, Measured, Row, Setting, measure, row
 
-BAR_PERCENT = 20  # of gain, one block of a bar
-BAR_BLOCKS_MAX = 40
+BAR_PERCENT = 50  # of gain, one block of a bar
+BAR_BLOCKS_MAX = 12
 Cell = tuple[int, Setting, bool]
 
 
@@ -37,21 +38,22 @@ def _run(cells: list[Cell], workers: int, done: Callable[[str], None]) -> list[M
     return measured
 
 
-def table(rows: dict[str, Row]) -> Table:
-    """Return the rows as a table, with a bar of each gain."""
-    heads = ("", "replicated tok/s", "split tok/s", "gain", "hit", "TTFT p90, s", "resident, K tokens", "")
-    shown = Table(*heads, title="Simulated; GLM-5 on eight H100; replicated -> split")
+def table(rows: dict[str, Row], *, bars: bool) -> Table:
+    """Return the rows as a table that 80 columns hold, with a bar of each gain or not; the JSON tells more."""
+    shown = Table(title="Simulated, GLM-5 on eight H100: replicated -> split", box=SIMPLE_HEAD)
+    shown.add_column("")
+    for head in ("K tokens/s", "gain", "hit", "TTFT p90, s"):
+        shown.add_column(head, no_wrap=True, justify="right")
+    if bars:
+        shown.add_column("", no_wrap=True)
     for name, each in rows.items():
         one, other = each.replicated, each.split
-        bar = "█" * min(BAR_BLOCKS_MAX, round(100 * max(0.0, each.gain) / BAR_PERCENT))
         shown.add_row(
             name,
-            f"{each.replicated_tokens_per_s:,.0f}",
-            f"{each.split_tokens_per_s:,.0f}",
+            f"{each.replicated_tokens_per_s / 1e3:,.1f} -> {each.split_tokens_per_s / 1e3:,.1f}",
             f"{each.gain:+.1%}",
             f"{one.device_hit + one.host_hit:.0%} -> {other.device_hit + other.host_hit:.0%}",
             f"{one.ttft_p90_s:.1f} -> {other.ttft_p90_s:.1f}",
-            f"{one.resident_tokens / 1e3:,.0f} -> {other.resident_tokens / 1e3:,.0f}",
-            bar,
+            *(["█" * min(BAR_BLOCKS_MAX, round(100 * max(0.0, each.gain) / BAR_PERCENT))] if bars else []),
         )
     return shown

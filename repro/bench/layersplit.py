@@ -203,7 +203,7 @@ def replaced(setting: Setting, **changes: object) -> Setting:
 BASE = Setting()
 SENSITIVITY_LENGTH = 80_000
 SENSITIVITY: dict[str, Setting] = {
-    "as in the table above": BASE,
+    "16 sessions, hit of 90 %": BASE,
     "4 sessions: all fits, and splitting only costs": replaced(BASE, sessions=4, clients=4),
     "the same, links of 50 GB/s for 360": replaced(BASE, sessions=4, clients=4, cost="h100x8-glm5-pages-50g"),
     "4 sessions, hit of 99 %": replaced(BASE, sessions=4, clients=4, hit=0.99, turns=24),

@@ -13,6 +13,7 @@ from repro.cli import app
 
 SMALL = replaced(BASE, ranks=2, sessions=3, clients=2, turns=5, memory_tokens=20_480, host_ratio=0.1)
 LENGTH = 8_000
+NAME_COLUMNS = 26
 
 
 def test_splitting_costs_where_all_fits_and_gains_where_it_does_not() -> None:
@@ -56,7 +57,10 @@ def test_json_has_the_rows_and_nothing_else() -> None:
 def test_the_tables_name_each_row() -> None:
     rows = command.run_sensitivity(1, lambda told: None)
     out = StringIO()
-    Console(file=out, width=160).print(command.table(rows))
-    assert all(name in out.getvalue() for name in rows)
+    Console(file=out, width=80).print(command.table(rows, bars=False))
+    lines = out.getvalue().splitlines()
+    words = " ".join(" ".join(line[:NAME_COLUMNS].split()) for line in lines)
+    assert all(name in words for name in rows)
+    assert sum("100.0 -> 200.0   +100.0%" in line for line in lines) == len(rows)  # whole, in 80 columns
     refused = CliRunner().invoke(app, ["bench", "layersplit", "--sensitivity", "--lengths", "40000"])
     assert refused.exit_code == 2
