@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import msgspec
 
+from repro.base.probe import OpRef
 from repro.fault.defects import DEFECTS, Defect
 from repro.serve.device.base import Event, Stream
 from repro.serve.device.streams import SimEvent, SimStream, query_why
@@ -25,6 +26,7 @@ from repro.serve.kv.radix import RadixTree
 
 Kind = Literal["wait", "record", "synchronise", "acknowledge", "pin", "guard"]
 MUTANT = "mutant"  # the name under which a guard that is left out is known as a defect
+Brought = tuple[str, OpRef]  # the why of an edge, and its source
 PINS = tuple(name for name in vars(RadixTree) if f"un{name}" in vars(RadixTree))
 
 
@@ -40,6 +42,7 @@ class Sites(msgspec.Struct):
 
     mutants: set[Mutant] = set()
     waits_for: dict[str, set[str]] = {}
+    edges_of: dict[str, set[Brought]] = {}  # those that the waits for each event brought
     waits_of: dict[str, set[str]] = {}
     learnt_of: dict[str, set[str]] = {}  # the whys of what the host learnt by each acknowledgement
     refused: set[str] = set()  # acknowledgements that were not there yet when they were asked for
@@ -55,11 +58,15 @@ class Sites(msgspec.Struct):
         ):
             for name, whys in others.items():
                 mine.setdefault(name, set()).update(whys)
+        for name, edges in other.edges_of.items():
+            self.edges_of.setdefault(name, set()).update(edges)
 
-    def wait(self, mutant: Mutant, event: str, caller: CodeType) -> None:
+    def wait(self, mutant: Mutant, event: SimEvent, caller: CodeType) -> None:
         """Note a wait or synchronisation for an event, and the guard that asked for it, if one did."""
+        name = plain(event.name)
         self.mutants.add(mutant)
-        self.waits_for.setdefault(event, set()).add(mutant.name)
+        self.waits_for.setdefault(name, set()).add(mutant.name)
+        self.edges_of.setdefault(name, set()).update((mutant.name, marker.ref) for marker in event.markers)
         for guard in fields(Guards):
             if getattr(guard.default, "__code__", None) is caller:
                 self.waits_of.setdefault(guard.name, set()).add(mutant.name)
@@ -84,7 +91,7 @@ def watched(sites: Sites) -> Iterator[None]:
 
     def watched_wait(self: SimStream, event: Event, why: str) -> None:
         assert isinstance(event, SimEvent)
-        sites.wait(Mutant("wait", why), plain(event.name), sys._getframe(1).f_code)
+        sites.wait(Mutant("wait", why), event, sys._getframe(1).f_code)
         wait(self, event, why)
 
     def watched_record(self: SimEvent, stream: Stream) -> None:
@@ -100,7 +107,7 @@ def watched(sites: Sites) -> Iterator[None]:
         return reached
 
     async def watched_event(self: SimEvent, why: str) -> None:
-        sites.wait(Mutant("synchronise", why), plain(self.name), sys._getframe(1).f_code)
+        sites.wait(Mutant("synchronise", why), self, sys._getframe(1).f_code)
         await of_event(self, why)
 
     async def watched_stream(self: SimStream, why: str) -> None:

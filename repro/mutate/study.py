@@ -179,8 +179,16 @@ def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached
     sites = Sites()
     for workload in workloads:
         sites.add(reached[workload.name])
-    whys = _whys_of(mutant, sites)
-    implying = [implied_by(events, whys) for events in _logs(workloads, seed)] if whys else [None]
+    whys, brought = _whys_of(mutant, sites), None
+    if mutant.kind == "record":
+        if not whys and mutant.name not in sites.learnt_of:
+            return "nobody asks for it"
+        brought = {workload.name: reached[workload.name].edges_of.get(mutant.name, set()) for workload in workloads}
+    logs = zip(workloads, _logs(workloads, seed), strict=True)
+    implying = [
+        implied_by(events, whys, None if brought is None else brought[workload.name])
+        for workload, events in (logs if whys else ())
+    ] or [None]
     if any(each is None for each in implying):
         return ""
     names = sorted({name for each in implying for name in each or ()})
@@ -191,7 +199,7 @@ def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached
 def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
     """Return the waits and synchronisations that are void without what a mutant takes away."""
     match mutant.kind:
-        case "record":
+        case "record" if mutant.name not in sites.learnt_of:
             return frozenset(sites.waits_for.get(mutant.name, ()))
         case "guard":
             return frozenset(sites.waits_of.get(mutant.name, ()))
