@@ -9,8 +9,8 @@ an operation has ended:
     memory.draft      as in_use, in the draft layer
     memory.in_flight  behind a copy, in a page that it wrote: as if the bytes had changed on the way
 
-Only rows of whole cached pages are taken (in_flight: of whatever was copied), so that a reader of the page is a
-reader of the rows. What became of each change, `fault.aftermath` follows.
+Only whole pages are taken, so that who reads the page reads the rows. What became of each change,
+`fault.aftermath` follows.
 """
 
 from collections import defaultdict
@@ -62,10 +62,14 @@ class _Tier:
                     before.values[rows.tolist()] = now.values
 
     def before(self, component: Component, layer: int, page: int) -> Rows:
-        """Return what a page held when it was handed out."""
-        rows = self._before[component, layer]
-        values = None if rows.values is None else rows.values[page : page + 1]
-        return Rows(values, rows.stamps[page : page + 1], rows.taint[page : page + 1])
+        """Return a copy of what a page held when it was handed out."""
+        rows, place = self._before[component, layer], [page]
+        return Rows(None if rows.values is None else rows.values[place], rows.stamps[place], rows.taint[place])
+
+    def stamps(self, component: Component, layer: int, page: int) -> bytes:
+        """Return the stamps that a page holds."""
+        stamps: bytes = self.pool.stamps_of(component, layer)[page].tobytes()
+        return stamps
 
     def written(self, component: Component, layer: int, page: int) -> NDArray[np.bool_]:
         """Return which rows of a page hold other bytes than when it was handed out, (page_tokens,)."""
@@ -144,11 +148,19 @@ class Corruptor:
     # -- where -----------------------------------------------------------------------------------------
 
     def _copied(self, op: Op) -> _Place | None:
-        for access in op.accesses:
-            tier = self._tiers.get(access.tier)
-            if access.write and tier is not None:
-                return _Place(tier, self._pages(access.pages), (access.layer,), (access.component,))
-        return None
+        """Return the pages that a copy has brought whole; the last page of a prompt that is sent is not."""
+        ends = {access.write: access for access in op.accesses}
+        write, source, tier = ends[True], self._tiers.get(ends[False].tier), self._tiers.get(ends[True].tier)
+        if source is None or tier is None:
+            return None
+        component, layer = write.component, write.layer
+        whole = {
+            source.stamps(component, layer, page)
+            for page in self._pages(ends[False].pages)
+            if source.written(component, layer, page).all()
+        }
+        pages = [page for page in self._pages(write.pages) if tier.stamps(component, layer, page) in whole]
+        return _Place(tier, pages, (layer,), (component,))
 
     def _in_use(self, name: Tier, tier: _Tier) -> _Place:
         return _Place(tier, self._of_tree(tier, self._read[name, False]), self._layers(tier), COMPONENTS)
