@@ -110,17 +110,15 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.do.kind in CORRUPTING
 
 
-def names() -> list[str]:
-    """Return the name of every fault that a plan may ask for, point.kind."""
-    return [f"{point}.{kind}" for point, kinds in POINTS.items() for kind in kinds]
-
-
 def check(faults: tuple[Fault, ...], where: str) -> None:
     """Raise ScenarioError for a fault that could never be carried out as written."""
     for number, fault in enumerate(faults, 1):
         place = f"{where} [[fault]] {number}"
         if fault.at not in POINTS:
-            raise ScenarioError(f'{place}: at = "{fault.at}" is no probe point; nearest: "{nearest(fault.at, POINTS)}"')
+            raise ScenarioError(
+                f'{place}: at = "{fault.at}" is no probe point; nearest: "{nearest(fault.at, POINTS)}". '
+                "`repro faults` shows them"
+            )
         kinds = POINTS[fault.at]
         if fault.do.kind not in kinds:
             raise ScenarioError(
