@@ -129,30 +129,38 @@ class Aftermath:
         return touched
 
     def _reads(self, op: Op, bad: list[BadRead]) -> None:
-        for spot, change in self._touched(op, write=False):
-            if op.start_us < spot.at_us:
-                continue  # it had read before the bytes changed
-            if op.name in COPIES:
-                self._copied(op, spot, change)
-            elif op.name in READS:
+        """Count what a step read, and follow what a copy took. What had begun before bytes changed did neither."""
+        touched = [each for each in self._touched(op, write=False) if op.start_us >= each[0].at_us]
+        if touched and op.name in COPIES:
+            self._copied(op, touched)
+        elif op.name in READS:
+            for spot, change in touched:
                 noticed = any(
                     (each.component, each.layer) == spot.key[1:] and spot.page in self.pages_of(each.pages)
                     for each in bad
                 )
                 _count_read(change, noticed)
 
-    def _copied(self, op: Op, spot: Spot, change: _Change) -> None:
-        """Follow a spot to where a copy has put it: the page that holds the same from its first row to its last."""
+    def _copied(self, op: Op, touched: list[tuple[Spot, _Change]]) -> None:
+        """Follow spots to where a copy has put them: pages that hold the same from their first row to their last.
+
+        Where more pages hold it than were copied from spots, some are right, and nobody can tell which.
+        """
         [write] = [access for access in op.accesses if access.write]
         pool = self._pools[write.tier]
         pages = np.array(self.pages_of(write.pages), np.int32)
         held = pool.read(write.component, write.layer, pages)
-        equal = pages[same(held, spot.held).all(axis=1)].tolist()
-        if len(equal) == 1:
-            there = spot._replace(pool=pool, component=write.component, layer=write.layer, page=equal[0])
-            self._add([there._replace(at_us=op.end_us)], change)
-        elif not change.read:
-            _lose(change)
+        taken: set[int] = set()
+        for spot, change in touched:
+            twins = sum(bool(same(other.held, spot.held).all()) for other, _ in touched)
+            equal = pages[same(held, spot.held).all(axis=1)].tolist()
+            if len(equal) == twins:
+                page = next(each for each in equal if each not in taken)
+                taken.add(page)
+                there = spot._replace(pool=pool, component=write.component, layer=write.layer, page=page)
+                self._add([there._replace(at_us=op.end_us)], change)
+            elif not change.read:
+                _lose(change)
 
     def _writes(self, op: Op) -> None:
         for spot, _ in self._touched(op, write=True):
