@@ -282,7 +282,7 @@ def reproduce(
 @_told
 def mutate(
     workloads: Annotated[
-        list[str] | None, typer.Argument(help="Scenarios without a defect; generic_hicache and generic_pd if none.")
+        list[str] | None, typer.Argument(help="Scenarios without a defect; the five generic ones if none.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each workload, from 0 on.", metavar="N")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Mutants at once, one thread each.", metavar="N")] = WORKERS,
@@ -296,7 +296,7 @@ def mutate(
     """
     from repro.mutate.command import run_mutate
 
-    names = workloads or ["generic_hicache", "generic_pd"]
+    names = workloads or [name for name in scenarios.bundled_names() if name.startswith("generic_")]
     out, told = _Output(highlight=False), _Output(stderr=True, highlight=False, quiet=quiet)
     raise typer.Exit(run_mutate([scenarios.find(name) for name in names], range(seeds), workers, json, out, told))
 
@@ -671,6 +671,33 @@ def list_all() -> None:
         for row in rows:
             table.add_row(*row)
         output.print(title, table)
+
+
+@app.command(epilog=_examples("repro faults", "repro faults --json"))
+@_told
+def faults(
+    json: Annotated[bool, typer.Option("--json", help="Print all faults as one JSON object.")] = False,
+) -> None:
+    """List every fault that a scenario's [[fault]] may ask for, by plane: its name, and what happens.
+
+    Legal ones change times and orders: a correct server survives them. Corrupting ones change bytes: detectors must
+    see them. `at` is the name up to its last point, `do.kind` the rest.
+    """
+    from repro.fault.catalogue import PLANES, catalogue
+
+    found = catalogue()
+    if json:
+        _print_json({"faults": [each._asdict() for each in found]})
+        return
+    output = _Output(highlight=False)
+    for plane, what in PLANES.items():
+        table = Table.grid(padding=(0, 2), pad_edge=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for each in found:
+            if each.plane == plane:
+                table.add_row(each.name, each.what if each.legal else f"corrupting: {each.what}")
+        output.print(f"{plane}: {what}", table)
 
 
 def _run(

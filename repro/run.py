@@ -5,8 +5,8 @@ scenario ─> sessions ─> target under load and faults ─> events ─> detect
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,8 @@ from detectors.base import Finding, Verdict
 from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
 from repro.base.probe import Event
 from repro.closing import kept
+from repro.fault.aftermath import Corruptions
+from repro.fault.corrupt import Corruptor
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
 from repro.judges import TextJudges, acceptance_rules, nonces_of, vocabulary_of
@@ -72,6 +74,7 @@ class Outcome:
     path: Path
     findings: tuple[Finding, ...] = ()
     explored: Exploring | None = None  # None: a server chooses for itself
+    corruptions: Mapping[str, Corruptions] = field(default_factory=dict)  # by fault, where one changed bytes
 
 
 def run_scenario(
@@ -103,6 +106,8 @@ def run_scenario(
             f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"
         )
     faults = () if options.no_faults else scenario.faults
+    if options.control:
+        faults = tuple(fault for fault in faults if not fault.corrupting)
     folder = RunFolder.create(
         root,
         named.name,
@@ -120,8 +125,12 @@ def run_scenario(
         judges = TextJudges(vocabulary, nonces_of(sessions), speaks=speaks)
         observed = Observed(folder, limits, judges, acceptance)
         injector = Injector(faults, options.seed, (observed.feed, *listeners))
+        corruptor = None
+        if any(fault.corrupting for fault in faults) and not server:
+            corruptor = Corruptor(injector, options.seed, drafts=scenario.config.speculative_drafts > 0)
+            injector.listen(corruptor.feed)
         explored = None if server else explorer(options.schedule)
-        target = server or _bundled(scenario, options, checkpoint, injector, explored or timed)
+        target = server or _bundled(scenario, options, checkpoint, injector, explored or timed, corruptor)
         plan = _plan(scenario, options, checkpoint, injector)
         load = Load(
             sessions, plan, observed.asked, observed.counted, observed.request, observed.finding, progress, limits,
@@ -146,14 +155,23 @@ def run_scenario(
         limit_tokens = target.context_tokens_max
         outcome = _close(folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens)
         findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
-        return replace(outcome, findings=findings, explored=explored)
+        corruptions = {} if corruptor is None else corruptor.aftermath.counts
+        return replace(outcome, findings=findings, explored=explored, corruptions=corruptions)
 
 
 def _bundled(
-    scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injector: Injector, pick: Pick
+    scenario: Scenario,
+    options: RunOptions,
+    checkpoint: Checkpoint,
+    injector: Injector,
+    pick: Pick,
+    corruptor: Corruptor | None,
 ) -> BundledTarget:
     guards = with_defects(() if options.control else scenario.defects, scenario.name)
-    return BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
+    target = BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
+    if corruptor is not None:
+        target.on_memory = corruptor.memory
+    return target
 
 
 def versions() -> dict[str, str]:

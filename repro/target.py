@@ -33,6 +33,7 @@ from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.engine import LoadedModel, checkpoint_folder, load
 from repro.serve.guards import Guards
+from repro.serve.kv.pool import KVPool
 from repro.serve.server.app import create_app
 from repro.serve.server.chat import ChatEncoder
 from repro.serve.stack import build
@@ -118,6 +119,7 @@ class BundledTarget:
         self.checkpoint = checkpoint
         self.kept = KeptRequests()
         self.stats: EngineStats | None = None
+        self.on_memory: Callable[[Sequence[KVPool]], None] = lambda pools: None  # told before anything runs
         self.device = SimDevice(probes or NullProbes(), pick)
         self._guards = guards or Guards()
         self._probes = probes or NullProbes()
@@ -131,6 +133,7 @@ class BundledTarget:
     async def _serve(self, load: Load) -> LoadResult:
         loop = asyncio.get_running_loop()
         engine = build(self.config, self.checkpoint.model, self.device, self._guards, self._probes)
+        self.on_memory(engine.memory)
         engine.generate = self.kept.keeping(engine.generate)  # type: ignore[method-assign, assignment]
         app = create_app(engine, self.checkpoint.tokenizer, clock=loop.time, seed=self._seed)
         client = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=None)

@@ -144,8 +144,18 @@ class CacheEvent(Event, frozen=True, tag="cache"):
     detail: dict[str, int | float | str] = {}
 
 
+class Corrupted(msgspec.Struct, frozen=True, array_like=True):
+    """A page of which `rows` hold other bytes than they should, from now on."""
+
+    tier: Tier
+    component: Component
+    layer: int
+    page: int
+    rows: int
+
+
 class FaultEvent(Event, frozen=True, tag="fault"):
-    """A fault fired at a point; `us` is its delay where it has one."""
+    """A fault fired at a point; `us` is its delay where it has one, `corrupted` what it overwrote."""
 
     name: str
     point: str
@@ -153,6 +163,7 @@ class FaultEvent(Event, frozen=True, tag="fault"):
     us: float = 0.0
     op: OpRef | None = None
     actor: str = ""
+    corrupted: tuple[Corrupted, ...] = ()
 
 
 class LimitEvent(Event, frozen=True, tag="limit"):

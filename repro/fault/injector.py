@@ -77,6 +77,10 @@ class Injector:
             counts.armed += 1
             self._at.setdefault(fault.at, []).append(_Planned(fault, counts.armed, counts))
 
+    def listen(self, sink: Sink) -> None:
+        """Let one more hear the events, behind those that do already."""
+        self._sinks = (*self._sinks, sink)
+
     def emit(self, event: Event) -> None:
         """Pass an event on."""
         for sink in self._sinks:
@@ -84,19 +88,21 @@ class Injector:
 
     def hit(self, point: str, actor: str, layer: int = -1) -> Decision | None:
         """Return what the faults at this point ask for, merged; None for nothing."""
+        decision: Decision | None = None
+        for fault in self.firing(point, actor):
+            decision = _merge(decision, fault)
+            # The device itself tells of the operations that it delays, when they start.
+            if not fault.timing:
+                self.emit(FaultEvent(fault.name, point, self._now_us(), fault.do.us, None, actor))
+        return decision
+
+    def firing(self, point: str, actor: str) -> list[Fault]:
+        """Count a hit of a point, and return the faults that fire at it; whoever asks tells of them."""
         planned = self._at.get(point)
         if planned is None:
-            return None
+            return []
         nth = self._count_hit(point, actor)
-        decision: Decision | None = None
-        for each in planned:
-            if each.fires(self._seed, actor, nth):
-                decision = _merge(decision, each.fault)
-                # The device itself tells of the operations that it delays, when they start.
-                if not each.fault.timing:
-                    us = each.fault.do.us
-                    self.emit(FaultEvent(each.fault.name, point, self._now_us(), us, None, actor))
-        return decision
+        return [each.fault for each in planned if each.fires(self._seed, actor, nth)]
 
     def note_reordered(self, reordered: dict[str, int]) -> None:
         """Take over from the device how often each fault changed an order."""

@@ -1,7 +1,8 @@
 """Faults as plain data, and the table of points where they may be put.
 
-A fault is legal when a correct server must survive it without a wrong byte: all kinds here are. It
-perturbs time, order or pressure, never data.
+A fault is legal when a correct server must survive it without a wrong byte: it perturbs time, order or pressure,
+never data. A corrupting one changes bytes behind the server's back: no server survives it, and the detectors must
+see it. `repro.fault.catalogue` says what each one does.
 """
 
 import msgspec
@@ -10,6 +11,8 @@ from repro.base.errors import ScenarioError, nearest
 
 TIMING = ("delay", "stall", "reorder")
 MESSAGE = ("delay", "drop", "duplicate")
+CORRUPTING = ("flip", "zero", "nan", "swap", "stale", "misdirect", "partial")
+PLACES = ("memory.in_use", "memory.cached", "memory.host", "memory.in_flight", "memory.draft")
 POINTS: dict[str, tuple[str, ...]] = {
     "loadback.copy_layer": TIMING,
     "writeback.copy_layer": TIMING,
@@ -53,6 +56,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     },
     "split.rank": ("kill",),
     "memory.evict": ("evict",),
+    **dict.fromkeys(PLACES, CORRUPTING),
     "client.abort": ("abort",),
     "client.disconnect": ("disconnect",),
     "client.slow_reader": ("slow",),
@@ -62,7 +66,7 @@ POINTS: dict[str, tuple[str, ...]] = {
 DELAY_US_MAX = 60e6
 STALL_UNTIL_US_MAX = 3600e6
 NEED_US = ("delay", "stall", "slow", "burst")
-WITHOUT_US = ("reorder", "evict", "drop", "duplicate", "fail", "kill")
+WITHOUT_US = ("reorder", "evict", "drop", "duplicate", "fail", "kill", *CORRUPTING)
 
 
 class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -100,13 +104,21 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return whether the fault is there to change an order of operations."""
         return self.do.kind in TIMING
 
+    @property
+    def corrupting(self) -> bool:
+        """Return whether the fault changes bytes, so that no correct server survives it."""
+        return self.do.kind in CORRUPTING
+
 
 def check(faults: tuple[Fault, ...], where: str) -> None:
     """Raise ScenarioError for a fault that could never be carried out as written."""
     for number, fault in enumerate(faults, 1):
         place = f"{where} [[fault]] {number}"
         if fault.at not in POINTS:
-            raise ScenarioError(f'{place}: at = "{fault.at}" is no probe point; nearest: "{nearest(fault.at, POINTS)}"')
+            raise ScenarioError(
+                f'{place}: at = "{fault.at}" is no probe point; nearest: "{nearest(fault.at, POINTS)}". '
+                "`repro faults` shows them"
+            )
         kinds = POINTS[fault.at]
         if fault.do.kind not in kinds:
             raise ScenarioError(

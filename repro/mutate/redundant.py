@@ -1,37 +1,53 @@
 """Whether a wait that nobody missed is implied by others, and by which: read from the log of a run that had it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import NamedTuple
 
 import msgspec
 
 from detectors.happens_before import HappensBefore
-from repro.base.probe import Event, HostSync, Op, OpRef
+from repro.base.probe import Edge, Event, HostSync, Op, OpRef
+from repro.mutate.sites import Brought
 
 
-def implied_by(events: Sequence[Event], whys: frozenset[str]) -> tuple[str, ...] | None:
+def implied_by(
+    events: Sequence[Event], whys: frozenset[str], brought: Set[Brought] | None = None
+) -> tuple[str, ...] | None:
     """Return what implies every order that the waits called `whys` bring; None where something does not.
 
-    Each name is one that is needed: without it, an order would be lost. Where several imply the same one,
-    none is needed and the answer is empty.
+    With `brought`, only those edges of theirs are asked about: (why, source). Each name returned is one that is needed:
+    without it, an order would be lost. Where several imply the same one, none is needed and the answer is empty.
     """
-    if not all(_covered(events, whys)):
+    asked = _Asked(whys, brought)
+    if not all(_covered(events, asked)):
         return None
     others = sorted({why for why in _whys(events)} - whys)
-    return tuple(why for why in others if not all(_covered(events, whys, frozenset({why}))))
+    return tuple(why for why in others if not all(_covered(events, asked, why)))
 
 
-def _covered(events: Iterable[Event], whys: frozenset[str], also: frozenset[str] = frozenset()) -> Iterator[bool]:
-    """Yield for each order that `whys` brought whether it holds without them, and without those of `also`."""
-    order, gone = HappensBefore(), whys | also
+class _Asked(NamedTuple):
+    """Which edges are taken away to see whether others imply them."""
+
+    whys: frozenset[str]
+    brought: Set[Brought] | None
+
+    def has(self, edge: Edge | HostSync) -> bool:
+        """Return whether an edge is one of them."""
+        return edge.why in self.whys and (self.brought is None or (edge.why, edge.source) in self.brought)
+
+
+def _covered(events: Iterable[Event], asked: _Asked, also: str | None = None) -> Iterator[bool]:
+    """Yield for each edge that is `asked` about whether its order holds without them all, and without `also`."""
+    order = HappensBefore()
     for event in events:
         if isinstance(event, Op):
-            removed = [edge.source for edge in event.after if edge.why in whys]
-            kept = tuple(edge for edge in event.after if edge.why not in gone)
+            removed = [edge.source for edge in event.after if asked.has(edge)]
+            kept = tuple(edge for edge in event.after if not asked.has(edge) and edge.why != also)
             clock = order.feed(msgspec.structs.replace(event, after=kept))
             assert clock is not None
             yield from (bool(clock[order.actor(stream)] >= index) for stream, index in removed)
-        elif isinstance(event, HostSync) and event.why in gone:
-            if event.why in whys:
+        elif isinstance(event, HostSync) and (asked.has(event) or event.why == also):
+            if asked.has(event):
                 yield _known(order, event.by, event.source)
         else:
             order.feed(event)

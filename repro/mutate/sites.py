@@ -12,19 +12,22 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from types import CodeType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
 import msgspec
 
+from repro.base.probe import OpRef
 from repro.fault.defects import DEFECTS, Defect
 from repro.serve.device.base import Event, Stream
-from repro.serve.device.streams import SimEvent, SimStream
+from repro.serve.device.streams import SimEvent, SimStream, query_why
 from repro.serve.guards import Guards
 from repro.serve.kv.radix import RadixTree
 
 Kind = Literal["wait", "record", "synchronise", "acknowledge", "pin", "guard"]
 MUTANT = "mutant"  # the name under which a guard that is left out is known as a defect
+Brought = tuple[str, OpRef]  # the why of an edge, and its source
+PINS = tuple(name for name in vars(RadixTree) if f"un{name}" in vars(RadixTree))
 
 
 class Mutant(msgspec.Struct, frozen=True, order=True):
@@ -35,23 +38,35 @@ class Mutant(msgspec.Struct, frozen=True, order=True):
 
 
 class Sites(msgspec.Struct):
-    """What the workloads came by: the whys of the waits for each event, and of those that each guard brings."""
+    """What runs came by: the whys of the waits for each event, and of those that each guard brings."""
 
     mutants: set[Mutant] = set()
     waits_for: dict[str, set[str]] = {}
+    edges_of: dict[str, set[Brought]] = {}  # those that the waits for each event brought
     waits_of: dict[str, set[str]] = {}
+    learnt_of: dict[str, set[str]] = {}  # the whys of what the host learnt by each acknowledgement
+    refused: set[str] = set()  # acknowledgements that were not there yet when they were asked for
 
     def add(self, other: "Sites") -> None:
         """Take in what another run came by."""
         self.mutants |= other.mutants
-        for mine, others in ((self.waits_for, other.waits_for), (self.waits_of, other.waits_of)):
+        self.refused |= other.refused
+        for mine, others in (
+            (self.waits_for, other.waits_for),
+            (self.waits_of, other.waits_of),
+            (self.learnt_of, other.learnt_of),
+        ):
             for name, whys in others.items():
                 mine.setdefault(name, set()).update(whys)
+        for name, edges in other.edges_of.items():
+            self.edges_of.setdefault(name, set()).update(edges)
 
-    def wait(self, mutant: Mutant, event: str, caller: CodeType) -> None:
+    def wait(self, mutant: Mutant, event: SimEvent, caller: CodeType) -> None:
         """Note a wait or synchronisation for an event, and the guard that asked for it, if one did."""
+        name = plain(event.name)
         self.mutants.add(mutant)
-        self.waits_for.setdefault(event, set()).add(mutant.name)
+        self.waits_for.setdefault(name, set()).add(mutant.name)
+        self.edges_of.setdefault(name, set()).update((mutant.name, marker.ref) for marker in event.markers)
         for guard in fields(Guards):
             if getattr(guard.default, "__code__", None) is caller:
                 self.waits_of.setdefault(guard.name, set()).add(mutant.name)
@@ -64,19 +79,19 @@ def plain(event: str) -> str:
 
 def static_mutants() -> list[Mutant]:
     """Return those that need no run to be found: pins and guards."""
-    pins = [Mutant("pin", name) for name in vars(RadixTree) if f"un{name}" in vars(RadixTree)]
-    return pins + [Mutant("guard", field.name) for field in fields(Guards)]
+    return [Mutant("pin", name) for name in PINS] + [Mutant("guard", field.name) for field in fields(Guards)]
 
 
 @contextmanager
 def watched(sites: Sites) -> Iterator[None]:
-    """Note every wait, record, synchronisation and acknowledgement while this lasts."""
+    """Note every wait, record, synchronisation, acknowledgement and pin while this lasts, and in scenarios with
+    the defect `MUTANT` every guard that is called."""
     wait, record, query = SimStream.wait, SimEvent.record, SimEvent.query
     of_event, of_stream = SimEvent.synchronize, SimStream.synchronize
 
     def watched_wait(self: SimStream, event: Event, why: str) -> None:
         assert isinstance(event, SimEvent)
-        sites.wait(Mutant("wait", why), plain(event.name), sys._getframe(1).f_code)
+        sites.wait(Mutant("wait", why), event, sys._getframe(1).f_code)
         wait(self, event, why)
 
     def watched_record(self: SimEvent, stream: Stream) -> None:
@@ -84,11 +99,15 @@ def watched(sites: Sites) -> Iterator[None]:
         record(self, stream)
 
     def watched_query(self: SimEvent) -> bool:
-        sites.mutants.add(Mutant("acknowledge", plain(self.name)))
-        return query(self)
+        reached, name = query(self), plain(self.name)
+        sites.mutants.add(Mutant("acknowledge", name))
+        sites.learnt_of.setdefault(name, set()).add(query_why(self.name))
+        if not reached:
+            sites.refused.add(name)
+        return reached
 
     async def watched_event(self: SimEvent, why: str) -> None:
-        sites.wait(Mutant("synchronise", why), plain(self.name), sys._getframe(1).f_code)
+        sites.wait(Mutant("synchronise", why), self, sys._getframe(1).f_code)
         await of_event(self, why)
 
     async def watched_stream(self: SimStream, why: str) -> None:
@@ -101,8 +120,29 @@ def watched(sites: Sites) -> Iterator[None]:
         patch.object(SimEvent, "query", watched_query),
         patch.object(SimEvent, "synchronize", watched_event),
         patch.object(SimStream, "synchronize", watched_stream),
+        patch.dict(DEFECTS, {MUTANT: _watched_guards(sites)}),
+        ExitStack() as pins,
     ):
+        for pin in PINS:
+            body = _noted(getattr(RadixTree, pin), Mutant("pin", pin), sites)
+            pins.enter_context(patch.object(RadixTree, pin, body))
         yield
+
+
+def _watched_guards(sites: Sites) -> Defect:
+    def noting(guards: Guards) -> Guards:
+        names = [field.name for field in fields(Guards)]
+        return replace(guards, **{name: _noted(getattr(guards, name), Mutant("guard", name), sites) for name in names})
+
+    return Defect(MUTANT, "nothing: its guards are in place, and watched", "", noting)
+
+
+def _noted(function: Callable[..., Any], mutant: Mutant, sites: Sites) -> Callable[..., Any]:
+    def noted(*arguments: Any) -> Any:
+        sites.mutants.add(mutant)
+        return function(*arguments)
+
+    return noted
 
 
 @contextmanager
@@ -172,6 +212,11 @@ def left_out(guard: Callable[..., Any]) -> Callable[..., Any]:
         return empty
 
     return says_at_once if inspect.iscoroutinefunction(guard) else says
+
+
+def is_trap(guard: Callable[..., Any]) -> bool:
+    """Return whether a guard does nothing but raise: a correct stack never calls it."""
+    return bool(get_type_hints(guard)["return"] is NoReturn)
 
 
 def does_nothing(guard: Callable[..., Any]) -> bool:

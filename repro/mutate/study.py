@@ -4,6 +4,7 @@ Each mutant runs under the workloads until somebody notices: a detector, or the 
 nobody notices is either redundant, which the happens-before of a run proves by naming what implies it, or a hole.
 """
 
+import dataclasses
 import multiprocessing
 import signal
 import tempfile
@@ -11,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Literal
+from unittest.mock import patch
 
 import msgspec
 import torch
@@ -21,8 +24,9 @@ from msgspec.structs import replace
 
 from repro.base.errors import HarnessError
 from repro.base.probe import Event
+from repro.fault.defects import DEFECTS, Defect
 from repro.mutate.redundant import implied_by
-from repro.mutate.sites import MUTANT, Mutant, Sites, applied, does_nothing, static_mutants, watched
+from repro.mutate.sites import MUTANT, Mutant, Sites, applied, does_nothing, is_trap, static_mutants, watched
 from repro.record.view import open_run
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario
@@ -32,6 +36,7 @@ Outcome = Literal["caught", "redundant", "survived", "undecided"]
 RUN_TIMEOUT_S = 120  # of one run: a mutant may go round in circles
 AGAIN_S = 1.0  # and the loop may swallow what ends it
 NO_END = f"no end within {RUN_TIMEOUT_S} s"  # which a slow machine may bring about too: nobody was caught
+STACK = "the stack itself: "
 FIRST_LINE_MAX = 100  # characters of what an assertion said
 
 
@@ -65,24 +70,26 @@ class Examination(msgspec.Struct, frozen=True):
 def examine(
     workloads: Sequence[Scenario], seeds: Sequence[int], *, workers: int, done: Callable[[Row, int, int], None]
 ) -> Examination:
-    """Run every mutant under every workload and seed until it is noticed; `done(row, number, of)` after each.
+    """Run every mutant under every workload that comes by it and every seed until it is noticed; `done(row,
+    number, of)` after each.
 
     The workloads run in stamps, and their floors don't count. A Ctrl-C ends it; what was done is returned.
     """
-    plain = [_in_stamps(workload) for workload in workloads]
+    plain = [in_stamps(workload) for workload in workloads]
     spawning = multiprocessing.get_context("spawn")
     rows: list[Row] = []
     with ProcessPoolExecutor(workers, mp_context=spawning, initializer=_quiet) as pool:
-        watching = [pool.submit(watch, workload, seed) for workload in plain for seed in seeds]
-        sites, unclean = Sites(), []
-        for watched_run in watching:
-            reached, said = watched_run.result()
-            sites.add(reached)
+        watching = [(workload, pool.submit(watch, workload, seed)) for workload in plain for seed in seeds]
+        reached: dict[str, Sites] = {workload.name: Sites() for workload in plain}
+        unclean = []
+        for workload, watched_run in watching:
+            sites, said = watched_run.result()
+            reached[workload.name].add(sites)
             unclean += [said] if said else []
         if unclean:
             return Examination((), tuple(unclean))
-        mutants = sorted(sites.mutants | set(static_mutants()))
-        futures = [pool.submit(fate, mutant, plain, tuple(seeds), sites) for mutant in mutants]
+        mutants = sorted(set().union(static_mutants(), *(sites.mutants for sites in reached.values())))
+        futures = [pool.submit(fate, mutant, plain, tuple(seeds), reached) for mutant in mutants]
         try:
             for future in as_completed(futures):
                 rows.append(future.result())
@@ -92,7 +99,8 @@ def examine(
     return Examination(tuple(sorted(rows, key=lambda row: (row.kind, row.name))), cut=len(rows) < len(futures))
 
 
-def _in_stamps(workload: Scenario) -> Scenario:
+def in_stamps(workload: Scenario) -> Scenario:
+    """Return a workload as it is examined."""
     return replace(workload, config=replace(workload.config, numerics="stamps"), exercise={})
 
 
@@ -106,47 +114,99 @@ def watch(workload: Scenario, seed: int) -> tuple[Sites, str]:
     """Return what a workload comes by, and what its run had to complain of; "" for nothing, as it must be."""
     sites = Sites()
     with watched(sites):
-        said = _noticed(workload, seed)
+        said = _noticed(replace(workload, defects=(MUTANT,)), seed)
     return sites, f"{workload.name}, seed {seed}: {said}" if said else ""
 
 
-def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], sites: Sites) -> Row:
-    """Return what became of a mutant."""
-    runs = 0
+def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
+    """Return what became of a mutant; `reached` is what each workload comes by, by its name."""
+    if mutant.kind == "guard" and does_nothing(getattr(Guards(), mutant.name)):
+        by = "does nothing by itself; a setting puts another in its place"
+        return Row(mutant.kind, mutant.name, "redundant", by, 0)
+    if mutant.kind == "guard" and is_trap(getattr(Guards(), mutant.name)):
+        return _fate_of_trap(mutant, workloads, seeds)
+    runs, there = 0, [workload for workload in workloads if mutant in reached[workload.name].mutants]
     with applied(mutant):
         for seed in seeds:
-            for workload in workloads:
+            for workload in there:
                 runs += 1
                 mutated = replace(workload, defects=(MUTANT,)) if mutant.kind == "guard" else workload
                 if noticed := _noticed(mutated, seed):
                     outcome: Outcome = "undecided" if noticed == NO_END else "caught"
                     return Row(mutant.kind, mutant.name, outcome, noticed, runs)
-    if by := _redundant(mutant, workloads, seeds[0], sites):
+    if not there:
+        return Row(mutant.kind, mutant.name, "survived", "no workload comes by it", 0)
+    if by := _redundant(mutant, there, seeds[0], reached):
         return Row(mutant.kind, mutant.name, "redundant", by, runs)
     return Row(mutant.kind, mutant.name, "survived", "", runs)
 
 
-def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, sites: Sites) -> str:
+def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int]) -> Row:
+    """Return whether what springs a trap is noticed without it too: the bank's defects that leave it out with
+    another guard, once with the trap in place and once without."""
+    runs = 0
+    for name, kept in _springing(trap):
+        for seed in seeds:
+            for workload in workloads:
+                with patch.dict(DEFECTS, {MUTANT: kept}):
+                    sprung = _noticed(replace(workload, defects=(MUTANT,)), seed)
+                runs += 1
+                if not sprung.startswith(STACK):
+                    continue
+                runs += 1
+                if noticed := _noticed(replace(workload, defects=(name,)), seed):
+                    by = f"only raises; {name}, which springs it, is caught without it by {noticed}"
+                    return Row(trap.kind, trap.name, "redundant", by, runs)
+    return Row(trap.kind, trap.name, "survived", "only raises, and nothing springs it", runs)
+
+
+def _springing(trap: Mutant) -> Iterator[tuple[str, Defect]]:
+    """Yield the bank's defects that leave a trap and other guards out, each with one that leaves it in place."""
+    correct = Guards()
+    for defect in DEFECTS.values():
+        guards = defect.apply(correct)
+        in_place = dataclasses.replace(guards, **{trap.name: getattr(correct, trap.name)})
+        if guards != in_place != correct:
+            yield defect.name, Defect(MUTANT, defect.races, "", partial(_instead, in_place))
+
+
+def _instead(guards: Guards, correct: Guards) -> Guards:
+    return guards
+
+
+def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
     """Return what implies all that a mutant takes away, in words; "" when nothing does, or nobody can tell."""
-    if mutant.kind == "guard" and does_nothing(getattr(Guards(), mutant.name)):
-        return "does nothing by itself; a setting puts another in its place"
-    whys = _whys_of(mutant, sites)
-    implying = [implied_by(events, whys) for events in _logs(workloads, seed)] if whys else [None]
+    sites = Sites()
+    for workload in workloads:
+        sites.add(reached[workload.name])
+    whys, brought = _whys_of(mutant, sites), None
+    if mutant.kind == "record":
+        if not whys and mutant.name not in sites.learnt_of:
+            return "nobody asks for it"
+        brought = {workload.name: reached[workload.name].edges_of.get(mutant.name, set()) for workload in workloads}
+    logs = zip(workloads, _logs(workloads, seed), strict=True)
+    implying = [
+        implied_by(events, whys, None if brought is None else brought[workload.name])
+        for workload, events in (logs if whys else ())
+    ] or [None]
     if any(each is None for each in implying):
         return ""
     names = sorted({name for each in implying for name in each or ()})
-    return f"implied by: {'; '.join(names) or 'several at once, none of which is needed'}"
+    never = "never had to wait, and is " if mutant.kind == "acknowledge" else ""
+    return f"{never}implied by: {'; '.join(names) or 'several at once, none of which is needed'}"
 
 
 def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
     """Return the waits and synchronisations that are void without what a mutant takes away."""
     match mutant.kind:
-        case "record":
+        case "record" if mutant.name not in sites.learnt_of:
             return frozenset(sites.waits_for.get(mutant.name, ()))
         case "guard":
             return frozenset(sites.waits_of.get(mutant.name, ()))
         case "wait" | "synchronise":
             return frozenset((mutant.name,))
+        case "acknowledge" if mutant.name not in sites.refused:
+            return frozenset(sites.learnt_of.get(mutant.name, ()))
         case _:
             return frozenset()
 
@@ -162,7 +222,7 @@ def _noticed(workload: Scenario, seed: int) -> str:
             cause = error.__cause__ or error
             if isinstance(cause, TimeoutError):
                 return NO_END
-            return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
+            return f"{STACK}{type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
         findings = outcome.verdict["findings"]
         assert isinstance(findings, dict)
         return ", ".join(findings) or (outcome.judgement.word if outcome.judgement.word == "failed" else "")

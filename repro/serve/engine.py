@@ -21,7 +21,7 @@ from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
 from repro.serve.guards import Guards, store_after_load
-from repro.serve.kv.pool import Names, PageSets
+from repro.serve.kv.pool import KVPool, Names, PageSets
 from repro.serve.kv.tiers import HiCache
 from repro.serve.model.config import ModelConfig, read_config
 from repro.serve.model.glm5 import Glm5, load_model
@@ -237,6 +237,11 @@ class Engine:
             drafts_total=scheduler.verify_steps * self.config.speculative_drafts,
             accepted_drafts_total=scheduler.accepted_drafts,
         )
+
+    @property
+    def memory(self) -> tuple[KVPool, ...]:
+        """Return every pool whose pages the engine hands out, each by its tier's name."""
+        return tuple(self._executor.pools.values())
 
     def _total_tokens(self, tier: str) -> int:
         pages = self.cache.device_pages if tier == "device" else self.cache.host_pages

@@ -6,7 +6,7 @@ defaults are the correct behaviour; a frozen `Guards` with one of them replaced 
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from repro.base.probe import Component
 from repro.serve.device.base import Event, Stream
@@ -148,7 +148,7 @@ def owns_nothing_any_more(aborted: bool) -> bool:
     return False
 
 
-def refuse_double_free(why: str) -> None:
+def refuse_double_free(why: str) -> NoReturn:
     """A free list knows no owners: a page that is given back twice is in it twice. `why` names the page."""
     raise AssertionError(why)
 

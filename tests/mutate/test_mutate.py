@@ -2,10 +2,12 @@
 
 from dataclasses import fields
 
+import msgspec
 import pytest
 
 from repro.base.errors import UsageError
 from repro.base.probe import Edge, Op
+from repro.fault.plan import Do, Fault, When
 from repro.mutate.command import run_mutate
 from repro.mutate.redundant import implied_by
 from repro.mutate.sites import Mutant, Sites, applied, does_nothing, left_out, plain, static_mutants
@@ -21,8 +23,6 @@ LATENTS = "latents of this layer are loaded back"
 
 @pytest.fixture(scope="module")
 def workload() -> Scenario:
-    import msgspec
-
     return msgspec.structs.replace(small_scenario(), defects=(), exercise={})
 
 
@@ -54,7 +54,7 @@ def test_a_ring_of_several_workers_is_one_site() -> None:
 
 @pytest.mark.parametrize("mutant", [Mutant("wait", INDEX), Mutant("guard", "before_index_read")])
 def test_a_wait_that_holds_something_is_caught(mutant: Mutant, workload: Scenario, sites: Sites) -> None:
-    row = fate(mutant, [workload], (7,), sites)
+    row = fate(mutant, [workload], (7,), {workload.name: sites})
     assert row.outcome == "caught" and "ordering" in row.by
 
 
@@ -62,8 +62,30 @@ def test_a_wait_that_holds_something_is_caught(mutant: Mutant, workload: Scenari
 def test_a_wait_that_others_imply_is_redundant_and_they_are_named(
     mutant: Mutant, workload: Scenario, sites: Sites
 ) -> None:
-    row = fate(mutant, [workload], (7,), sites)
+    row = fate(mutant, [workload], (7,), {workload.name: sites})
     assert row.outcome == "redundant" and INDEX in row.by
+
+
+@pytest.mark.parametrize("mutant", [Mutant("guard", "before_broadcast"), Mutant("wait", "of other code")])
+def test_what_no_workload_comes_by_survives_without_a_run(mutant: Mutant, workload: Scenario, sites: Sites) -> None:
+    row = fate(mutant, [workload], (7,), {workload.name: sites})
+    assert (row.outcome, row.by, row.runs) == ("survived", "no workload comes by it", 0)
+
+
+def test_a_trap_is_redundant_where_what_springs_it_is_caught_without_it() -> None:
+    abort = Fault("client.abort", Do("abort", us=500_000), When(0.5))
+    springs, calm = (
+        msgspec.structs.replace(small_scenario(), defects=(), exercise={}, faults=faults) for faults in ((abort,), ())
+    )
+    row = fate(Mutant("guard", "on_double_free"), [springs], (7,), {})
+    assert row.outcome == "redundant" and "sched_double_free" in row.by and "ownership" in row.by
+    row = fate(Mutant("guard", "on_double_free"), [calm], (7,), {})
+    assert row.outcome == "survived" and row.by == "only raises, and nothing springs it"
+
+
+def test_an_acknowledgement_that_never_had_to_wait_is_asked_for_its_orders(sites: Sites) -> None:
+    assert "loadN.layerN" not in sites.refused and sites.learnt_of["loadN.layerN"]
+    assert all(why.startswith("query load") for why in sites.learnt_of["loadN.layerN"])
 
 
 def test_a_mutant_ends_with_its_run(sites: Sites) -> None:
@@ -101,6 +123,14 @@ def test_an_edge_is_implied_only_where_another_way_leads() -> None:
         op("compute", 1, Edge(("load", 0), "a")),
     ]
     assert implied_by(along_the_stream, frozenset({"a"})) == ("b",)
+
+
+def test_of_the_edges_of_a_wait_only_those_that_were_asked_about_must_be_implied() -> None:
+    events = [op("load", 0), op("load", 1), op("compute", 0, Edge(("load", 0), "b"), Edge(("load", 0), "a"))]
+    events.append(op("compute", 1, Edge(("load", 1), "a")))
+    assert implied_by(events, frozenset({"a"})) is None
+    assert implied_by(events, frozenset({"a"}), {("a", ("load", 0))}) == ("b",)
+    assert implied_by(events, frozenset({"a"}), {("a", ("load", 1))}) is None
 
 
 def test_a_scenario_with_a_defect_is_no_workload() -> None:

@@ -80,13 +80,18 @@ class SimEvent:
         if not all(marker.reached for marker in self.markers):
             return False
         for marker in self.markers:
-            self._host.host_learns(marker, f"query {self.name}")
+            self._host.host_learns(marker, query_why(self.name))
         return True
 
     async def synchronize(self, why: str) -> None:
         """Wait on the host until the latest record has been reached."""
         for marker in self.markers:
             await self._host.host_waits(marker, why)
+
+
+def query_why(event: str) -> str:
+    """Return what the host's learning from a query is called."""
+    return f"query {event}"
 
 
 @dataclass(frozen=True)

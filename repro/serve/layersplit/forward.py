@@ -82,7 +82,7 @@ class RankForward(Launches):
             self._begun.record(self._compute)
             self._stream.wait(self._begun, "a layer is broadcast when it begins, not ahead")
             self._send(batch, touched, layer, "index")
-        self._put("split.project", _body(work.project, layer), batch, cost.store_us(own_tokens, prefill), layer)
+        self._put("split.project", partial(work.project, layer), batch, cost.store_us(own_tokens, prefill), layer)
         self._gather_rows(work, layer)
         if not prefetch:
             self._send(batch, touched, layer, "latent")

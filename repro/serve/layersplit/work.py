@@ -27,12 +27,14 @@ from repro.serve.model.projection import Projected
 from repro.serve.sched.batch import Batch, Ints, Layout
 from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps
 
+SENT_AS: Component = "latent"  # whose stamps travel with new rows, for all components
+
 
 @dataclass(frozen=True)
 class NewRows:
     """The cache rows of all tokens of a step in one layer, in the tokens' order."""
 
-    prefix: Words  # what identifies the prefix that each token ends
+    stamps: Words  # of their latents
     taint: NDArray[np.int32]
     values: dict[Component, torch.Tensor] | None  # None under numerics = "stamps"
 
@@ -55,6 +57,7 @@ class RankWork:
         self._projected: Projected | None = None
         self._selected: Selected | None = None
         self._sampled: Sampled | None = None
+        self._stamps: Words | None = None  # of the rows that this rank has projected last
         self._new: NewRows | None = None
 
     async def finished(self) -> None:
@@ -110,17 +113,27 @@ class RankWork:
 
     # -- new rows ---------------------------------------------------------------------------------------
 
-    def project(self, layer: int) -> None:
-        """Project the hidden states of this rank's part."""
-        if (model := self.memory.model) is not None and self.part.members:
+    def project(self, layer: int, recorder: Recorder) -> Commit | None:
+        """Project the hidden states of this rank's part; the new rows are stamped as of this layer."""
+        if not self.part.members:
+            return None
+        projected = None
+        if (model := self.memory.model) is not None:
             assert self._hidden is not None
-            self._projected = model.project(layer, self._hidden, self._positions)
+            projected = model.project(layer, self._hidden, self._positions)
+        stamps = self.own.token_stamps(SENT_AS, layer)
+
+        def commit() -> None:
+            self._projected, self._stamps = projected, stamps
+
+        return commit
 
     def send_rows(self, recorder: Recorder) -> Payload:
-        """Return the new rows of this rank's part: prefix words, taint, and the rows of each component."""
+        """Return the new rows of this rank's part: stamps, taint, and the rows of each component."""
         if not self.part.members:
             return self.empty_rows(self._rank)
-        stamped = (torch.from_numpy(self.own.token_prefix.view(np.int64)), torch.from_numpy(self.own.token_taint()))
+        assert self._stamps is not None, "new rows are sent before any were computed"
+        stamped = (torch.from_numpy(self._stamps.view(np.int64)), torch.from_numpy(self.own.token_taint()))
         if self.memory.model is None:
             return stamped
         assert self._projected is not None
@@ -137,11 +150,11 @@ class RankWork:
 
     def take_rows(self, recorder: Recorder, sent: Sequence[Payload]) -> Commit:
         """Put the new rows of all ranks together."""
-        prefix, taint, *values = (torch.cat(each) for each in zip(*sent, strict=True))
+        stamps, taint, *values = (torch.cat(each) for each in zip(*sent, strict=True))
         rows = dict(zip(COMPONENTS, values, strict=True)) if values else None
 
         def commit() -> None:
-            self._new = NewRows(prefix.numpy().view(np.uint64), taint.numpy(), rows)
+            self._new = NewRows(stamps.numpy().view(np.uint64), taint.numpy(), rows)
 
         return commit
 
@@ -152,7 +165,7 @@ class RankWork:
         values = None if new.values is None else new.values[component]
 
         def commit() -> None:
-            stamps = new.prefix ^ salt(component, layer)
+            stamps = new.stamps ^ salt(SENT_AS, layer) ^ salt(component, layer)
             home.pool.write_slots(component, home.layer, self.everyone.token_slots, values, stamps, new.taint)
             self.everyone.record_store(recorder, component, layer)
 

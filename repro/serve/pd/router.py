@@ -14,7 +14,7 @@ from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device
 from repro.serve.engine import LoadedModel
 from repro.serve.guards import Guards
-from repro.serve.kv.pool import Names, PageSets
+from repro.serve.kv.pool import KVPool, Names, PageSets
 from repro.serve.pd.decode import DecodeWorker
 from repro.serve.pd.messages import Submit
 from repro.serve.pd.network import Network
@@ -75,6 +75,11 @@ class Router:
         described: dict[str, object] = msgspec.to_builtins(self.config)
         total = sum(worker.engine.stats().device_total for worker in self.decode)
         return described | {"model_name": self.model_name, "max_total_num_tokens": total}
+
+    @property
+    def memory(self) -> tuple[KVPool, ...]:
+        """Return every pool of every worker, each by its tier's name."""
+        return tuple(pool for worker in self._workers for pool in worker.engine.memory)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update; closing aborts."""

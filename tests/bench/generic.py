@@ -1,0 +1,118 @@
+"""The bank under workloads that know none of it: python -m tests.bench.generic [DEFECT...] [--schedules N].
+
+The five `generic_*` scenarios have no defect, and no fault that was made for one. Each defect of the bank that such a
+target can have is put into each of them, in stamps, with seeds from 0 on until a detector convicts. The last row is
+the workloads as they are: with the same seeds they must keep silent.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from msgspec.structs import replace
+from rich.console import Console
+from rich.table import Table
+
+from repro.base.errors import HarnessError, ScenarioError
+from repro.fault import defects
+from repro.run import RunOptions, run_scenario
+from repro.scenario import Scenario, bundled_names, find
+
+GENERIC = [name for name in bundled_names() if name.startswith("generic_")]
+SILENT = "none of them"
+
+
+class Tried(NamedTuple):
+    """What came of one defect in one workload."""
+
+    schedules: int  # played, the one that found it included
+    found: tuple[str, ...]  # detectors that convicted it; empty: none did
+    broke: str = ""  # the stack's own assertion, which is no detector's finding
+
+
+def applicable(workload: Scenario, defect: str) -> bool:
+    """Return whether a target like the workload's can have a defect."""
+    try:
+        defects.check((defect,), workload.config, workload.name)
+    except ScenarioError:
+        return False
+    return True
+
+
+def tried(workload: str, defect: str, schedules: int) -> Tried:
+    """Play a workload with a defect (with none for SILENT) until a detector convicts; at most so many seeds."""
+    torch.set_num_threads(1)
+    plain = find(workload)
+    names = () if defect == SILENT else (defect,)
+    scenario = replace(plain, defects=names, config=replace(plain.config, numerics="stamps"), exercise={})
+    broke = ""
+    for seed in range(schedules):
+        with tempfile.TemporaryDirectory(prefix="generic") as root:
+            try:
+                outcome = run_scenario(
+                    scenario, RunOptions(seed, oracle_sample=0), root=Path(root), utc=datetime.now(UTC)
+                )
+            except HarnessError as error:
+                broke = broke or str(error.__cause__ or error).splitlines()[0]
+                continue
+        if outcome.findings:
+            return Tried(seed + 1, tuple(dict.fromkeys(finding.detector for finding in outcome.findings)))
+    return Tried(schedules, (), broke)
+
+
+def told(each: Tried | None) -> str:
+    """Return a cell of the table."""
+    if each is None:
+        return "-"
+    if each.found:
+        return f"{each.schedules}: {', '.join(each.found)}"
+    return f"{each.schedules}: {'broke: ' + each.broke[:60] if each.broke else 'silent'}"
+
+
+def table_of(rows: dict[str, dict[str, Tried]]) -> Table:
+    """Return schedules to the first finding, and by whom."""
+    table = Table("defect", *GENERIC, title="schedules played: detectors that convicted")
+    for defect, cells in rows.items():
+        table.add_row(defect, *(told(cells.get(workload)) for workload in GENERIC))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("defects", nargs="*", default=[*defects.DEFECTS, SILENT])
+    parser.add_argument("--schedules", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    rows = measured(given.defects, given.schedules, given.workers)
+    Console(width=200).print(table_of(rows))
+    bank = [defect for defect in rows if defect != SILENT]
+    found = [defect for defect in bank if any(each.found for each in rows[defect].values())]
+    missed = [defect for defect in bank if defect not in found]
+    print(f"{len(found)} of {len(bank)} defects found; missed: {', '.join(missed) or 'none'}")
+
+
+def measured(names: Sequence[str], schedules: int, workers: int) -> dict[str, dict[str, Tried]]:
+    """Return what came of each defect in each workload whose target can have it."""
+    workloads = [find(name) for name in GENERIC]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        under_way = {
+            (defect, workload.name): pool.submit(tried, workload.name, defect, schedules)
+            for defect in names
+            for workload in workloads
+            if defect == SILENT or applicable(workload, defect)
+        }
+        rows: dict[str, dict[str, Tried]] = {defect: {} for defect in names}
+        for (defect, workload), future in under_way.items():
+            rows[defect][workload] = future.result()
+            print(defect, workload, told(rows[defect][workload]), flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

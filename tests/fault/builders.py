@@ -1,0 +1,56 @@
+"""Runs in which every fault of some planes is armed, at a size that a test can afford."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from msgspec.structs import replace
+
+from repro.fault.plan import POINTS, Do, Fault, When
+from repro.run import Outcome, RunOptions, run_scenario
+from repro.scenario import find
+
+NUMBERS = {"delay": 3000.0, "stall": 2e6, "slow": 20_000.0, "burst": 100_000.0, "abort": 200_000.0, "order": 1e6}
+OFTEN = {"loadback": 0.2, "writeback": 0.2, "transfer": 0.02, "pd": 0.2, "client": 0.3}
+PER_STEP = ("upload", "embed", "sample", "download", "propose", "tokens", "evict")
+SELDOM, NOW_AND_THEN = 0.02, 0.1  # of hits of a point that every layer of every step comes by, or every step
+
+
+def some(point: str, kind: str, *, probability: float | None = None, times: int | None = None) -> Fault:
+    """Return a fault that fires now and then, with the numbers that its kind needs."""
+    plane = "client" if point.endswith("slot") else point.partition(".")[0]  # as seldom hit: once a request
+    by_default = OFTEN.get(plane, NOW_AND_THEN if point.endswith(PER_STEP) else SELDOM)
+    often = by_default if probability is None else probability
+    us = NUMBERS.get(kind, 0.0)
+    return Fault(point, Do(kind, us=us, tokens=1024 if kind == "evict" else 0), When(often, times=times))
+
+
+def planned(*points: str, without: tuple[str, ...] = ("kill",)) -> tuple[Fault, ...]:
+    """Return one fault of every kind at each point that begins so."""
+    found = [(point, kind) for point, kinds in POINTS.items() if point.startswith(points) for kind in kinds]
+    return tuple(some(point, kind) for point, kind in found if kind not in without)
+
+
+def run_with(
+    faults: tuple[Fault, ...], workload: str, root: Path, *, seed: int = 3, control: bool = False, **load: object
+) -> Outcome:
+    """Run a generic workload in stamps with these faults instead of its own, and less load."""
+    torch.set_num_threads(1)
+    plain = find(workload)
+    smaller = {"sessions": 6, "concurrency": 6, "turns": 3, "answer_tokens_max": 24} | load
+    scenario = replace(
+        plain,
+        config=replace(plain.config, numerics="stamps"),
+        load=replace(plain.load, **smaller),
+        faults=faults,
+        exercise={},
+    )
+    options = RunOptions(seed, control=control, oracle_sample=0)
+    return run_scenario(scenario, options, root=root, utc=datetime(2026, 11, 25, tzinfo=UTC))
+
+
+def fired(outcome: Outcome, fault: str) -> int:
+    """Return how often a fault of a run fired."""
+    counts = outcome.verdict["faults"]
+    assert isinstance(counts, dict)
+    return int(counts[fault]["fired"])
