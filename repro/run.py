@@ -14,7 +14,9 @@ from pathlib import Path
 import msgspec
 
 from detectors.base import Finding, Verdict
+from detectors.clean_cache import FALSE_ALARM_RATE, ORACLES, read_calibration
 from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
+from repro.base.errors import UsageError
 from repro.base.probe import Event
 from repro.closing import kept
 from repro.fault.defects import with_defects
@@ -39,12 +41,13 @@ from repro.schedule.strategies import Exploring, explorer
 from repro.schedule.token import Token
 from repro.serve.engine import checkpoint_folder
 from repro.sessions import longest_wait_s, sessions_of
-from repro.target import BundledTarget, Checkpoint, Load, ServerTarget, load_checkpoint
+from repro.target import BundledTarget, Checking, Checkpoint, Load, ServerTarget, load_checkpoint
 from repro.trace.format import Session
-from repro.truth import verdicts_of
+from repro.truth import ClosedOracle, verdicts_of
 from repro.verdict import Judgement, judge
 
 NOTED_WAIT_S = 600.0  # in real time, somebody would take it for a hang
+ORACLE_TOKENS = 10_000_000  # of a server's own, for checking its answers: a hundred of 50,000 tokens, twice
 ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
 
 
@@ -60,6 +63,9 @@ class RunOptions:
     url: str = ""  # a running server instead of the bundled stack
     api: Api = "chat"  # of that server
     oracle_sample: int = ORACLE_SAMPLE
+    calibration: str = ""  # a file of `repro calibrate`: the server's answers are checked on a clean cache
+    false_alarm_rate: float = FALSE_ALARM_RATE  # of an answer that is checked so
+    oracle_tokens: int = ORACLE_TOKENS  # that the checks may take
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,9 @@ def run_scenario(
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
-    server = ServerTarget(options.url, options.api) if options.url else None
+    closed = _closed_oracle(options)
+    checking = Checking(options.oracle_tokens, closed.calibration.model) if closed else None
+    server = ServerTarget(options.url, options.api, checking) if options.url else None
     if server and (wait_s := longest_wait_s(sessions) * scenario.load.time_scale) > NOTED_WAIT_S:
         note(
             f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"
@@ -131,8 +139,9 @@ def run_scenario(
         if isinstance(target, BundledTarget):
             injector.note_reordered(target.device.reordered)
         verdicts = verdicts_of(
-            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=oracle_progress
-        )
+            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=oracle_progress,
+            closed=closed,
+        )  # fmt: skip
         judgement = judge(
             verdicts,
             result,
@@ -147,6 +156,20 @@ def run_scenario(
         outcome = _close(folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens)
         findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
         return replace(outcome, findings=findings, explored=explored)
+
+
+def _closed_oracle(options: RunOptions) -> ClosedOracle | None:
+    """Return how a server's answers are checked. Raises UsageError for a calibration that does not fit."""
+    if not options.calibration:
+        return None
+    path = Path(options.calibration)
+    calibration = read_calibration(path)
+    if calibration.api != options.api:
+        raise UsageError(f"{path}: was made with --api {calibration.api}; give it here too, or calibrate anew")
+    for oracle in ORACLES:
+        if calibration.scores(oracle):
+            calibration.limit(oracle, options.false_alarm_rate)
+    return ClosedOracle(calibration, options.false_alarm_rate)
 
 
 def _bundled(

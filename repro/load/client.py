@@ -87,7 +87,7 @@ class ChatClient:
         except TimeoutError:
             answer.finish = "abort"
         except (httpx.TransportError, MalformedStreamError, ServerSaidError) as error:
-            answer.fail(*_told(error))
+            answer.fail(*told_of(error))
         finally:
             answer.finished_s = clock()
 
@@ -101,10 +101,10 @@ class ChatClient:
             limit = cards[0].get("max_model_len")
             return ServerFacts(str(cards[0]["id"]), limit if isinstance(limit, int) else None)
         except httpx.HTTPStatusError as error:
-            text = message_of(_json_or_text(error.response.content))
+            text = message_of(json_or_text(error.response.content))
             raise TargetError(f"{where} answered {error.response.status_code}: {text}") from error
         except httpx.TransportError as error:
-            raise TargetError(f"{where}: {_told(error)[1]}") from error
+            raise TargetError(f"{where}: {told_of(error)[1]}") from error
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise TargetError(f"{where}: no list of models ({error}); is this an OpenAI-compatible server?") from error
 
@@ -118,23 +118,26 @@ class ChatClient:
         return self.http.build_request(
             "POST",
             PATHS[self.api],
-            content=self._body(ask),
+            content=self.body(ask),
             headers=headers,
             extensions={"sink": stream.sink},
         )
 
-    def _body(self, ask: Ask) -> bytes:
+    def body(self, ask: Ask, *, stream: bool = True, extra: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        """Return the body of a request; `extra` is merged in, over what every body has."""
+        added = {**self._extra, **extra}
         if self.api == "generate":
             sampling = {"max_new_tokens": ask.max_tokens, **self._sampling}
             prompt = {"text": plain_prompt(ask.messages), "sampling_params": sampling}
-            return msgspec.json.encode({**prompt, "stream": True, "rid": ask.request, **self._extra})
+            return msgspec.json.encode({**prompt, "stream": stream, "rid": ask.request, **added})
+        options = {"stream_options": {"include_usage": True}} if stream else {}
         common: dict[str, Any] = {
             "model": self.model,
             "max_tokens": ask.max_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream": stream,
+            **options,
             **self._sampling,
-            **self._extra,
+            **added,
         }
         if self.api == "completions":
             return msgspec.json.encode({**common, "prompt": plain_prompt(ask.messages)})
@@ -273,7 +276,7 @@ async def _refusal(response: httpx.Response) -> tuple[ErrorKind, str]:
         body += chunk
         if len(body) > ERROR_BODY_BYTES_MAX:
             break
-    told = _json_or_text(body)
+    told = json_or_text(body)
     text = f"the server answered {response.status_code}: {message_of(told)}{_code_in(told)}"
     if response.status_code in (429, 503):
         return "busy", text
@@ -287,15 +290,16 @@ def _code_in(error: Any) -> str:
     return f" ({code})" if isinstance(code, str) and code else ""
 
 
-def _json_or_text(body: bytes) -> Any:
+def json_or_text(body: bytes) -> Any:
+    """Return the JSON of a reply, or what of it can be read."""
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body[:ERROR_BODY_BYTES_MAX].decode("utf-8", "backslashreplace").strip() or "(no text)"
 
 
-def _told(error: Exception) -> tuple[ErrorKind, str]:
-    """Return kind and text of what went wrong on the way."""
+def told_of(error: Exception) -> tuple[ErrorKind, str]:
+    """Return kind and text of what went wrong between us and a server."""
     if isinstance(error, MalformedStreamError):
         return "malformed", str(error)
     if isinstance(error, ServerSaidError):
