@@ -40,6 +40,7 @@ Threads = Annotated[
 ]
 RUNS = Path("runs")
 WORKERS = 2
+FINDINGS_SHOWN = 20  # of `repro detect`
 HUNTED = ("ordering", "canary", "divergence", "text")  # layers of the truth
 BUNDLED = "bundled"
 MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
@@ -216,6 +217,10 @@ def replay(
     oracle_tokens: Annotated[
         int, typer.Option(min=1, help="That checking may take, prompts included.", metavar="N")
     ] = 10_000_000,
+    redact: Annotated[bool, typer.Option("--redact", help="No text of a request or an answer in the record.")] = False,
+    nonces: Annotated[
+        bool, typer.Option("--nonces", help="Plant a nonce in each session, by which a leak into another is known.")
+    ] = False,
     acceptance: Annotated[
         list[str] | None,
         typer.Option(
@@ -246,6 +251,7 @@ def replay(
         on_anomaly=on_anomaly,
         anomaly_retries=anomaly_retries,
         acceptance=tuple(acceptance or ()),
+        nonces=nonces,
     )
     url = "" if target == BUNDLED else target
     if target != BUNDLED and not target.startswith(("http://", "https://")):
@@ -265,6 +271,7 @@ def replay(
         calibration=str(calibration or ""),
         false_alarm_rate=false_alarm_rate,
         oracle_tokens=oracle_tokens,
+        redact=redact,
     )
     _finish(_run(scenario, options, runs, quiet, threads), json)
 
@@ -569,21 +576,53 @@ def shrink(
     raise typer.Exit(run_shrink(recipe.scenario, recipe.options, command, _Output(highlight=False), told, out))
 
 
-@app.command(epilog=_examples("repro detect --events trace.jsonl"))
+@app.command(
+    epilog=_examples(
+        "repro detect answers.jsonl", "repro detect output.jsonl input.jsonl --json", "repro detect --events t"
+    )
+)
 @_told
 def detect(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Answers: JSON Lines, JSON, OpenAI batch output and input, plain text.")
+    ] = None,
     events: Annotated[
-        Path, typer.Option("--events", help="One JSON event a line; detectors/EVENTS.md.", metavar="FILE")
-    ],
+        Path | None,
+        typer.Option("--events", help="Instead: events, one JSON object a line; detectors/EVENTS.md.", metavar="FILE"),
+    ] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Keep the answers' texts out of what is printed.")] = False,
     json: Json = False,
 ) -> None:
-    """Judge the events of any engine: accesses to a page that nothing orders, or under a stale owner.
+    """Judge what there already is: the texts of answers, or the events of any engine.
 
-    Exit codes: 0 clean, 1 found, 2 a line is wrong, 3 no access was recorded.
+    Answers: garble, loops, rare tokens, other sessions' nonces (lines with session and nonce), new against the prompt
+    where there is one. Events: accesses to a page that nothing orders, or under a stale owner.
+
+    Exit codes: 0 clean, 1 found, 2 a line or file is wrong, 3 there was nothing to judge.
     """
+    if (events is None) == (not files):
+        raise UsageError("give either files of answers, or --events FILE")
+    output = _Output(highlight=False)
+    if files:
+        from repro.detect_answers import detect_answers
+
+        found = detect_answers(files, redact=redact)
+        if json:
+            _print_json(found)
+            raise typer.Exit(found.exit_code)
+        count = f"{found.answers:,} answers, {found.with_prompt:,} with their prompt; {found.unanswered:,} unanswered"
+        output.print(f"{found.verdict.upper()}  {count}", markup=False, soft_wrap=True)
+        for name, convicted in found.detectors.items():
+            output.print(f"{convicted:>6} x  {name}", markup=False)
+        for each in found.findings[:FINDINGS_SHOWN]:
+            output.print(f"{each.where} {each.id}: {each.finding.claim}", markup=False, soft_wrap=True)
+        if len(found.findings) > FINDINGS_SHOWN:
+            output.print(f"and more; --json shows {len(found.findings):,}", markup=False)
+        raise typer.Exit(found.exit_code)
+    assert events is not None
     from repro.detect import detect as judge_events
 
-    told, output = judge_events(events), _Output(highlight=False)
+    told = judge_events(events)
     if json:
         _print_json(told)
         raise typer.Exit(told.exit_code)

@@ -31,6 +31,7 @@ from repro.load.plan import LoadPlan, LoadResult, OnProgress
 from repro.load.wire import Api
 from repro.observed import Observed
 from repro.record.folder import RunFolder
+from repro.record.redact import redacted_request
 from repro.record.requests import RequestRecord
 from repro.scenario import Scenario
 from repro.schedule import token as tokens
@@ -66,6 +67,7 @@ class RunOptions:
     calibration: str = ""  # a file of `repro calibrate`: the server's answers are checked on a clean cache
     false_alarm_rate: float = FALSE_ALARM_RATE  # of an answer that is checked so
     oracle_tokens: int = ORACLE_TOKENS  # that the checks may take
+    redact: bool = False  # no text of a request or an answer in the record
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def run_scenario(
         scenario_toml=named.source,
         versions=versions() | {"sessions": hash_of(sessions)},
         config=asdict(options),
+        redact=options.redact,
     )
     with kept(folder):
         bounds = scenario.limits
@@ -145,7 +148,7 @@ def run_scenario(
         judgement = judge(
             verdicts,
             result,
-            observed.records,
+            [redacted_request(record) for record in observed.records] if options.redact else observed.records,
             faults=faults,
             counts=injector.counts,
             exercised=observed.exercise.counts,

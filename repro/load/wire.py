@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from repro.load.secret import without_key
 from repro.load.sse import MalformedStreamError
 from repro.record.requests import SpecCounts
 
@@ -241,12 +242,12 @@ def reader_of(api: Api) -> Reader:
 
 
 def message_of(error: Any) -> str:
-    """Return the server's own words from an error object of any shape."""
+    """Return the server's own words from an error object of any shape, the API key cut out."""
     if isinstance(error, dict):
         inner = error.get("error", error)
         told = inner.get("message", inner.get("detail")) if isinstance(inner, dict) else inner
-        return str(told if told is not None else error)
-    return str(error)
+        return without_key(str(told if told is not None else error))
+    return without_key(str(error))
 
 
 def _malformed(data: bytes, error: Exception) -> MalformedStreamError:
