@@ -24,6 +24,7 @@ from repro.load.wire import DECODE_ERRORS, PATHS, Api, message_of
 from repro.record.checks import Check
 
 TOPS = 20  # alternatives asked for at each place of a rerun: the most that OpenAI's API gives
+SERVER_ERROR = 500
 LOST_AFTER_FAILURES = 3  # checks in a row that got no connection
 MUTE_AFTER_CHECKS = 3  # that told nothing, before any has: no more are made
 NO_LOGPROBS = "the target tells no log-probabilities with its answers"
@@ -60,6 +61,10 @@ class _RefusedError(Exception):
     """The server does not do what a check needs; the text says so."""
 
 
+class _BrokenError(Exception):
+    """The server answers a request with an error of its own that it has answered before."""
+
+
 async def check_answers(
     client: ChatClient,
     kept: Sequence[Kept],
@@ -81,10 +86,11 @@ async def check_answers(
             failures = 0
             if number == MUTE_AFTER_CHECKS and all(check.mute for check in checks.done):
                 return
-        except httpx.TransportError as error:
+        except (httpx.TransportError, _BrokenError) as error:
             failures += 1
             if failures >= LOST_AFTER_FAILURES:
-                checks.lost = f"while its answers were checked: {told_of(error)[1]}"
+                told = str(error) if isinstance(error, _BrokenError) else told_of(error)[1]
+                checks.lost = f"while its answers were checked: {told}"
                 return
         done(number, len(kept))
 
@@ -99,7 +105,10 @@ class _Checker:
         self._salted = 0
 
     async def check(self, kept: Kept) -> Check:
-        """Return the check of one answer. Raises httpx.TransportError when the server is not there."""
+        """Return the check of one answer.
+
+        Raises httpx.TransportError when the server is not there, _BrokenError when it fails to say it again.
+        """
         request, tokens = kept.ask.request, len(kept.answer.tokens or kept.answer.words)
         past = await self._past_cache()
         try:
@@ -118,7 +127,7 @@ class _Checker:
         )
         try:
             scores = await self._scores(kept, said, past)
-        except (_RefusedError, MalformedStreamError) as error:
+        except (_RefusedError, _BrokenError, MalformedStreamError) as error:
             return msgspec.structs.replace(check, surprisal_why=str(error))
         return msgspec.structs.replace(check, surprisals=scores.surprisals, deficits=scores.deficits)
 
@@ -170,12 +179,12 @@ class _Checker:
         return tuple(ids)
 
     async def _post(self, path: str, body: bytes) -> bytes:
-        """Return the body of a reply. Raises _RefusedError for a status that is not 200, with what the server said."""
+        """Return the body of a reply. Raises _RefusedError, or _BrokenError from 500 on, with what the server said."""
         response = await self._client.http.post(path, content=body, headers={"Content-Type": "application/json"})
-        if response.status_code != 200:
-            said = message_of(json_or_text(response.content))
-            raise _RefusedError(f"{path} answered {response.status_code}: {said}")
-        return response.content
+        if response.status_code == 200:
+            return response.content
+        told = f"{path} answered {response.status_code}: {message_of(json_or_text(response.content))}"
+        raise _BrokenError(told) if response.status_code >= SERVER_ERROR else _RefusedError(told)
 
 
 class _Tokenized(msgspec.Struct):
