@@ -60,7 +60,7 @@ class Calibrated(msgspec.Struct, frozen=True):
                 oracle: {
                     "answers": len(each),
                     "false_alarm_rate_min": 1 / (len(each) + 1),
-                    "largest": max(each, default=0),
+                    "largest_nats": max(each, default=0),
                 }
                 for oracle, each in scores.items()
             },

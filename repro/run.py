@@ -127,6 +127,8 @@ def run_scenario(
         bounds = scenario.limits
         limits = LimitWatch(bounds.wall_s, bounds.requests, clock_s, lambda: folder.log.events)
         vocabulary = vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos)
+        if server:  # its model's ids are others; how GLM spells control tokens may still show
+            vocabulary = vocabulary.spelled_only()
         speaks = bool(options.url) or checkpoint.model.weights is not None
         judges = TextJudges(vocabulary, nonces_of(sessions), speaks=speaks)
         observed = Observed(folder, limits, judges, acceptance)

@@ -14,7 +14,7 @@ from repro.base.errors import HarnessError, ReproError, TargetError, UsageError
 from repro.base.probe import NullProbes, Probes
 from repro.base.rng import bits64
 from repro.limits import LimitWatch
-from repro.load.again import AskedAgain, KeepingClient, ask_again
+from repro.load.again import AskedAgain, KeepingClient, Kept, ask_again
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.clean import ASKED_FOR, Checks, check_answers
 from repro.load.client import ChatClient, ServerFacts, open_client
@@ -209,20 +209,20 @@ class ServerTarget:
                 _driven(replace(load, on_request=self._forgetting(load)), client, facts.context_tokens_max), name="load"
             )
             await _bounded(driving, load.limits)
+            answered = [each for each in client.kept.values() if each.answer.text and not each.answer.error_kind]
             if not load.limits.reached:
                 asks = [client.kept[request].ask for request in self._suspects]
                 asking = ask_again(client, asks, self.said_again, load.again)
                 await _bounded(asyncio.create_task(asking, name="again"), load.limits)
             if self._checking is not None and not load.limits.reached:
-                checking = self._check(load, self._checking.tokens_max)
+                checking = self._check(answered, load, self._checking.tokens_max)
                 await _bounded(asyncio.create_task(checking, name="check"), load.limits)
             return _with_loss(driving.result(), self.checks.lost)
         finally:
             await client.http.aclose()
 
-    async def _check(self, load: Load, tokens_max: int) -> None:
-        """Check the answers, suspects first, the others in an order that the seed draws."""
-        answered = [each for each in self._client.kept.values() if each.answer.text and not each.answer.error_kind]
+    async def _check(self, answered: list[Kept], load: Load, tokens_max: int) -> None:
+        """Check answers of the load, suspects first, the others in an order that the seed draws."""
         answered.sort(key=lambda each: bits64(load.plan.seed, "check", each.ask.request))
         answered.sort(key=lambda each: each.ask.request not in self._suspects)
         await check_answers(self._client, answered, self.checks, tokens_max=tokens_max, done=load.again)
