@@ -48,10 +48,14 @@ class Vocabulary(msgspec.Struct, frozen=True):
     """Which token ids an answer may hold."""
 
     size: int  # rows of the output layer, padding rows included
-    reachable: frozenset[int]  # ids that stand for a token
+    reachable: frozenset[int]  # ids that stand for a token; empty: nothing is known of ids
     special: frozenset[int] = frozenset()  # control tokens that no content holds: roles, masks, padding
     ends: frozenset[int] = frozenset()  # of those, the ones that may come last
     spellings: tuple[str, ...] = ()  # how control tokens look in text, for streams without ids
+
+    def spelled_only(self) -> "Vocabulary":
+        """Return a vocabulary for another model's answers: no id is judged, spellings are."""
+        return msgspec.structs.replace(self, reachable=frozenset())
 
     @property
     def plain(self) -> frozenset[int]:
@@ -65,7 +69,7 @@ class RareTokens:
     name = "rare_tokens"
 
     def __init__(self, prompt: str = "", vocabulary: Vocabulary | None = None) -> None:
-        self._impossible = ImpossibleIds(vocabulary) if vocabulary is not None else None
+        self._impossible = ImpossibleIds(vocabulary) if vocabulary is not None and vocabulary.reachable else None
         self._surprisal = Surprisal()
         self._logprobs: list[float] = []
         self._rare = RareCharacters(prompt)

@@ -40,6 +40,7 @@ Threads = Annotated[
 ]
 RUNS = Path("runs")
 WORKERS = 2
+FINDINGS_SHOWN = 20  # of `repro detect`
 HUNTED = ("ordering", "canary", "divergence", "text")  # layers of the truth
 BUNDLED = "bundled"
 MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
@@ -206,6 +207,20 @@ def replay(
     anomaly_retries: Annotated[
         int, typer.Option(min=0, max=MOST["anomaly_retries_max"], help="At most so often a turn.", metavar="N")
     ] = 1,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Of the server, from `repro calibrate`: its answers are checked.", metavar="FILE"),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(min=1e-9, max=0.5, help="Of an answer that is checked, for each oracle.", metavar="X")
+    ] = 0.001,
+    oracle_tokens: Annotated[
+        int, typer.Option(min=1, help="That checking may take, prompts included.", metavar="N")
+    ] = 10_000_000,
+    redact: Annotated[bool, typer.Option("--redact", help="No text of a request or an answer in the record.")] = False,
+    nonces: Annotated[
+        bool, typer.Option("--nonces", help="Plant a nonce in each session, by which a leak into another is known.")
+    ] = False,
     acceptance: Annotated[
         list[str] | None,
         typer.Option(
@@ -236,6 +251,7 @@ def replay(
         on_anomaly=on_anomaly,
         anomaly_retries=anomaly_retries,
         acceptance=tuple(acceptance or ()),
+        nonces=nonces,
     )
     url = "" if target == BUNDLED else target
     if target != BUNDLED and not target.startswith(("http://", "https://")):
@@ -244,9 +260,84 @@ def replay(
         raise UsageError("--defect needs the bundled stack: a defect cannot be put into a server at a URL")
     if api != "chat" and not url:
         raise UsageError(f"--api {api} needs a server at a URL; the bundled stack is asked over its chat API")
+    if calibration is not None and not url:
+        raise UsageError("--calibration needs a server at a URL; the bundled stack has its own clean decode")
     from repro.run import RunOptions
 
-    _finish(_run(scenario, RunOptions(seed, url=url, api=api), runs, quiet, threads), json)
+    options = RunOptions(
+        seed,
+        url=url,
+        api=api,
+        calibration=str(calibration or ""),
+        false_alarm_rate=false_alarm_rate,
+        oracle_tokens=oracle_tokens,
+        redact=redact,
+    )
+    _finish(_run(scenario, options, runs, quiet, threads), json)
+
+
+@app.command(
+    epilog=_examples(
+        "repro calibrate --target http://127.0.0.1:30000 --api generate --out mine.json",
+        "repro replay sessions/ --target http://127.0.0.1:30000 --api generate --calibration mine.json",
+    )
+)
+@_told
+def calibrate(
+    target: Annotated[str, typer.Option(help="The URL of an OpenAI-compatible server.", metavar="URL")],
+    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
+    traces: Annotated[list[Path] | None, typer.Argument(help="What to ask; synthesised sessions if none.")] = None,
+    api: Annotated[
+        Literal["chat", "completions", "generate"],
+        typer.Option(help="Of the server; SGLang judges prompts on /generate only."),
+    ] = "chat",
+    answers: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="999 can vouch for a false-alarm rate of 0.001.", metavar="N")
+    ] = 1000,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=MOST["concurrency"], help="Sessions under way at once; be gentle.", metavar="N")
+    ] = 4,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=400, max=MOST["prompt_tokens"], help="Of synthesised sessions.", metavar="N")
+    ] = 2048,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST["answer_tokens_max"], help="The longest answer asked for.", metavar="N")
+    ] = 128,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="That checking may take, prompts included.", metavar="N")
+    ] = 100_000_000,
+    seed: Seed = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print what came of it as one JSON object.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn what a server's clean answers look like to its oracles, for `repro replay --calibration FILE`.
+
+    Exit codes: 0 written, 2 usage error, 4 the server cannot be asked or tells no log-probabilities, 5 Ctrl-C.
+    """
+    if not target.startswith(("http://", "https://")):
+        raise UsageError(f'--target "{target}": give a URL such as http://127.0.0.1:30000')
+    from repro.calibrate import Gentle
+    from repro.calibrate import calibrate as learn
+    from repro.view import Watcher
+
+    gentle = Gentle(
+        answers=answers,
+        traces=tuple(map(str, traces or ())),
+        concurrency=concurrency,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        tokens_max=tokens,
+        seed=seed,
+    )
+    with Watcher(_Output(stderr=True, quiet=quiet), time.monotonic, simulated=False) as watcher:
+        learned = learn(
+            target, out, gentle, api=api, clock_s=time.monotonic, progress=watcher.load, checked=watcher.oracle
+        )
+    if json:
+        _print_json(learned.told)
+        return
+    for line in learned.in_words:
+        errors.print(f"{out}: {line}", markup=False, soft_wrap=True)
 
 
 @app.command(
@@ -485,21 +576,53 @@ def shrink(
     raise typer.Exit(run_shrink(recipe.scenario, recipe.options, command, _Output(highlight=False), told, out))
 
 
-@app.command(epilog=_examples("repro detect --events trace.jsonl"))
+@app.command(
+    epilog=_examples(
+        "repro detect answers.jsonl", "repro detect output.jsonl input.jsonl --json", "repro detect --events t"
+    )
+)
 @_told
 def detect(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Answers: JSON Lines, JSON, OpenAI batch output and input, plain text.")
+    ] = None,
     events: Annotated[
-        Path, typer.Option("--events", help="One JSON event a line; detectors/EVENTS.md.", metavar="FILE")
-    ],
+        Path | None,
+        typer.Option("--events", help="Instead: events, one JSON object a line; detectors/EVENTS.md.", metavar="FILE"),
+    ] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Keep the answers' texts out of what is printed.")] = False,
     json: Json = False,
 ) -> None:
-    """Judge the events of any engine: accesses to a page that nothing orders, or under a stale owner.
+    """Judge what there already is: the texts of answers, or the events of any engine.
 
-    Exit codes: 0 clean, 1 found, 2 a line is wrong, 3 no access was recorded.
+    Answers: garble, loops, rare tokens, other sessions' nonces (lines with session and nonce), new against the prompt
+    where there is one. Events: accesses to a page that nothing orders, or under a stale owner.
+
+    Exit codes: 0 clean, 1 found, 2 a line or file is wrong, 3 there was nothing to judge.
     """
+    if (events is None) == (not files):
+        raise UsageError("give either files of answers, or --events FILE")
+    output = _Output(highlight=False)
+    if files:
+        from repro.detect_answers import detect_answers
+
+        found = detect_answers(files, redact=redact)
+        if json:
+            _print_json(found)
+            raise typer.Exit(found.exit_code)
+        count = f"{found.answers:,} answers, {found.with_prompt:,} with their prompt; {found.unanswered:,} unanswered"
+        output.print(f"{found.verdict.upper()}  {count}", markup=False, soft_wrap=True)
+        for name, convicted in found.detectors.items():
+            output.print(f"{convicted:>6} x  {name}", markup=False)
+        for each in found.findings[:FINDINGS_SHOWN]:
+            output.print(f"{each.where} {each.id}: {each.finding.claim}", markup=False, soft_wrap=True)
+        if len(found.findings) > FINDINGS_SHOWN:
+            output.print(f"and more; --json shows {len(found.findings):,}", markup=False)
+        raise typer.Exit(found.exit_code)
+    assert events is not None
     from repro.detect import detect as judge_events
 
-    told, output = judge_events(events), _Output(highlight=False)
+    told = judge_events(events)
     if json:
         _print_json(told)
         raise typer.Exit(told.exit_code)

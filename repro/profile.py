@@ -8,8 +8,8 @@ import msgspec
 from detectors.acceptance import ARL_TOKENS
 from detectors.acceptance_profile import AcceptanceProfile, CleanAnswer, alarms, chart_of, learn, write_profile
 from repro.base.errors import UsageError
+from repro.load.answer import WHOLE
 from repro.record.view import open_run
-from repro.verdict import WHOLE
 
 
 class Learned(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ def replay_scenario(
     on_anomaly: OnAnomaly = "report",
     anomaly_retries: int = 1,
     acceptance: Sequence[str] = (),
+    nonces: bool = False,
 ) -> Scenario:
     """Return the scenario that replays these traces; `acceptance` are lines "key=value" of its [acceptance].
 
@@ -40,6 +41,7 @@ def replay_scenario(
     retries = (
         f'on_anomaly = "{on_anomaly}"\nanomaly_retries_max = {anomaly_retries}\n' if on_anomaly != "report" else ""
     )
+    planted = "nonces = true\n" if nonces else ""
     text = f"""format = 1
 title = "Replay of agent traces"
 defects = {_toml(defects)}
@@ -56,7 +58,7 @@ time_scale = {time_scale}
 answer_tokens_max = {answer_tokens}
 history = "{history}"
 shape = {{ kind = "{arrivals}" }}
-{retries}
+{retries}{planted}
 [limits]
 wall_s = {WEEK_S}
 requests = {REQUESTS_MAX}

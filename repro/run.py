@@ -14,7 +14,9 @@ from pathlib import Path
 import msgspec
 
 from detectors.base import Finding, Verdict
+from detectors.clean_cache import FALSE_ALARM_RATE, ORACLES, read_calibration
 from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
+from repro.base.errors import UsageError
 from repro.base.probe import Event
 from repro.closing import kept
 from repro.fault.aftermath import Corruptions
@@ -31,6 +33,7 @@ from repro.load.plan import LoadPlan, LoadResult, OnProgress
 from repro.load.wire import Api
 from repro.observed import Observed
 from repro.record.folder import RunFolder
+from repro.record.redact import redacted_request
 from repro.record.requests import RequestRecord
 from repro.scenario import Scenario
 from repro.schedule import token as tokens
@@ -41,12 +44,13 @@ from repro.schedule.strategies import Exploring, explorer
 from repro.schedule.token import Token
 from repro.serve.engine import checkpoint_folder
 from repro.sessions import longest_wait_s, sessions_of
-from repro.target import BundledTarget, Checkpoint, Load, ServerTarget, load_checkpoint
+from repro.target import BundledTarget, Checking, Checkpoint, Load, ServerTarget, load_checkpoint
 from repro.trace.format import Session
-from repro.truth import verdicts_of
+from repro.truth import ClosedOracle, verdicts_of
 from repro.verdict import Judgement, judge
 
 NOTED_WAIT_S = 600.0  # in real time, somebody would take it for a hang
+ORACLE_TOKENS = 10_000_000  # of a server's own, for checking its answers: a hundred of 50,000 tokens, twice
 ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
 
 
@@ -62,6 +66,10 @@ class RunOptions:
     url: str = ""  # a running server instead of the bundled stack
     api: Api = "chat"  # of that server
     oracle_sample: int = ORACLE_SAMPLE
+    calibration: str = ""  # a file of `repro calibrate`: the server's answers are checked on a clean cache
+    false_alarm_rate: float = FALSE_ALARM_RATE  # of an answer that is checked so
+    oracle_tokens: int = ORACLE_TOKENS  # that the checks may take
+    redact: bool = False  # no text of a request or an answer in the record
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,9 @@ def run_scenario(
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
-    server = ServerTarget(options.url, options.api) if options.url else None
+    closed = _closed_oracle(options)
+    checking = Checking(options.oracle_tokens, closed.calibration.model) if closed else None
+    server = ServerTarget(options.url, options.api, checking) if options.url else None
     if server and (wait_s := longest_wait_s(sessions) * scenario.load.time_scale) > NOTED_WAIT_S:
         note(
             f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"
@@ -116,11 +126,14 @@ def run_scenario(
         scenario_toml=named.source,
         versions=versions() | {"sessions": hash_of(sessions)},
         config=asdict(options),
+        redact=options.redact,
     )
     with kept(folder):
         bounds = scenario.limits
         limits = LimitWatch(bounds.wall_s, bounds.requests, clock_s, lambda: folder.log.events)
         vocabulary = vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos)
+        if server:  # its model's ids are others; how GLM spells control tokens may still show
+            vocabulary = vocabulary.spelled_only()
         speaks = bool(options.url) or checkpoint.model.weights is not None
         judges = TextJudges(vocabulary, nonces_of(sessions), speaks=speaks)
         observed = Observed(folder, limits, judges, acceptance)
@@ -140,12 +153,13 @@ def run_scenario(
         if isinstance(target, BundledTarget):
             injector.note_reordered(target.device.reordered)
         verdicts = verdicts_of(
-            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=oracle_progress
-        )
+            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=oracle_progress,
+            closed=closed,
+        )  # fmt: skip
         judgement = judge(
             verdicts,
             result,
-            observed.records,
+            [redacted_request(record) for record in observed.records] if options.redact else observed.records,
             faults=faults,
             counts=injector.counts,
             exercised=observed.exercise.counts,
@@ -157,6 +171,20 @@ def run_scenario(
         findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
         corruptions = {} if corruptor is None else corruptor.aftermath.counts
         return replace(outcome, findings=findings, explored=explored, corruptions=corruptions)
+
+
+def _closed_oracle(options: RunOptions) -> ClosedOracle | None:
+    """Return how a server's answers are checked. Raises UsageError for a calibration that does not fit."""
+    if not options.calibration:
+        return None
+    path = Path(options.calibration)
+    calibration = read_calibration(path)
+    if calibration.api != options.api:
+        raise UsageError(f"{path}: was made with --api {calibration.api}; give it here too, or calibrate anew")
+    for oracle in ORACLES:
+        if calibration.scores(oracle):
+            calibration.limit(oracle, options.false_alarm_rate)
+    return ClosedOracle(calibration, options.false_alarm_rate)
 
 
 def _bundled(

@@ -11,6 +11,7 @@ import msgspec
 
 from detectors.acceptance import RANGES as ACCEPTANCE_RANGES
 from detectors.acceptance import Acceptance
+from detectors.clean_cache import ORACLES
 from detectors.leak import CrossPromptLeak
 from detectors.text import NAMES as TEXT_DETECTORS
 from repro.base.errors import ScenarioError, UsageError, nearest
@@ -27,7 +28,9 @@ from repro.trace.synth import KINDS
 
 FORMAT = 1
 SYNTH = "synth:"
-DETECTORS = ("ordering", "ownership", "canary", "divergence", Acceptance.name, *TEXT_DETECTORS, CrossPromptLeak.name)
+DETECTORS = (
+    "ordering", "ownership", "canary", "divergence", *ORACLES, Acceptance.name, *TEXT_DETECTORS, CrossPromptLeak.name,
+)  # fmt: skip
 WEEK_S = 7 * 24 * 3600.0  # of virtual time; far beyond it the clock's ticks get coarse
 
 # What a number must be at least and at most: beyond it is a slip of the pen, and memory would not do.
@@ -71,6 +74,7 @@ class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     shape: Shape = Closed()
     on_anomaly: OnAnomaly = "report"  # or give the answer up that a detector convicts in its stream, and ask again
     anomaly_retries_max: int = 1  # of one turn
+    nonces: bool = False  # sessions of traces get a line with a nonce of their own: a leak shows by it
 
 
 class AcceptanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

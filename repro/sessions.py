@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from repro.base.errors import ScenarioError
-from repro.base.rng import uniform
+from repro.base.rng import bits64, uniform
 from repro.scenario import SYNTH, LoadSpec
 from repro.trace.format import Message, Session
 from repro.trace.load import load_traces
@@ -29,6 +29,8 @@ def sessions_of(load: LoadSpec, seed: int) -> list[Session]:
     else:
         paths = [Path(path) for path in ([load.trace] if isinstance(load.trace, str) else load.trace)]
         sessions = load_traces(paths, scale_tokens=load.scale_tokens, seed=seed, sessions_max=load.sessions)
+    if load.nonces:
+        sessions = [_with_nonce(session, seed) for session in sessions]
     if load.only_sessions is not None:
         sessions = [sessions[number] for number in _present(load.only_sessions, len(sessions))]
     return [session if load.turns is None else last_turns(session, load.turns) for session in sessions]
@@ -46,6 +48,23 @@ def _open_ended(session: Session, answer_tokens: int) -> Session:
     """Return the session with room for answers that go wrong: a right one ends by itself."""
     turns = tuple(msgspec.structs.replace(turn, max_tokens=answer_tokens) for turn in session.turns)
     return msgspec.structs.replace(session, turns=turns)
+
+
+def _with_nonce(session: Session, seed: int) -> Session:
+    """Return the session with a nonce in front of the user's first words, behind the system prompt that all share.
+
+    Synthesised sessions have one already, and so may those of a file.
+    """
+    if session.nonce or not session.turns:
+        return session
+    nonce = f"{bits64(seed, 'nonce', session.id):016x}"
+    first = list(session.turns[0].messages)
+    place = next((at for at, message in enumerate(first) if message.role == "user"), 0)
+    if not first:
+        return session
+    first[place] = msgspec.structs.replace(first[place], content=f"Ticket {nonce}.\n{first[place].content}")
+    turn = msgspec.structs.replace(session.turns[0], messages=tuple(first))
+    return msgspec.structs.replace(session, turns=(turn, *session.turns[1:]), nonce=nonce)
 
 
 def _with_gaps(session: Session, seed: int, least_s: float, most_s: float) -> Session:

@@ -12,9 +12,11 @@ from tokenizers import Tokenizer
 from repro.base.clock import run_virtual
 from repro.base.errors import HarnessError, ReproError, TargetError, UsageError
 from repro.base.probe import NullProbes, Probes
+from repro.base.rng import bits64
 from repro.limits import LimitWatch
-from repro.load.again import AskedAgain, KeepingClient, ask_again
+from repro.load.again import AskedAgain, KeepingClient, Kept, ask_again
 from repro.load.asgi import AsgiStreamTransport
+from repro.load.clean import ASKED_FOR, Checks, check_answers
 from repro.load.client import ChatClient, ServerFacts, open_client
 from repro.load.driver import drive
 from repro.load.plan import (
@@ -165,16 +167,35 @@ def _death_of(engine: "asyncio.Task[None]") -> ReproError:
     return died
 
 
+@dataclass(frozen=True)
+class Checking:
+    """That a server's answers are checked after the load, past what the load has cached (`load.clean`)."""
+
+    tokens_max: int  # all checks together, prompts included
+    model: str = ""  # that the server must serve; "": any
+
+
 class ServerTarget:
     """A running OpenAI-compatible server, or SGLang's own API. Raises UsageError for what is no URL."""
 
-    def __init__(self, url: str, api: Api = "chat") -> None:
+    def __init__(self, url: str, api: Api = "chat", checking: Checking | None = None) -> None:
         self.said_again = AskedAgain()  # what it says to suspects, alone, after the load
+        self.checks = Checks()  # of its answers, where `checking` asks for them
         self.context_tokens_max: int | None = None
-        self._client = KeepingClient(open_client(url).http, api=api)
+        self._checking = checking
+        self._client = KeepingClient(open_client(url).http, api=api, extra=ASKED_FOR[api] if checking else {})
+        self._suspects: dict[str, None] = {}
+
+    @property
+    def model(self) -> str:
+        """Return the name of the model that it serves, once it has been asked."""
+        return self._client.model
 
     def drive(self, load: Load) -> LoadResult:
-        """Run the whole load to its end, in real time; Ctrl-C returns what there is."""
+        """Run the whole load to its end, in real time; Ctrl-C returns what there is.
+
+        Raises TargetError for a server that cannot be asked, UsageError for one that serves another model.
+        """
         return run_real(self._ask(load))
 
     async def _ask(self, load: Load) -> LoadResult:
@@ -182,26 +203,49 @@ class ServerTarget:
         try:
             facts = await _facts(client)
             client.model, self.context_tokens_max = facts.model, facts.context_tokens_max
+            if self._checking is not None and self._checking.model not in ("", facts.model):
+                raise UsageError(
+                    f"--calibration is of the model {self._checking.model}, and the target serves {facts.model}; "
+                    "`repro calibrate` makes one for it"
+                )
             driving = asyncio.create_task(
                 _driven(replace(load, on_request=self._forgetting(load)), client, facts.context_tokens_max), name="load"
             )
             await _bounded(driving, load.limits)
+            answered = [each for each in client.kept.values() if each.answer.text and not each.answer.error_kind]
             if not load.limits.reached:
-                asking = ask_again(client, client.kept.values(), self.said_again, load.again)
+                asks = [client.kept[request].ask for request in self._suspects]
+                asking = ask_again(client, asks, self.said_again, load.again)
                 await _bounded(asyncio.create_task(asking, name="again"), load.limits)
-            return driving.result()
+            if self._checking is not None and not load.limits.reached:
+                checking = self._check(answered, load, self._checking.tokens_max)
+                await _bounded(asyncio.create_task(checking, name="check"), load.limits)
+            return _with_loss(driving.result(), self.checks.lost)
         finally:
             await client.http.aclose()
 
+    async def _check(self, answered: list[Kept], load: Load, tokens_max: int) -> None:
+        """Check answers of the load, suspects first, the others in an order that the seed draws."""
+        answered.sort(key=lambda each: bits64(load.plan.seed, "check", each.ask.request))
+        answered.sort(key=lambda each: each.ask.request not in self._suspects)
+        await check_answers(self._client, answered, self.checks, tokens_max=tokens_max, done=load.again)
+
     def _forgetting(self, load: Load) -> OnRequest:
-        """Return what takes a request that is over, and keeps how it was asked only if it is a suspect."""
+        """Return what takes a request that is over, and forgets how it was asked if it need not be asked again."""
 
         def over(record: RequestRecord) -> None:
-            if not record.detectors:
+            if record.detectors:
+                self._suspects[record.request] = None
+            elif self._checking is None:
                 self._client.kept.pop(record.request, None)
             load.on_request(record)
 
         return over
+
+
+def _with_loss(result: LoadResult, lost: str) -> LoadResult:
+    """Return the result of a load whose server went away afterwards, if it did."""
+    return msgspec.structs.replace(result, target_lost=lost) if lost and not result.target_lost else result
 
 
 async def _bounded(work: "asyncio.Task[Any]", limits: LimitWatch) -> None:

@@ -1,9 +1,12 @@
 """What the detectors and the oracle say about a run: marks on its requests, and an answer each."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from detectors.acceptance import Acceptance
 from detectors.base import Answer, Finding, Verdict
+from detectors.clean_cache import ORACLES, Calibration, clean_cache
 from detectors.divergence import divergence
 from detectors.leak import CrossPromptLeak
 from repro.judges import TEXT_DETECTORS, TextJudges, shown
@@ -12,6 +15,7 @@ from repro.load.again import AskedAgain
 from repro.observed import Observed
 from repro.oracle.clean import CleanDecoder
 from repro.oracle.compare import compare, to_decode
+from repro.record.checks import Check
 from repro.record.requests import RequestRecord, SpecCounts
 from repro.target import BundledTarget, ServerTarget
 
@@ -24,6 +28,14 @@ NOT_FLUSHED = (
 )
 
 
+@dataclass(frozen=True)
+class ClosedOracle:
+    """How a server's answers are judged by what it says of them on a clean cache."""
+
+    calibration: Calibration
+    false_alarm_rate: float  # of an answer, for each of the oracles
+
+
 def verdicts_of(
     observed: Observed,
     target: BundledTarget | ServerTarget,
@@ -32,6 +44,7 @@ def verdicts_of(
     sample: int,
     seed: int,
     progress: Callable[[int, int], None],
+    closed: ClosedOracle | None = None,
 ) -> list[Verdict]:
     """Mark the requests with what the detectors say, ask the oracle, and return all answers."""
     for record in observed.records:
@@ -41,7 +54,8 @@ def verdicts_of(
         record.origin = observed.canary.poisoned.get(record.request, "")
     verdicts = [observed.ordering.verdict(), observed.ownership.verdict(), observed.canary.verdict()]
     if isinstance(target, ServerTarget):
-        return verdicts + _of_server(observed, target.said_again, judges)
+        verdicts += _of_server(observed, target.said_again, judges)
+        return verdicts if closed is None else verdicts + _of_clean_cache(observed, target.checks.done, closed)
     acceptance = _acceptance(observed, observed.acceptance_findings, "")
     if target.checkpoint.model.weights is None:
         why = "numerics = stamps moves no tensors: there is no answer to compare"
@@ -97,6 +111,25 @@ def _of_server(observed: Observed, again: AskedAgain, judges: TextJudges) -> lis
         *_text_verdicts(observed, unsure),
         _leak(observed, judges),
     ]
+
+
+def _of_clean_cache(observed: Observed, checks: Sequence[Check], closed: ClosedOracle) -> list[Verdict]:
+    """Judge answers by the server's own word on a clean cache, and mark those that were checked."""
+    finished_us = {record.request: record.finished_us for record in observed.records}
+    verdicts = [
+        clean_cache(oracle, checks, closed.calibration, closed.false_alarm_rate, at_us=finished_us.__getitem__)
+        for oracle in ORACLES
+    ]
+    guilty = {finding.request for verdict in verdicts if verdict.answer == "anomaly" for finding in verdict.findings}
+    by_request = {check.request: check for check in checks}
+    for record in observed.records:
+        check = by_request.get(record.request)
+        if check is None or check.gap is None:
+            continue
+        record.first_difference, record.logit_gap, record.clean_text = check.first_difference, check.gap, check.text
+        other: Literal["same", "other"] = "same" if check.first_difference < 0 else "other"
+        record.oracle = "diverged" if record.request in guilty else other
+    return verdicts
 
 
 def _acceptance_of_server(observed: Observed, again: AskedAgain, unsure: str) -> Verdict:

@@ -9,6 +9,7 @@ import msgspec
 from detectors.base import Verdict
 from repro.fault.injector import FaultCounts
 from repro.fault.plan import Fault
+from repro.load.answer import WHOLE
 from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
 from repro.record.requests import RequestRecord
@@ -17,7 +18,6 @@ Word = Literal["clean", "anomaly", "vacuous", "failed", "inconclusive"]
 EXIT_CODES: dict[Word, int] = {"clean": 0, "anomaly": 1, "vacuous": 3, "failed": 4, "inconclusive": 5}
 
 GONE = ("refused", "died")  # kinds of errors of a server that isn't there any more
-WHOLE = ("stop", "length", "tool_calls")  # finishes of answers that nobody cut off
 CLIENT = "client"  # our own doing: a bound, or Ctrl-C
 ERROR_CHARACTERS_MAX = 300
 

@@ -5,8 +5,10 @@ on a cache that holds nothing of the load, is the model's own; one that looks wr
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import httpx
 import msgspec
@@ -31,16 +33,26 @@ class AskedAgain:
     flushed: bool = False  # the server had dropped its cache before
 
 
-class KeepingClient(ChatClient):
-    """A client that keeps what it asked, until told to forget it."""
+@dataclass(frozen=True)
+class Kept:
+    """A request of the load, and its answer as it grows."""
 
-    def __init__(self, http: httpx.AsyncClient, *, api: Api = "chat") -> None:
-        super().__init__(http, api=api)
-        self.kept: dict[str, Ask] = {}
+    ask: Ask
+    answer: Answer
+
+
+class KeepingClient(ChatClient):
+    """A client that keeps what it asked and was answered, until told to forget it."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, *, api: Api = "chat", extra: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        super().__init__(http, api=api, extra=extra)
+        self.kept: dict[str, Kept] = {}
 
     async def ask(self, ask: Ask, watch: Callable[[Answer, Piece], Close | Pause | None], answer: Answer) -> None:
         """Keep the request and fill `answer`, as the base class does."""
-        self.kept[ask.request] = ask
+        self.kept[ask.request] = Kept(ask, answer)
         await super().ask(ask, watch, answer)
 
 
@@ -52,7 +64,7 @@ async def ask_again(
 ) -> None:
     """Fill `said` with what the server says to each of `asks` alone; may be cancelled at any point."""
     wanted = sorted(asks, key=lambda ask: ask.request)[:ASKED_AGAIN_MAX]  # a session's follow each other
-    said.flushed = bool(wanted) and await _flush_cache(client)
+    said.flushed = bool(wanted) and await flush_cache(client)
     for number, ask in enumerate(wanted, 1):
         answer = Answer()
         counts: list[SpecCounts] = []
@@ -70,7 +82,7 @@ async def ask_again(
         done(number, len(wanted))
 
 
-async def _flush_cache(client: ChatClient) -> bool:
+async def flush_cache(client: ChatClient) -> bool:
     """Return whether the server has dropped all that it had cached, as SGLang and ours do when idle."""
     for _ in range(FLUSH_TRIES_MAX):
         try:

@@ -12,6 +12,7 @@ from repro.record.requests import SpecCounts
 # died: the connection broke. malformed: no readable stream. client: a bound of our own.
 ErrorKind = Literal["", "refused", "busy", "rejected", "server", "died", "timeout", "malformed", "client"]
 RETRIABLE: tuple[ErrorKind, ...] = ("refused", "busy", "server", "died", "timeout")
+WHOLE = ("stop", "length", "tool_calls")  # finishes of answers that nobody cut off
 CALLS_MAX = 256
 
 
@@ -35,7 +36,8 @@ class Answer(msgspec.Struct):
     counts: Counts | None = None
     spec: SpecCounts | None = None  # of speculative decoding, where the server tells them
     pieces: int = 0  # events that carried text, calls or tokens
-    tokens: list[int] = msgspec.field(default_factory=list)  # /generate only
+    tokens: list[int] = msgspec.field(default_factory=list)  # where the server tells their ids: SGLang's /generate
+    words: list[str] = msgspec.field(default_factory=list)  # the texts of tokens, beside OpenAI's log-probabilities
     logprobs: list[float] = msgspec.field(default_factory=list)
     sent_s: float = -1.0
     first_s: float = -1.0
@@ -70,6 +72,7 @@ class Answer(msgspec.Struct):
         if piece.tokens or piece.logprobs:
             self.tokens += piece.tokens
             self.logprobs += piece.logprobs
+            self.words += piece.words
         if piece.text or piece.calls or piece.reasoning or piece.tokens:
             self.pieces += 1
             return True

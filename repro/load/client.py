@@ -8,7 +8,6 @@ Nothing is raised for what a server does wrong: the answer says it, beside the t
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,15 +19,16 @@ from repro.base.errors import TargetError, UsageError
 from repro.load.answer import Answer, ErrorKind
 from repro.load.exchange import Close, Pause
 from repro.load.lag import Histogram, LagMeter, clock_of
+from repro.load.secret import API_KEY_VARIABLE, api_key, without_key
 from repro.load.sse import EventParser, MalformedStreamError
 from repro.load.transport import PushTransport
 from repro.load.wire import PATHS, Api, Piece, ServerSaidError, message_of, reader_of
 
-API_KEY_VARIABLE = "OPENAI_API_KEY"
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 600.0  # a prefill of 200K tokens behind a full queue takes minutes
 PIECES_PER_TOKEN_MAX = 4  # a server that cuts tokens into characters still passes
 PIECES_SPARE = 256
+UNAUTHORISED = (401, 403)
 ERROR_BODY_BYTES_MAX = 64 * 1024
 GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0.0})
 
@@ -87,7 +87,7 @@ class ChatClient:
         except TimeoutError:
             answer.finish = "abort"
         except (httpx.TransportError, MalformedStreamError, ServerSaidError) as error:
-            answer.fail(*_told(error))
+            answer.fail(*told_of(error))
         finally:
             answer.finished_s = clock()
 
@@ -101,10 +101,11 @@ class ChatClient:
             limit = cards[0].get("max_model_len")
             return ServerFacts(str(cards[0]["id"]), limit if isinstance(limit, int) else None)
         except httpx.HTTPStatusError as error:
-            text = message_of(_json_or_text(error.response.content))
-            raise TargetError(f"{where} answered {error.response.status_code}: {text}") from error
+            status, text = error.response.status_code, message_of(json_or_text(error.response.content))
+            hint = f"; set {API_KEY_VARIABLE} to a key that it takes" if status in UNAUTHORISED else ""
+            raise TargetError(f"{where} answered {status}: {text}{hint}") from error
         except httpx.TransportError as error:
-            raise TargetError(f"{where}: {_told(error)[1]}") from error
+            raise TargetError(f"{where}: {told_of(error)[1]}") from error
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise TargetError(f"{where}: no list of models ({error}); is this an OpenAI-compatible server?") from error
 
@@ -118,23 +119,26 @@ class ChatClient:
         return self.http.build_request(
             "POST",
             PATHS[self.api],
-            content=self._body(ask),
+            content=self.body(ask),
             headers=headers,
             extensions={"sink": stream.sink},
         )
 
-    def _body(self, ask: Ask) -> bytes:
+    def body(self, ask: Ask, *, stream: bool = True, extra: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        """Return the body of a request; `extra` is merged in, over what every body has."""
+        added = {**self._extra, **extra}
         if self.api == "generate":
             sampling = {"max_new_tokens": ask.max_tokens, **self._sampling}
             prompt = {"text": plain_prompt(ask.messages), "sampling_params": sampling}
-            return msgspec.json.encode({**prompt, "stream": True, "rid": ask.request, **self._extra})
+            return msgspec.json.encode({**prompt, "stream": stream, "rid": ask.request, **added})
+        options = {"stream_options": {"include_usage": True}} if stream else {}
         common: dict[str, Any] = {
             "model": self.model,
             "max_tokens": ask.max_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream": stream,
+            **options,
             **self._sampling,
-            **self._extra,
+            **added,
         }
         if self.api == "completions":
             return msgspec.json.encode({**common, "prompt": plain_prompt(ask.messages)})
@@ -250,7 +254,12 @@ def open_client(
         raise UsageError(f"{url!r} is no URL ({error}); expected something like http://127.0.0.1:8000") from error
     if base.scheme not in ("http", "https") or not base.host:
         raise UsageError(f"{url!r} is no http URL; expected something like http://127.0.0.1:8000")
-    key = os.environ.get(API_KEY_VARIABLE, "").strip()
+    if base.userinfo or base.query:
+        raise UsageError(
+            f"{base.scheme}://{base.host}: the URL holds a user, a password or a query, which would be kept in the "
+            f"record; give it without them, and a key in {API_KEY_VARIABLE}"
+        )
+    key = api_key()
     http = httpx.AsyncClient(
         base_url=base.copy_with(raw_path=base.raw_path.rstrip(b"/").removesuffix(b"/v1") + b"/"),
         headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -273,7 +282,7 @@ async def _refusal(response: httpx.Response) -> tuple[ErrorKind, str]:
         body += chunk
         if len(body) > ERROR_BODY_BYTES_MAX:
             break
-    told = _json_or_text(body)
+    told = json_or_text(body)
     text = f"the server answered {response.status_code}: {message_of(told)}{_code_in(told)}"
     if response.status_code in (429, 503):
         return "busy", text
@@ -287,15 +296,16 @@ def _code_in(error: Any) -> str:
     return f" ({code})" if isinstance(code, str) and code else ""
 
 
-def _json_or_text(body: bytes) -> Any:
+def json_or_text(body: bytes) -> Any:
+    """Return the JSON of a reply, or what of it can be read."""
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return body[:ERROR_BODY_BYTES_MAX].decode("utf-8", "backslashreplace").strip() or "(no text)"
+        return without_key(body[:ERROR_BODY_BYTES_MAX].decode("utf-8", "backslashreplace").strip()) or "(no text)"
 
 
-def _told(error: Exception) -> tuple[ErrorKind, str]:
-    """Return kind and text of what went wrong on the way."""
+def told_of(error: Exception) -> tuple[ErrorKind, str]:
+    """Return kind and text of what went wrong between us and a server."""
     if isinstance(error, MalformedStreamError):
         return "malformed", str(error)
     if isinstance(error, ServerSaidError):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from repro.load.secret import without_key
 from repro.load.sse import MalformedStreamError
 from repro.record.requests import SpecCounts
 
@@ -52,6 +53,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     counts: Counts | None = None
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    words: tuple[str, ...] = ()  # the tokens of these log-probabilities
     spec: SpecCounts | None = None  # of the answer so far, where the server drafts and tells
 
 
@@ -77,11 +79,13 @@ class _Delta(msgspec.Struct, gc=False):
 
 
 class _Logprob(msgspec.Struct, gc=False):
+    token: str = ""
     logprob: float = 0.0
 
 
 class _Logprobs(msgspec.Struct, gc=False):
     content: list[_Logprob] | None = None
+    tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
 
 
@@ -90,6 +94,7 @@ class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None  # vLLM's return_token_ids
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
@@ -168,7 +173,8 @@ class OpenAiReader:
             return Piece(counts=counts, spec=spec)
         choice = event.choices[0]
         delta = choice.delta or _NO_DELTA
-        if counts is None and choice.finish_reason is None and choice.logprobs is None and not delta.tool_calls:
+        plain = choice.finish_reason is None and choice.logprobs is None and not choice.token_ids
+        if counts is None and plain and not delta.tool_calls:
             return Piece(delta.content or choice.text or "", delta.reasoning_content or "", spec=spec)  # nearly all
         return Piece(
             text=(choice.text or "") + (delta.content or ""),
@@ -176,7 +182,9 @@ class OpenAiReader:
             calls=tuple(_call_piece(call) for call in delta.tool_calls or ()),
             finish=choice.finish_reason or "",
             counts=counts,
+            tokens=tuple(choice.token_ids or ()),
             logprobs=() if choice.logprobs is None else _logprobs(choice.logprobs),
+            words=() if choice.logprobs is None else _words(choice.logprobs),
             spec=spec,
         )
 
@@ -234,12 +242,12 @@ def reader_of(api: Api) -> Reader:
 
 
 def message_of(error: Any) -> str:
-    """Return the server's own words from an error object of any shape."""
+    """Return the server's own words from an error object of any shape, the API key cut out."""
     if isinstance(error, dict):
         inner = error.get("error", error)
         told = inner.get("message", inner.get("detail")) if isinstance(inner, dict) else inner
-        return str(told if told is not None else error)
-    return str(error)
+        return without_key(str(told if told is not None else error))
+    return without_key(str(error))
 
 
 def _malformed(data: bytes, error: Exception) -> MalformedStreamError:
@@ -260,6 +268,12 @@ def _logprobs(logprobs: _Logprobs) -> tuple[float, ...]:
     if logprobs.content is not None:
         return tuple(entry.logprob for entry in logprobs.content)
     return tuple(value for value in logprobs.token_logprobs or () if value is not None)
+
+
+def _words(logprobs: _Logprobs) -> tuple[str, ...]:
+    if logprobs.content is not None:
+        return tuple(entry.token for entry in logprobs.content)
+    return tuple(logprobs.tokens or ())
 
 
 def _spec_counts(meta: _SpecMeta) -> SpecCounts | None:

@@ -22,6 +22,7 @@ from repro.base.probe import Event, LimitEvent
 from repro.record.events import Fingerprint, Found, encode_line
 from repro.record.lines import NEXT_STEP, LineFile
 from repro.record.log import EVENT_BYTES_MAX, EventLog
+from repro.record.redact import redacted_finding, redacted_request
 from repro.record.requests import RequestRecord
 from repro.record.table import read_request_lines, write_table
 
@@ -54,8 +55,11 @@ class RunMeta(msgspec.Struct, frozen=True):
 class RunFolder:
     """Owns all files of one run until `close`. Raises RecordError, once, when the disk refuses."""
 
-    def __init__(self, path: Path, meta: RunMeta, *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+    def __init__(
+        self, path: Path, meta: RunMeta, *, event_bytes_max: int = EVENT_BYTES_MAX, redact: bool = False
+    ) -> None:
         self.path = path
+        self._redact = redact  # texts of requests and findings stay out
         self.meta = meta
         self.fingerprint = Fingerprint()
         self._closed = False
@@ -78,6 +82,7 @@ class RunFolder:
         versions: Mapping[str, str] | None = None,
         config: Mapping[str, object] | None = None,
         event_bytes_max: int = EVENT_BYTES_MAX,
+        redact: bool = False,
     ) -> "RunFolder":
         """Make a new folder under `root`, with its scenario and a run.json that says "running"."""
         stamp = utc.astimezone(UTC).strftime(STAMP)
@@ -88,7 +93,7 @@ class RunFolder:
         except OSError as error:
             raise RecordError(f"{path}: cannot be written ({error.strerror}). {NEXT_STEP}") from error
         meta = RunMeta(scenario, seed, stamp, versions=dict(versions or {}), config=dict(config or {}))
-        return cls(path, meta, event_bytes_max=event_bytes_max)
+        return cls(path, meta, event_bytes_max=event_bytes_max, redact=redact)
 
     @property
     def report_path(self) -> Path:
@@ -101,12 +106,14 @@ class RunFolder:
 
     def add_request(self, record: RequestRecord, *, at_us: float = 0.0) -> None:
         """Record a request; a later record of the same request and attempt replaces it."""
-        self._append(self._requests, encode_line(record), at_us)
+        kept = redacted_request(record) if self._redact else record
+        self._append(self._requests, encode_line(kept), at_us)
 
     def add_finding(self, finding: Found) -> None:
         """Record a finding, a msgspec struct, and take it into the fingerprint."""
         self.fingerprint.add_finding(finding)
-        self._append(self._findings, encode_line(finding), finding.at_us)
+        kept = redacted_finding(finding) if self._redact and isinstance(finding, msgspec.Struct) else finding
+        self._append(self._findings, encode_line(kept), finding.at_us)
 
     def close(
         self,

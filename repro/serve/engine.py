@@ -187,6 +187,11 @@ class Engine:
         described |= {"model_name": self.model_name, "max_total_num_tokens": self._total_tokens("device")}
         return described | self._executor.description
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Return whether prompts' log-probabilities are told; ranks that share a step don't gather them."""
+        return self.config.layersplit is None
+
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update; closing aborts."""
         submitted = self.scheduler.submit(request)

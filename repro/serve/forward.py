@@ -28,9 +28,10 @@ from repro.serve.model.context import Context
 from repro.serve.model.indexer import Selected
 from repro.serve.model.projection import Projected
 from repro.serve.sched.batch import Batch, Ints, Layout
-from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps
+from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps, score
 from repro.serve.spec.draft import DraftPass, DraftRows, Source, chained
 from repro.serve.spec.verify import standing_tokens, windows
+from repro.serve.types import PromptScore
 
 
 def _no_host_code(compute: Stream, loads: LayerLoads | None, layer: int) -> None:
@@ -94,7 +95,7 @@ class Forward(Launches):
             self._put("forward.attend", work.at(layer).attend, batch, cost.attend_us(tokens, prefill), layer, gathers)
             duration_us = cost.feed_forward_us(tokens, prefill)
             self._put("forward.feed_forward", work.at(layer).feed_forward, batch, duration_us, layer)
-        sampled = tokens if batch.drafts else len(batch.members)
+        sampled = tokens if batch.drafts else len(batch.members) + batch.num_scored
         tail_us = cost.tail_us(sampled, tokens, batch.token_keys, prefill, self._layers)
         self._put("forward.sample", work.sample, batch, tail_us, declared=self._rows(batch))
         if self._speculative:
@@ -215,14 +216,17 @@ class StepWork:
         """Choose the next tokens: behind every token of a window, else where a prompt is complete."""
         batch, layout, memory = self.batch, self._layout, self._memory
         members = batch.sampling_members
+        scored = self._scored() if batch.num_scored else {}
         if not members:
+            nobody = np.zeros(0, np.int64)
+            self._chosen = Chosen(Sampled(nobody, nobody.astype(np.float32), ()), nobody, nobody, scored)
             return lambda: None
         places = np.arange(len(layout.positions)) if batch.drafts else layout.last_tokens[self._samples]
         sampled = self._sampled(places)
         if batch.drafts:
             self._chosen = Chosen(sampled, layout.starts, standing_tokens(layout, self._inputs, sampled.tokens))
         else:
-            self._chosen = Chosen(sampled, np.arange(len(members)), np.ones(len(members), np.int64))
+            self._chosen = Chosen(sampled, np.arange(len(members)), np.ones(len(members), np.int64), scored)
         chosen, rows = self._chosen, batch.rows[self._samples]
         last_tokens = sampled.tokens[chosen.starts + chosen.counts - 1]
         memory.rows.record_write(recorder, rows)
@@ -236,6 +240,24 @@ class StepWork:
                 memory.rows.next_token[rows] = last_tokens
 
         return commit
+
+    def _scored(self) -> dict[int, tuple[PromptScore, ...]]:
+        """Return how likely the prompt's tokens are whose predecessors are in this step."""
+        layout, memory = self._layout, self._memory
+        told = {}
+        for number, member in enumerate(self.batch.members):
+            if not member.scored:
+                continue
+            request, positions = member.request, member.scored
+            tokens = request.wire.tokens[positions.start + 1 : positions.stop + 1]
+            if memory.model is None:
+                told[number] = tuple(PromptScore(token, 0.0) for token in tokens)
+                continue
+            assert self._hidden is not None
+            start = int(layout.starts[number]) - member.first
+            hidden = self._hidden[start + positions.start : start + positions.stop]
+            told[number] = score(memory.model.logits(hidden), tokens, request.sampling.top_logprobs)
+        return told
 
     @property
     def _samples(self) -> NDArray[np.bool_]:

@@ -26,6 +26,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     id: str
     tokens: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
+    score_from: int | None = None  # log-probabilities of the prompt's tokens behind this one are wanted; None: not
+    cache_key: str = ""  # only requests of the same key share cached prefixes (SGLang's extra_key)
 
 
 class Speculation(msgspec.Struct, frozen=True):
@@ -58,6 +60,14 @@ class Speculation(msgspec.Struct, frozen=True):
         return self.accepted_drafts / self.drafts if self.drafts else None
 
 
+class PromptScore(msgspec.Struct, frozen=True):
+    """How likely the model finds one token of the prompt, given those before it; `top` are the likeliest there."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Update(msgspec.Struct, frozen=True):
     """New tokens of a request. The last update carries `finish` and the counts.
 
@@ -75,6 +85,7 @@ class Update(msgspec.Struct, frozen=True):
     cached_device_tokens: int = 0  # prefix tokens found on the device
     cached_host_tokens: int = 0  # prefix tokens loaded back from the host tier
     speculation: Speculation | None = None  # in each update while speculation is on
+    scores: tuple[PromptScore, ...] = ()  # of the prompt, in the first update, for a request that wants them
 
 
 class RejectedError(Exception):
@@ -124,6 +135,10 @@ class ServingEngine(Protocol):
     @property
     def description(self) -> dict[str, object]:
         """Return the configuration for /server_info, JSON-serialisable."""
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Return whether requests with `score_from` are served; the others' `scores` are empty."""
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update. Closing the iterator aborts."""

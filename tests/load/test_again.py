@@ -74,10 +74,10 @@ def test_there_is_a_bound() -> None:
 
 
 def test_a_keeping_client_keeps_what_it_asked() -> None:
-    async def main() -> dict[str, Ask]:
+    async def main() -> dict[str, tuple[Ask, str]]:
         client = KeepingClient(open_client("http://stub", transport=AsgiStreamTransport(ChatStub())).http)
         async with client.http:
             await asyncio.gather(*(client.ask(ask(name), lambda answer, piece: None, Answer()) for name in "ab"))
-        return client.kept
+        return {name: (kept.ask, kept.answer.finish) for name, kept in client.kept.items()}
 
-    assert run_virtual(main(), IdleWorld()) == {"a": ask("a"), "b": ask("b")}
+    assert run_virtual(main(), IdleWorld()) == {"a": (ask("a"), "stop"), "b": (ask("b"), "stop")}

@@ -28,6 +28,7 @@ class FakeEngine:
         self.fail_after = 0  # tokens given before the failure
         self.busy = False
         self.context = 2048
+        self.tells_scores = False
         self.gate: Callable[[], asyncio.Event] | None = None  # waited for before the first token
         self.requests: list[GenerateRequest] = []
         self.running: dict[str, asyncio.Event] = {}
@@ -44,6 +45,10 @@ class FakeEngine:
     @property
     def description(self) -> dict[str, object]:
         return {"config": "fake", "page_tokens": 64}
+
+    @property
+    def scores_prompts(self) -> bool:
+        return self.tells_scores
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.running), 2, 640, 1280, 64, 4096, 1000, 300, 400, 128, 192, 5, 77)

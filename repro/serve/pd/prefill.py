@@ -115,9 +115,9 @@ class PrefillWorker:
         """Return how many prompts wait or are being computed or sent."""
         return len(self._sends)
 
-    def cached_pages(self, tokens: tuple[int, ...]) -> int:
+    def cached_pages(self, request: GenerateRequest) -> int:
         """Return how much of a prompt is cached here, on any tier, as far as the router knows."""
-        return self.engine.scheduler.cached_pages(tokens)
+        return self.engine.scheduler.cached_pages(request)
 
     # -- messages -------------------------------------------------------------------------------------
 

@@ -81,6 +81,11 @@ class Router:
         """Return every pool of every worker, each by its tier's name."""
         return tuple(pool for worker in self._workers for pool in worker.engine.memory)
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Return False: what a prefill worker finds of a prompt has no way back to the client."""
+        return False
+
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update; closing aborts."""
         decode = next(self._next_decode)
@@ -155,4 +160,4 @@ class Router:
             raise RejectedError("no prefill worker is left", 503)
         idlest = min(worker.load for worker in alive)
         near = [worker for worker in alive if worker.load <= idlest + IMBALANCE_MAX]
-        return max(near, key=lambda worker: (worker.cached_pages(request.tokens), -worker.load))
+        return max(near, key=lambda worker: (worker.cached_pages(request), -worker.load))

@@ -65,6 +65,14 @@ class Member:
     def end(self) -> int:
         return self.first + self.count
 
+    @property
+    def scored(self) -> range:
+        """Return the positions in this chunk of a prompt whose next token is to be judged."""
+        start = self.request.wire.score_from
+        if start is None:
+            return range(0)
+        return range(max(self.first, start), min(self.end, len(self.request.prompt) - 1))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,6 +91,11 @@ class Batch:
         if self.drafts:
             return len(self.members) * (1 + self.drafts)
         return sum(member.count for member in self.members)
+
+    @cached_property
+    def num_scored(self) -> int:
+        """Return how many tokens of prompts are judged."""
+        return sum(len(member.scored) for member in self.members) if self.prefill else 0
 
     @cached_property
     def requests(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from repro.serve.kv.radix import Node
 from repro.serve.kv.stamps import Words, prefix_words
 from repro.serve.spec.acceptance import Acceptance
-from repro.serve.types import GenerateRequest, SamplingParams, Update
+from repro.serve.types import GenerateRequest, PromptScore, SamplingParams, Update
 
 Decode = Callable[[list[int]], str]
 State = Literal["waiting", "running", "held", "finished"]  # held: computed here, decoded elsewhere
@@ -47,6 +47,7 @@ class Request:
     drafted: int = 0  # drafts of enqueued steps whose results are not known
     acceptance: Acceptance | None = None  # with speculation
     output: list[int] = field(default_factory=list)
+    scores: list[PromptScore] = field(default_factory=list)  # of the prompt's tokens, not told yet
     aborted: bool = False
     cached_device_tokens: int = 0
     cached_host_tokens: int = 0

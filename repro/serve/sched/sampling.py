@@ -1,7 +1,7 @@
 """From logits to tokens: greedy, or temperature and top-p with a seed per request."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from repro.base.rng import uniform
 from repro.serve.kv.stamps import Words, mix
-from repro.serve.types import SamplingParams
+from repro.serve.types import PromptScore, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,15 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a step chose: of each sampling member, in order, the tokens at [start, start + count)."""
+    """What a step chose: of each sampling member, in order, the tokens at [start, start + count).
+
+    `scored` holds the prompt's tokens that this step has judged, by the member's place in the batch.
+    """
 
     sampled: Sampled
     starts: NDArray[np.int64]
     counts: NDArray[np.int64]
+    scored: Mapping[int, tuple[PromptScore, ...]] = field(default_factory=dict)
 
     def runs(self) -> Iterator[Sampled]:
         """Yield each sampling member's tokens."""
@@ -54,6 +58,16 @@ def sample(logits: torch.Tensor, rows: list[tuple[SamplingParams, int]]) -> Samp
     chosen = logprobs.gather(1, tokens[:, None])[:, 0]
     top = tuple(_top(logprobs[row], params.top_logprobs) for row, (params, _) in enumerate(rows))
     return Sampled(tokens.numpy(), chosen.numpy(), top)
+
+
+def score(logits: torch.Tensor, tokens: Sequence[int], top: int) -> tuple[PromptScore, ...]:
+    """Return how likely each of `tokens` is, given logits (tokens, vocabulary) fp32 behind the one before it."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+    return tuple(
+        PromptScore(token, logprob, _top(logprobs[row], top))
+        for row, (token, logprob) in enumerate(zip(tokens, chosen, strict=True))
+    )
 
 
 def _draw(logprobs: torch.Tensor, temperature: float, top_p: float, draw: float) -> int:

@@ -28,7 +28,7 @@ from repro.serve.sched.request import Decode, Request, TextStream
 from repro.serve.sched.rows import Seat, Staging
 from repro.serve.sched.sampling import Chosen, Sampled
 from repro.serve.spec.acceptance import Acceptance
-from repro.serve.spec.keys import pair_keys
+from repro.serve.spec.keys import of_namespace, pair_keys
 from repro.serve.types import FinishReason, GenerateRequest, RejectedError, Speculation, Update
 
 
@@ -151,9 +151,9 @@ class Scheduler:
         """Return how many more pages the running and arrived requests may ask for."""
         return sum(map(self._still_needed, (*self.running, *(request for request, _ in self._arrived))))
 
-    def cached_pages(self, tokens: tuple[int, ...]) -> int:
+    def cached_pages(self, wire: GenerateRequest) -> int:
         """Return how many pages of a prompt are cached, on any tier."""
-        match = self._cache.match(self._keys(tokens, len(tokens) - 1))
+        match = self._cache.match(self._keys(wire.tokens, len(wire.tokens) - 1, wire.cache_key))
         return len(match.device_pages) + match.host_hit_pages
 
     def give_up(self, request: Request) -> None:
@@ -259,7 +259,9 @@ class Scheduler:
 
         Room is counted for the longest answer of everybody, so nobody has to be thrown out later.
         """
-        match = self._cache.match(self._keys(request.wire.tokens, len(request.prompt) - 1))
+        wire, most = request.wire, len(request.prompt) - 1
+        hit_max = most if wire.score_from is None else min(most, wire.score_from)  # what is judged is computed
+        match = self._cache.match(self._keys(wire.tokens, hit_max, wire.cache_key))
         self._cache.tree.pin(match.device_node)
         total = -(-request.limit // self._config.page_tokens)
         promised = sum(self._still_needed(other) for other in self.running)
@@ -320,6 +322,8 @@ class Scheduler:
         """Take a step's tokens: out to the clients, into the cache, and off the device where a request ends."""
         if chosen is None:
             return
+        for number, scores in chosen.scored.items():
+            batch.members[number].request.scores += scores
         for member, run in zip(batch.sampling_members, chosen.runs(), strict=True):
             request = member.request
             if request.state != "running":
@@ -361,7 +365,8 @@ class Scheduler:
         self._probes.emit(Tokens(request.id, tokens, logprobs, self._device.now_us))
         if len(request.output) == 1:
             self._tell("first_token", request)
-        update = Update(tokens, logprobs, shown, run.top, speculation=self._speculation(request))
+        scores, request.scores = tuple(request.scores), []
+        update = Update(tokens, logprobs, shown, run.top, speculation=self._speculation(request), scores=scores)
         if ending is None:
             request.updates.put_nowait(update)
         else:
@@ -398,7 +403,7 @@ class Scheduler:
         """
         size = self._config.page_tokens
         full = min(len(request.prompt), self._keyed_tokens(request)) // size
-        keys = self._keys(request.tokens, full * size)
+        keys = self._keys(request.tokens, full * size, request.wire.cache_key)
         if len(self._cache.match(keys).device_pages) > request.shared_pages:
             return
         node, _ = self._cache.insert(keys, np.asarray(request.pages[:full], np.int32))
@@ -412,11 +417,11 @@ class Scheduler:
         """Return how many tokens of prompt and answer can be cached: of the draft layer the last has no row yet."""
         return len(request.prompt) + len(request.output) - bool(self._config.speculative_drafts)
 
-    def _keys(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
+    def _keys(self, tokens: tuple[int, ...], count: int, cache_key: str) -> tuple[int, ...]:
         """Return what the first `count` tokens are cached under."""
-        if not self._config.speculative_drafts:
-            return tokens[:count]
-        return pair_keys(tokens[: count + 1], self._vocabulary)
+        drafts = self._config.speculative_drafts
+        keys = pair_keys(tokens[: count + 1], self._vocabulary) if drafts else tokens[:count]
+        return of_namespace(keys, cache_key)
 
     def _release(self, request: Request) -> None:
         """Give back the row and all pages."""
@@ -442,7 +447,7 @@ class Scheduler:
         pages = np.asarray(request.pages, np.int32)
         duplicates = pages[:0]
         if self._config.prefix_cache:
-            keys = self._keys(request.tokens, full * size)
+            keys = self._keys(request.tokens, full * size, request.wire.cache_key)
             _, duplicates = self._cache.insert(keys, pages[:full], request.counted_pages)
         self._cache.touch(pages, self.steps)
         self._cache.release(np.concatenate((duplicates, pages[full:])))

@@ -21,8 +21,8 @@ from repro.serve.server.generation import GenerationRoute, ReadJob
 from repro.serve.server.intake import decode, read_body
 from repro.serve.server.metrics import CONTENT_TYPE, prometheus_text
 from repro.serve.server.native_route import read_native
-from repro.serve.server.replies import ModelCard, ModelList
-from repro.serve.server.schema import abort_decoder
+from repro.serve.server.replies import ModelCard, ModelList, Tokenized
+from repro.serve.server.schema import abort_decoder, tokenize_decoder
 from repro.serve.server.service import DEFAULT_LIMITS, InFlight, Limits, Service
 from repro.serve.server.vocabulary import Vocabulary
 from repro.serve.types import RejectedError, ServingEngine
@@ -82,6 +82,8 @@ class Operations:
             Route("/server_info", self.server_info),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/v1/tokenize", self.tokenize, methods=["POST"]),
             Route("/flush_cache", self.flush_cache, methods=["GET", "POST"]),
             Route("/abort_request", self.abort_request, methods=["POST"]),
         ]
@@ -117,6 +119,17 @@ class Operations:
         """Answer the named model, or 404."""
         self._service.check_model(request.path_params["name"])
         return json_response(self._card())
+
+    async def tokenize(self, request: Request) -> Response:
+        """Answer the token ids of raw prompts, as /generate would split them."""
+        body = decode(tokenize_decoder, await read_body(request, self._service.limits.body_bytes))
+        self._service.check_model(body.model)
+        vocabulary, most = self._service.vocabulary, self._engine.context_length
+        if isinstance(body.prompt, str):
+            tokens = vocabulary.encode(body.prompt)
+            return json_response(Tokenized(tokens, len(tokens), most))
+        each = [vocabulary.encode(prompt) for prompt in body.prompt]
+        return json_response(Tokenized(each, [len(tokens) for tokens in each], most))
 
     async def flush_cache(self, request: Request) -> Response:
         """Drop all cached prefixes; 400 while requests run, as SGLang answers."""

@@ -164,6 +164,11 @@ class BridgedEngine:
         """Return the engine's configuration."""
         return self._engine.description
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Return whether the engine tells log-probabilities of prompts."""
+        return self._engine.scores_prompts
+
     def stats(self) -> EngineStats:
         """Return the counters. Read across threads: plain numbers, each right, maybe of different moments."""
         return self._engine.stats()

@@ -17,7 +17,7 @@ from repro.serve.server.answers import (
 )
 from repro.serve.server.chat import ParsedCall
 from repro.serve.server.errors import ApiError
-from repro.serve.server.intake import answer_tokens_max, decode, openai_sampling
+from repro.serve.server.intake import answer_tokens_max, cache_key, decode, openai_sampling
 from repro.serve.server.replies import (
     Call,
     ChatChoice,
@@ -47,7 +47,7 @@ def read_chat(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job:
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     max_tokens = answer_tokens_max(getattr(body, name), len(tokens), service.engine.context_length, "messages")
     sampling = openai_sampling(body, request_id, max_tokens, body.top_logprobs or 0, service.seed)
-    request = GenerateRequest(request_id, tuple(tokens), sampling)
+    request = GenerateRequest(request_id, tuple(tokens), sampling, cache_key=cache_key(body))
     return Job(request, ChatAnswer(service, body, request_id), bool(body.stream))
 
 

@@ -7,7 +7,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from repro.serve.server.answers import Job, extension, finite, stream_info, tops_of, usage, wants_usage
 from repro.serve.server.errors import ApiError
-from repro.serve.server.intake import answer_tokens_max, decode, openai_sampling, refuse_unless_off
+from repro.serve.server.intake import answer_tokens_max, cache_key, decode, openai_sampling, refuse_unless_off
 from repro.serve.server.replies import StreamInfo, TextChoice, TextLogprobs, TextReply
 from repro.serve.server.schema import CompletionRequest, completion_decoder
 from repro.serve.server.service import Service
@@ -28,7 +28,7 @@ def read_completion(service: Service, raw: bytes, headers: Mapping[str, str]) ->
     asked = ANSWER_TOKENS if body.max_tokens is None else body.max_tokens
     max_tokens = answer_tokens_max(asked, len(tokens), context_tokens, "prompt")
     sampling = openai_sampling(body, request_id, max_tokens, body.logprobs or 0, service.seed)
-    request = GenerateRequest(request_id, tuple(tokens), sampling)
+    request = GenerateRequest(request_id, tuple(tokens), sampling, cache_key=cache_key(body))
     return Job(request, CompletionAnswer(service, body, request_id), bool(body.stream))
 
 

@@ -139,6 +139,11 @@ def answer_tokens_max(asked: int | None, prompt_tokens: int, context_tokens: int
     return context_tokens - prompt_tokens if asked is None else asked
 
 
+def cache_key(body: OpenAiRequest) -> str:
+    """Return what a request shares cached prefixes by, as SGLang puts it together."""
+    return (body.cache_salt or "") + (body.extra_key or "")
+
+
 def stop_strings(stop: Stop | None) -> tuple[str, ...]:
     """Return the stop strings as a tuple."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())

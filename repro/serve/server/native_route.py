@@ -9,7 +9,7 @@ from repro.serve.server.answers import Job, cached_details, finite, tops_of
 from repro.serve.server.completion_route import prompt_tokens
 from repro.serve.server.errors import ApiError
 from repro.serve.server.intake import answer_tokens_max, decode, native_sampling
-from repro.serve.server.replies import MetaInfo, NativeFinish, NativeLogprob, NativeReply
+from repro.serve.server.replies import InputLogprob, MetaInfo, NativeFinish, NativeLogprob, NativeReply
 from repro.serve.server.schema import NativeRequest, NativeSampling, native_decoder
 from repro.serve.server.service import Service
 from repro.serve.types import GenerateRequest, Speculation, Update
@@ -20,9 +20,6 @@ def read_native(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job
     body = decode(native_decoder, raw)
     if (body.text is None) == (body.input_ids is None):
         raise ApiError("send exactly one of text and input_ids", param="text")
-    if body.return_logprob and body.logprob_start_len != -1:
-        text = "logprob_start_len: prompt log-probabilities are not supported here; send -1"
-        raise ApiError(text, param="logprob_start_len", code="unsupported_value")
     asked = body.sampling_params or NativeSampling()
     request_id = service.request_id(body.rid, headers, "generate")
     context_tokens = service.engine.context_length
@@ -32,8 +29,23 @@ def read_native(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job
     max_tokens = answer_tokens_max(asked.max_new_tokens, len(tokens), context_tokens, param)
     tops = body.top_logprobs_num if body.return_logprob else 0
     sampling = native_sampling(asked, request_id, max_tokens, tops, service.seed)
-    request = GenerateRequest(request_id, tuple(tokens), sampling)
+    score_from = _score_from(service, body, len(tokens))
+    request = GenerateRequest(request_id, tuple(tokens), sampling, score_from, body.extra_key or "")
     return Job(request, NativeAnswer(service, body, request), body.stream)
+
+
+def _score_from(service: Service, body: NativeRequest, prompt_tokens: int) -> int | None:
+    """Return the prompt's token behind which log-probabilities are wanted; None for none of them."""
+    start = body.logprob_start_len
+    if not body.return_logprob or start == -1:
+        return None
+    if not service.engine.scores_prompts:
+        text = "logprob_start_len: this configuration tells no log-probabilities of prompts; send -1"
+        raise ApiError(text, param="logprob_start_len", code="unsupported_value")
+    if not 0 <= start <= prompt_tokens:
+        text = f"logprob_start_len: {start} is not between -1 and the {prompt_tokens} tokens of the prompt"
+        raise ApiError(text, param="logprob_start_len", code="invalid_value")
+    return start
 
 
 class NativeAnswer:
@@ -47,6 +59,13 @@ class NativeAnswer:
         self._tokens: list[int] = []
         self._logprobs: list[NativeLogprob] = []
         self._tops: list[list[NativeLogprob]] = []
+        self._input_logprobs: list[InputLogprob] = []
+        self._input_tops: list[list[NativeLogprob] | None] = []
+        start = request.score_from
+        if start is not None and start < len(request.tokens):  # nothing stands before it that would judge it
+            first = request.tokens[start]
+            self._input_logprobs.append((None, first, self._vocabulary.token_text(first)))
+            self._input_tops.append(None)
 
     def chunks(self, update: Update, elapsed_s: float) -> Iterator[Struct]:
         """Yield the answer so far."""
@@ -67,6 +86,9 @@ class NativeAnswer:
         for token, logprob, tops in zip(update.tokens, update.logprobs, tops_of(update), strict=True):
             self._logprobs.append(self._logprob(token, logprob))
             self._tops.append([self._logprob(other, score) for other, score in tops])
+        for judged in update.scores:
+            self._input_logprobs.append(self._logprob(judged.token, judged.logprob))
+            self._input_tops.append([self._logprob(other, score) for other, score in judged.top])
 
     def _logprob(self, token: int, logprob: float) -> NativeLogprob:
         return (finite(logprob), token, self._vocabulary.token_text(token))
@@ -84,6 +106,8 @@ class NativeAnswer:
             elapsed_s,
             self._logprobs if self._logprobs_wanted else UNSET,
             self._tops if tops_wanted else UNSET,
+            input_token_logprobs=self._input_logprobs if self._request.score_from is not None else UNSET,
+            input_top_logprobs=self._input_tops if tops_wanted and self._request.score_from is not None else UNSET,
         )
         return NativeReply(self._text, self._tokens, _with_speculation(info, update.speculation))
 

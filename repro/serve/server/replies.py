@@ -185,6 +185,7 @@ class NativeFinish(Struct, frozen=True):
 
 
 NativeLogprob = tuple[float, int, str | None]  # (log-probability, token id, text)
+InputLogprob = tuple[float | None, int, str | None]  # None for the first: it is judged by what comes before it
 
 
 class MetaInfo(Struct, frozen=True):
@@ -199,6 +200,8 @@ class MetaInfo(Struct, frozen=True):
     e2e_latency: float
     output_token_logprobs: list[NativeLogprob] | UnsetType = UNSET
     output_top_logprobs: list[list[NativeLogprob]] | UnsetType = UNSET
+    input_token_logprobs: list[InputLogprob] | UnsetType = UNSET  # from logprob_start_len on
+    input_top_logprobs: list[list[NativeLogprob] | None] | UnsetType = UNSET
     spec_verify_ct: int | UnsetType = UNSET
     spec_accept_token_num: int | UnsetType = UNSET
     spec_draft_token_num: int | UnsetType = UNSET
@@ -214,6 +217,14 @@ class NativeReply(Struct, frozen=True):
     text: str
     output_ids: list[int]
     meta_info: MetaInfo
+
+
+class Tokenized(Struct, frozen=True):
+    """The answer of /tokenize; a list of prompts gets lists."""
+
+    tokens: list[int] | list[list[int]]
+    count: int | list[int]
+    max_model_len: int
 
 
 class ModelCard(Struct, frozen=True):

@@ -22,6 +22,10 @@ FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:-]{1,128}\Z")]
 RequestId = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,128}\Z")]  # goes into headers and logs as it is
 
 
+CacheKey = Annotated[str, Meta(max_length=1024)]
+PROMPTS_MAX = 1024  # of one /tokenize
+
+
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
     """A piece of text content, the only kind of part there is."""
 
@@ -141,6 +145,8 @@ class OpenAiRequest(Struct, frozen=True, kw_only=True):
     rid: RequestId | None = None
     ignore_eos: bool = False
     return_cached_tokens_details: bool = False
+    cache_salt: CacheKey | None = None  # only requests of the same one share cached prefixes
+    extra_key: CacheKey | None = None  # likewise; SGLang joins the two
 
 
 class ChatRequest(OpenAiRequest, frozen=True, kw_only=True):
@@ -201,6 +207,15 @@ class NativeRequest(Struct, frozen=True, kw_only=True):
     logprob_start_len: int = -1
     top_logprobs_num: TopLogprobs = 0
     rid: RequestId | None = None
+    extra_key: CacheKey | None = None  # only requests of the same one share cached prefixes
+
+
+class TokenizeBody(Struct, frozen=True):
+    """The body of /tokenize. There are no tokens that this tokenizer would add."""
+
+    prompt: str | Annotated[list[str], Meta(max_length=PROMPTS_MAX)]
+    model: str = "default"
+    add_special_tokens: bool = True
 
 
 class AbortBody(Struct, frozen=True):
@@ -213,4 +228,5 @@ class AbortBody(Struct, frozen=True):
 chat_decoder = msgspec.json.Decoder(ChatRequest)
 completion_decoder = msgspec.json.Decoder(CompletionRequest)
 native_decoder = msgspec.json.Decoder(NativeRequest)
+tokenize_decoder = msgspec.json.Decoder(TokenizeBody)
 abort_decoder = msgspec.json.Decoder(AbortBody)

@@ -1,0 +1,192 @@
+"""Judges a server's answers by what the server itself says of them on a cache that holds nothing of the load.
+
+Two oracles for a server of which nothing is known but its URL; both want greedy answers and log-probabilities:
+
+- *rerun*: the prompt again. Where the answers first differ, how much likelier does the server now find its own
+  token? Rounding flips tokens that were nearly as likely as each other; a corrupted cache says what is out of the
+  question.
+- *surprisal*: the answer sent back as a prompt. A greedy answer is made of the likeliest tokens; how far behind
+  the likeliest is each of its tokens, in nats? The worst stretch of STRETCH_TOKENS is what an answer is judged by.
+
+How far healthy answers go is learned from the server itself, at a gentle load (`repro calibrate`): of n clean
+answers the next one passes the r-th largest score with probability r / (n + 1), whatever the distribution. So the
+false-alarm rate is a choice, and the smallest one is a matter of n.
+"""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from scipy.stats import binom
+
+from detectors.base import Answer, Finding, Verdict
+from repro.base.errors import UsageError
+from repro.record.checks import Check
+
+Oracle = Literal["rerun", "surprisal"]
+ORACLES: tuple[Oracle, ...] = ("rerun", "surprisal")
+
+FALSE_ALARM_RATE = 0.001  # of an answer, for each of the two oracles
+STRETCH_TOKENS = 8
+SCORE_DIGITS = 6
+
+# A score of at least so many nats, and so many times the largest of the clean ones, is no matter of chance any more:
+# rounding errors have no such tail. Any other conviction must not be one of those that the rate lets pass.
+DECISIVE_NATS = 3.0
+DECISIVE_TIMES = 3.0
+
+SPAN_SHOWN_TOKENS = 64
+TEXT_SHOWN_CHARS = 400
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a server's clean answers score, in nats, sorted; made by `repro calibrate`."""
+
+    model: str
+    api: str  # chat | completions | generate: what tokens are told by, and by which route
+    rerun: tuple[float, ...]
+    surprisal: tuple[float, ...]  # () where the server does not judge prompts
+    answer_tokens: int = 0  # the longest answer asked for
+    format: int = 1
+
+    def scores(self, oracle: Oracle) -> tuple[float, ...]:
+        """Return the clean scores of an oracle."""
+        return self.rerun if oracle == "rerun" else self.surprisal
+
+    def limit(self, oracle: Oracle, rate: float) -> float:
+        """Return the score that a clean answer exceeds with at most this probability.
+
+        Raises UsageError when so few answers cannot vouch for so small a rate.
+        """
+        scores = self.scores(oracle)
+        rank = int(rate * (len(scores) + 1) + 1e-9)
+        if rank < 1:
+            raise UsageError(
+                f"--false-alarm-rate {rate:g}: {len(scores)} clean answers can vouch for {1 / (len(scores) + 1):.2g} "
+                f"at the least; `repro calibrate --answers {ceil(1 / rate) - 1}`, or choose a larger rate"
+            )
+        return sorted(scores)[-rank]
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """What an oracle says of one answer."""
+
+    request: str
+    score: float | None  # None: it could not be asked; `why` says it
+    why: str = ""
+
+
+def judged(oracle: Oracle, check: Check) -> Judged:
+    """Return an oracle's score of an answer: 0 where the server says the very same undisturbed."""
+    if oracle == "rerun":
+        if check.gap is None or check.rerun_why:
+            return Judged(check.request, None, check.rerun_why or "the rerun does not tell how likely the token was")
+        return Judged(check.request, round(check.gap, SCORE_DIGITS))
+    if check.surprisal_why or not check.deficits:
+        return Judged(check.request, None, check.surprisal_why or "the answer has no tokens")
+    return Judged(check.request, round(_worst_stretch(check.deficits)[0], SCORE_DIGITS))
+
+
+def clean_cache(
+    oracle: Oracle, checks: Sequence[Check], calibration: Calibration, rate: float, *, at_us: Callable[[str], float]
+) -> Verdict:
+    """Return an oracle's verdict over all checks, with a finding for each answer that it convicts.
+
+    Answers that could not be asked make it unknown, unless others convict; so do convictions that are no more than
+    the false-alarm rate lets expect. Raises UsageError for a rate that the calibration cannot vouch for.
+    """
+    if not calibration.scores(oracle):
+        return Verdict(
+            oracle, "not_applicable", (), f"the calibration has no scores of it: {_first_why(oracle, checks)}"
+        )
+    limit = calibration.limit(oracle, rate)
+    scored = [(check, judged(oracle, check)) for check in checks]
+    told = [(check, each.score) for check, each in scored if each.score is not None]
+    guilty = [(check, score) for check, score in told if score > limit]
+    findings = tuple(_finding(oracle, check, score, limit, at_us(check.request)) for check, score in guilty)
+    missing = [each for _, each in scored if each.score is None]
+    if findings and _by_chance([score for _, score in guilty], len(told), rate, calibration.scores(oracle)[-1]):
+        why = f"{len(findings)} of {len(told)} answers stand out, no more than a rate of {rate:g} lets expect by chance"
+        return Verdict(oracle, "unknown", findings, why, len(told))
+    if findings:
+        return Verdict(oracle, "anomaly", findings, checked=len(told))
+    unproved = sum(not check.bypassed for check, _ in told)
+    why = _unsure(missing, unproved, len(checks))
+    answer: Answer = "unknown" if why else "clean"
+    return Verdict(oracle, answer, (), why, len(told))
+
+
+def _unsure(missing: Sequence[Judged], unproved: int, total: int) -> str:
+    if not total:
+        return "no answer was checked: the token budget (--oracle-tokens) does not reach for one"
+    if missing:
+        return f"{len(missing)} of {total} answers could not be judged: {missing[0].why}"
+    if unproved:
+        return (
+            f"{unproved} of {total} reruns may have used the load's cache: the server tells no count of cached tokens"
+        )
+    return ""
+
+
+def _by_chance(scores: Sequence[float], total: int, rate: float, largest_clean: float) -> bool:
+    """Return whether as many convictions as these are more likely than not when every answer is clean."""
+    if max(scores) >= max(DECISIVE_NATS, DECISIVE_TIMES * largest_clean):
+        return False
+    return bool(binom.sf(len(scores) - 1, total, rate) > 0.5)
+
+
+def _first_why(oracle: Oracle, checks: Sequence[Check]) -> str:
+    whys = (judged(oracle, check).why for check in checks)
+    return next(filter(None, whys), "its server did not tell what it takes")
+
+
+def _worst_stretch(deficits: Sequence[float]) -> tuple[float, int]:
+    """Return the largest sum over STRETCH_TOKENS neighbours, and where that stretch begins."""
+    sums = [sum(deficits[at : at + STRETCH_TOKENS]) for at in range(max(1, len(deficits) - STRETCH_TOKENS + 1))]
+    best = max(range(len(sums)), key=lambda at: sums[at])
+    return sums[best], best
+
+
+def _finding(oracle: Oracle, check: Check, score: float, limit: float, at_us: float) -> Finding:
+    evidence: dict[str, object] = {"score_nats": round(score, 4), "limit_nats": round(limit, 4)}
+    if oracle == "rerun":
+        signature = "the answer differs from the rerun"
+        evidence |= {"first_difference": check.first_difference, "alone": check.text[:TEXT_SHOWN_CHARS]}
+        claim = (
+            f"from token {check.first_difference} on the answer is another one than the server gives alone, on a clean "
+            f"cache, where its own token is {score:.3g} nats likelier"
+        )
+    else:
+        signature = "the server would not say its own answer"
+        start = _worst_stretch(check.deficits)[1]
+        first = max(0, start - STRETCH_TOKENS)
+        shown = [round(deficit, 2) for deficit in check.deficits[first : start + SPAN_SHOWN_TOKENS]]
+        evidence |= {"start": start, "deficits_from": first, "deficits": shown}
+        claim = (
+            f"tokens {start} to {start + STRETCH_TOKENS - 1} of the answer are {score:.3g} nats behind what the server "
+            "itself finds likeliest there on a clean cache"
+        )
+    return Finding(oracle, "divergence", claim, signature, check.request, at_us, 1, evidence)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Return the calibration in a file. Raises UsageError with what is wrong and how to make one."""
+    try:
+        calibration = msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); `repro calibrate` makes one") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no calibration ({error}); `repro calibrate` makes one") from error
+    if not calibration.rerun:
+        raise UsageError(f"{path}: holds no clean answer; `repro calibrate` makes it anew")
+    return calibration
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Write a calibration. Raises UsageError when the path cannot be written."""
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); name another file") from error

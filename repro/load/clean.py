@@ -1,0 +1,253 @@
+"""Asks a server about its own answers, one at a time after the load, past everything that the load has cached.
+
+    answer of the load --+--> the same prompt again: what does the server say undisturbed?
+                         +--> prompt and answer as one prompt: how likely is each token of the answer?
+
+Past the cache means: it was dropped (POST /flush_cache, SGLang and ours, idle servers only), or the request
+shares prefixes with nobody (`cache_salt` on vLLM and SGLang, `extra_key` on SGLang's /generate). The server's
+count of cached prompt tokens proves it. Tokens are compared by their ids, else by their texts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import msgspec
+
+from repro.load.again import Kept, flush_cache
+from repro.load.answer import WHOLE, Answer
+from repro.load.client import ChatClient, json_or_text, plain_prompt, told_of
+from repro.load.replies import Key, Place, Said, Scores, read_reply, read_scores
+from repro.load.sse import MalformedStreamError
+from repro.load.wire import DECODE_ERRORS, PATHS, Api, message_of
+from repro.record.checks import Check
+
+TOPS = 20  # alternatives asked for at each place of a rerun: the most that OpenAI's API gives
+SERVER_ERROR = 500
+LOST_AFTER_FAILURES = 3  # checks in a row that got no connection
+MUTE_AFTER_CHECKS = 3  # that told nothing, before any has: no more are made
+NO_LOGPROBS = "the target tells no log-probabilities with its answers"
+NO_IDS = (
+    "the target tells no token ids, and answers cannot be sent back without: SGLang tells them on /generate "
+    "(--api generate), vLLM from 0.10.2 on with return_token_ids"
+)
+
+# What the answers of the load must bring so that they can be checked afterwards.
+ASKED_FOR: Mapping[Api, dict[str, Any]] = {
+    "chat": {"logprobs": True, "return_token_ids": True},
+    "completions": {"logprobs": 1, "return_token_ids": True},
+    "generate": {"return_logprob": True},
+}
+_TOPS_ASKED_FOR: Mapping[Api, dict[str, Any]] = {
+    "chat": {"top_logprobs": TOPS},
+    "completions": {"logprobs": 5},  # the most that servers give there by default
+    "generate": {"top_logprobs_num": TOPS},
+}
+
+
+@dataclass
+class Checks:
+    """What came of checking, filled as it goes on: whoever is interrupted has what there is."""
+
+    done: list[Check] = field(default_factory=list)
+    wanted: int = 0
+    tokens: int = 0  # asked for and told, prompts included
+    over_budget: bool = False
+    lost: str = ""  # the server went away: the last error
+
+
+class _RefusedError(Exception):
+    """The server does not do what a check needs; the text says so."""
+
+
+class _BrokenError(Exception):
+    """The server answers a request with an error of its own that it has answered before."""
+
+
+async def check_answers(
+    client: ChatClient,
+    kept: Sequence[Kept],
+    checks: Checks,
+    *,
+    tokens_max: int,
+    done: Callable[[int, int], None] = lambda number, total: None,
+) -> None:
+    """Check answers in this order, alone, for at most `tokens_max` tokens; may be cancelled at any point."""
+    checks.wanted = len(kept)
+    checker = _Checker(client, checks)
+    failures = 0
+    for number, each in enumerate(kept, 1):
+        if checks.tokens + _cost_tokens(each) > tokens_max:
+            checks.over_budget = True
+            return
+        try:
+            checks.done.append(await checker.check(each))
+            failures = 0
+            if number == MUTE_AFTER_CHECKS and all(check.mute for check in checks.done):
+                return
+        except (httpx.TransportError, _BrokenError) as error:
+            failures += 1
+            if failures >= LOST_AFTER_FAILURES:
+                told = str(error) if isinstance(error, _BrokenError) else told_of(error)[1]
+                checks.lost = f"while its answers were checked: {told}"
+                return
+        done(number, len(kept))
+
+
+class _Checker:
+    """Asks; remembers how this server's cache is passed."""
+
+    def __init__(self, client: ChatClient, checks: Checks) -> None:
+        self._client = client
+        self._checks = checks
+        self._flushes = True  # until the server says that it does not
+        self._salted = 0
+
+    async def check(self, kept: Kept) -> Check:
+        """Return the check of one answer.
+
+        Raises httpx.TransportError when the server is not there, _BrokenError when it fails to say it again.
+        """
+        request, tokens = kept.ask.request, len(kept.answer.tokens or kept.answer.words)
+        past = await self._past_cache()
+        try:
+            said = await self._rerun(kept, past)
+        except (_RefusedError, MalformedStreamError) as error:
+            return Check(request=request, tokens=tokens, rerun_why=str(error), surprisal_why=str(error), bypassed=False)
+        place, gap = difference(kept.answer, said)
+        check = Check(
+            request=request,
+            tokens=tokens,
+            text=said.text,
+            first_difference=place,
+            gap=gap,
+            bypassed=not past or said.cached_tokens == 0,
+            rerun_why="" if said.places else NO_LOGPROBS,
+        )
+        try:
+            scores = await self._scores(kept, said, past)
+        except (_RefusedError, _BrokenError, MalformedStreamError) as error:
+            return msgspec.structs.replace(check, surprisal_why=str(error))
+        return msgspec.structs.replace(check, surprisals=scores.surprisals, deficits=scores.deficits)
+
+    async def _past_cache(self) -> dict[str, Any]:
+        """Drop the server's cache, or return what keeps a request from it."""
+        if self._flushes:
+            self._flushes = await flush_cache(self._client)
+        if self._flushes:
+            return {}
+        self._salted += 1
+        name = "extra_key" if self._client.api == "generate" else "cache_salt"
+        return {name: f"repro-check-{self._salted}"}
+
+    async def _rerun(self, kept: Kept, past: dict[str, Any]) -> Said:
+        api = self._client.api
+        ask = msgspec.structs.replace(kept.ask, request=f"{kept.ask.request}.clean")
+        wanted = ASKED_FOR[api] | _TOPS_ASKED_FOR[api] | past
+        said = read_reply(api, await self._post(PATHS[api], self._client.body(ask, stream=False, extra=wanted)))
+        self._checks.tokens += said.prompt_tokens + said.completion_tokens
+        return said
+
+    async def _scores(self, kept: Kept, said: Said, past: dict[str, Any]) -> Scores:
+        answer = kept.answer.tokens
+        if not answer:
+            raise _RefusedError(NO_IDS)
+        api, score = self._client.api, _Score(self._client.model, tuple(answer), past)
+        prompt = said.prompt_ids or await self._prompt_ids(kept, said)
+        self._checks.tokens += len(prompt) + len(answer)
+        path, body = score.generate(prompt) if api == "generate" else score.completions(prompt)
+        scores = read_scores(api, await self._post(path, msgspec.json.encode(body)), answer)
+        if scores is None:
+            raise _RefusedError(f"{path} came without the log-probabilities of its prompt")
+        return scores
+
+    async def _prompt_ids(self, kept: Kept, said: Said) -> tuple[int, ...]:
+        """Return the prompt's token ids as the server's /tokenize splits it, which its own count must confirm."""
+        if self._client.api != "generate":
+            raise _RefusedError(NO_IDS)
+        body = {"model": self._client.model, "prompt": plain_prompt(kept.ask.messages)}
+        raw = await self._post("/tokenize", msgspec.json.encode(body))
+        try:
+            ids = msgspec.json.decode(raw, type=_Tokenized).tokens
+        except DECODE_ERRORS as error:
+            raise _RefusedError(f"/tokenize answered no list of token ids ({error})") from error
+        if len(ids) != said.prompt_tokens:
+            raise _RefusedError(
+                f"/tokenize splits the prompt into {len(ids)} tokens, and /generate into {said.prompt_tokens}"
+            )
+        return tuple(ids)
+
+    async def _post(self, path: str, body: bytes) -> bytes:
+        """Return the body of a reply. Raises _RefusedError, or _BrokenError from 500 on, with what the server said."""
+        response = await self._client.http.post(path, content=body, headers={"Content-Type": "application/json"})
+        if response.status_code == 200:
+            return response.content
+        told = f"{path} answered {response.status_code}: {message_of(json_or_text(response.content))}"
+        raise _BrokenError(told) if response.status_code >= SERVER_ERROR else _RefusedError(told)
+
+
+class _Tokenized(msgspec.Struct):
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Sends an answer back behind its prompt, one token asked for."""
+
+    model: str
+    answer: tuple[int, ...]
+    past: dict[str, Any]
+
+    def generate(self, prompt: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+        """Return path and body for SGLang's API."""
+        wanted = {"return_logprob": True, "logprob_start_len": len(prompt) - 1, "top_logprobs_num": 1}
+        sampling = {"temperature": 0.0, "max_new_tokens": 1}
+        return "/generate", {"input_ids": prompt + self.answer, "sampling_params": sampling, **wanted, **self.past}
+
+    def completions(self, prompt: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+        """Return path and body for vLLM's API, which computes a prompt anew whose log-probabilities are wanted."""
+        body = {"model": self.model, "prompt": prompt + self.answer, "max_tokens": 1, "temperature": 0.0}
+        return "/v1/completions", body | {"prompt_logprobs": 1} | self.past
+
+
+def difference(answer: Answer, said: Said) -> tuple[int, float | None]:
+    """Return where a rerun first differs from the answer, and how much likelier it found its own token, in nats.
+
+    (-1, 0.0) for nowhere. The likelihood is at least that where the answer's token was not among the alternatives,
+    the margin over the second best where the answer has no token there, and None where the rerun does not tell.
+    An answer that was given up is compared as far as it had come.
+    """
+    mine: Sequence[Key] = answer.words
+    theirs: Sequence[Key] = [place.key for place in said.places]
+    if answer.tokens and said.ids:
+        mine, theirs = answer.tokens, said.ids
+    elif not (mine and theirs):
+        return (-1, 0.0) if said.text == answer.text else (0, None)
+    whole = answer.finish in WHOLE
+    place = next((at for at, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), -1)
+    if place < 0 and (len(mine) == len(theirs) or (not whole and len(mine) < len(theirs))):
+        return -1, 0.0
+    place = min(len(mine), len(theirs)) if place < 0 else place
+    return place, _gap(_key_at(answer, place), said.places[place]) if place < len(said.places) else None
+
+
+def _key_at(answer: Answer, place: int) -> tuple[Key, ...]:
+    """Return the ways in which a server may tell the answer's token at this place; none behind its end."""
+    return (*answer.tokens[place : place + 1], *answer.words[place : place + 1])
+
+
+def _gap(keys: Sequence[Key], place: Place) -> float | None:
+    others = {key: logprob for key, logprob in place.tops.items() if key != place.key}
+    if not others:
+        return None
+    told = [others[key] for key in keys if key in others]
+    least = min(others.values()) if keys else max(others.values())
+    return max(0.0, place.logprob - (told[0] if told else least))
+
+
+def _cost_tokens(kept: Kept) -> int:
+    """Return how many tokens a check takes at most: the rerun, and prompt and answer once more."""
+    counts = kept.answer.counts
+    prompt = counts.prompt_tokens if counts is not None else len(b"".join(kept.ask.messages)) // 4
+    return 2 * prompt + kept.ask.max_tokens + len(kept.answer.tokens)

@@ -1,0 +1,55 @@
+"""A record without what was asked and answered: for runs against servers whose texts must not be kept.
+
+What stays is what the verdict rests on: counts, times, places, scores, causes. Texts become their length; token ids
+go, because they are the text too; of an error only its kind stays, because servers quote what they were sent.
+"""
+
+from typing import TypeVar
+
+import msgspec
+
+from repro.record.requests import RequestRecord
+
+Finding = TypeVar("Finding", bound=msgspec.Struct)
+
+IDENTIFYING = ("session",)  # texts of a finding's evidence that are names, not contents
+
+
+def redacted_text(text: str) -> str:
+    """Return what stands for a text."""
+    return f"[redacted: {len(text)} characters]" if text else ""
+
+
+def redacted_request(record: RequestRecord) -> RequestRecord:
+    """Return a copy of a request without prompt, answer, and the server's own words."""
+    kind, colon, words = record.error.partition(":")
+    return msgspec.structs.replace(
+        record,
+        error=f"{kind}{colon} {redacted_text(words.strip())}" if colon else record.error,
+        text=redacted_text(record.text),
+        expected=redacted_text(record.expected),
+        clean_text=redacted_text(record.clean_text),
+        tokens=[],
+        clean_tokens=[],
+    )
+
+
+def redacted_finding(finding: Finding) -> Finding:
+    """Return a copy of a finding whose claim is its cause, and whose evidence holds no text."""
+    evidence = {
+        key: _redacted(value) if key not in IDENTIFYING else value
+        for key, value in getattr(finding, "evidence", {}).items()
+    }
+    return msgspec.structs.replace(finding, claim=getattr(finding, "signature", ""), evidence=evidence)
+
+
+def _redacted(value: object) -> object:
+    """Return evidence without its texts; numbers stay, but lists of whole ones may be token ids."""
+    if isinstance(value, str):
+        return redacted_text(value)
+    if isinstance(value, dict):
+        return {key: _redacted(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        ids = value and all(isinstance(each, int) for each in value)
+        return f"[redacted: {len(value)} ids]" if ids else [_redacted(each) for each in value]
+    return value

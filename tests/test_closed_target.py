@@ -1,0 +1,227 @@
+"""A server at a URL, from `repro calibrate` to the verdict of `repro replay`: over real HTTP, by the command line."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas
+import pytest
+from typer.testing import CliRunner, Result
+
+from detectors.clean_cache import Calibration
+from repro.cli import app
+from repro.trace.format import Message, Session, Turn
+from repro.trace.store import write_sessions
+from tests.load.closed_stub import MODEL, ClosedStub
+from tests.server.builders import over_http
+from tests.tiny import SERVER_LOST
+
+KEY = "sk-not-to-be-kept-4711"
+SECRET = "orchid-lighthouse-quarter"  # a word of a prompt
+APIS = {"sglang": "generate", "vllm": "chat"}
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@contextmanager
+def served(stub: ClosedStub) -> Iterator[str]:
+    with over_http(stub) as url:  # type: ignore[arg-type]
+        yield url
+
+
+def repro(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments), "--quiet"])
+
+
+def told(result: Result) -> dict[str, Any]:
+    decoded: dict[str, Any] = msgspec.json.decode(result.stdout)
+    return decoded
+
+
+def trace(folder: Path, sessions: int = 4) -> Path:
+    """Sessions of one turn; the request of session n is `s<n>:0`."""
+    path = folder / "sessions.jsonl"
+    words = [f"{SECRET} word{number} " * 5 for number in range(sessions)]
+    write_sessions(path, [Session(f"s{n}", (Turn((Message("user", text),)),)) for n, text in enumerate(words)])
+    return path
+
+
+def calibrated(folder: Path, scores: Sequence[float] = (0.0,) * 999, api: str = "generate", model: str = MODEL) -> Path:
+    path = folder / "calibration.json"
+    path.write_bytes(msgspec.json.encode(Calibration(model, api, tuple(scores), tuple(scores))))
+    return path
+
+
+def replay(folder: Path, url: str, calibration: Path | None, *more: object, speaks: str = "sglang") -> Result:
+    checked = () if calibration is None else ("--calibration", calibration)
+    return repro(
+        "replay", trace(folder), "--target", url, "--api", APIS[speaks], "--answer-tokens", 48, *checked, "--json",
+        "--runs", folder / "runs", *more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("speaks", ["sglang", "vllm"])
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_a_corrupted_answer_is_found_by_both_oracles_and_clean_ones_are_not(
+    speaks: str, corrupt: bool, tmp_path: Path
+) -> None:
+    stub = ClosedStub(speaks)
+    with served(stub) as url:
+        out = tmp_path / "calibration.json"
+        result = repro(
+            "calibrate", "--target", url, "--api", APIS[speaks], "--out", out, "--answers", 20, "--prompt-tokens", 400,
+            "--answer-tokens", 48, "--json",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert told(result)["oracles"]["surprisal"] == {
+            "answers": 20, "false_alarm_rate_min": 1 / 21, "largest_nats": 0.0
+        }  # fmt: skip
+        if corrupt:
+            stub.corrupts["s2:0"] = 9
+        result = replay(tmp_path, url, out, "--false-alarm-rate", 0.05, speaks=speaks)
+    assert result.exit_code == (1 if corrupt else 0), result.output
+    answers = {name: told(result)["detectors"][name] for name in ("rerun", "surprisal")}
+    assert set(answers.values()) == {"anomaly" if corrupt else "clean"}
+    assert told(result)["funnel"]["diverged"] == int(corrupt)
+
+
+def test_what_clean_answers_do_too_convicts_nobody(tmp_path: Path) -> None:
+    stub = ClosedStub()
+    stub.corrupts["s2:0"] = 9
+    with served(stub) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path, scores=(0.0,) * 900 + (99.0,) * 99))
+    assert (result.exit_code, told(result)["verdict"]) == (0, "clean")
+    assert told(result)["oracle"]["differing"] == 1, "it is told, and lies within what was calibrated"
+
+
+def test_a_server_that_goes_away_while_its_answers_are_checked_is_failed(tmp_path: Path) -> None:
+    stub = ClosedStub()
+    stub.dies_after = 1
+    with served(stub) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path))
+    assert (result.exit_code, told(result)["verdict"]) == (4, "failed")
+    assert "while its answers were checked" in str(told(result)["why"])
+
+
+def test_a_target_without_log_probabilities_cannot_be_calibrated_and_leaves_a_replay_inconclusive(
+    tmp_path: Path,
+) -> None:
+    with served(ClosedStub(tells=False)) as url:
+        out = tmp_path / "new.json"
+        result = repro("calibrate", "--target", url, "--api", "generate", "--out", out, "--answers", 3)
+        assert result.exit_code == 4 and "tells no log-probabilities" in result.stderr and not out.exists()
+        result = replay(tmp_path, url, calibrated(tmp_path))
+    assert (result.exit_code, told(result)["verdict"]) == (5, "inconclusive")
+    assert "tells no log-probabilities" in str(told(result)["why"])
+
+
+def test_a_budget_that_is_too_small_for_one_answer_is_inconclusive(tmp_path: Path) -> None:
+    with served(ClosedStub()) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path), "--oracle-tokens", 5)
+    assert result.exit_code == 5 and "--oracle-tokens" in str(told(result)["why"])
+
+
+def test_a_cache_that_may_have_been_used_acquits_nobody(tmp_path: Path) -> None:
+    stub = ClosedStub("vllm", flushes=False, counts=False)
+    with served(stub) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path, api="chat"), speaks="vllm")
+        assert result.exit_code == 5 and "count of cached tokens" in str(told(result)["why"])
+        stub.corrupts["s1:0"] = 3
+        assert replay(tmp_path, url, calibrated(tmp_path, api="chat"), speaks="vllm").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "api", "model", "rate", "wrong"),
+    [
+        ((0.0,) * 99, "generate", MODEL, 0.001, "can vouch for 0.01 at the least; `repro calibrate --answers 999`"),
+        ((0.0,) * 999, "chat", MODEL, 0.001, "was made with --api chat"),
+        ((0.0,) * 999, "generate", "another", 0.001, "is of the model another, and the target serves closed-stub"),
+        ((), "generate", MODEL, 0.001, "holds no clean answer"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_refused(
+    scores: tuple[float, ...], api: str, model: str, rate: float, wrong: str, tmp_path: Path
+) -> None:
+    with served(ClosedStub()) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path, scores, api, model), "--false-alarm-rate", rate)
+    assert result.exit_code == 2 and wrong in told(result)["error"]
+
+
+def test_a_calibration_needs_a_server_and_must_be_one(tmp_path: Path) -> None:
+    result = repro("replay", trace(tmp_path), "--calibration", calibrated(tmp_path), "--json")
+    assert result.exit_code == 2 and "needs a server" in told(result)["error"]
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{}")
+    result = replay(tmp_path, SERVER_LOST, wrong)
+    assert result.exit_code == 2 and "`repro calibrate` makes one" in told(result)["error"]
+
+
+def test_nobody_there_is_said(tmp_path: Path) -> None:
+    result = repro("calibrate", "--target", SERVER_LOST, "--out", tmp_path / "new.json")
+    assert result.exit_code == 4 and "Is the server running there?" in result.stderr
+
+
+def everything_in(folder: Path) -> str:
+    """All that a run has kept, tables read as the texts they hold."""
+    texts = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".parquet":
+            texts.append(pandas.read_parquet(path).to_json() or "")
+        elif path.is_file():
+            texts.append(path.read_bytes().decode("utf-8", "replace"))
+    return "\n".join(texts)
+
+
+def test_a_wrong_key_is_said_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with served(ClosedStub(key="another")) as url:
+        result = replay(tmp_path, url, None)
+    assert result.exit_code == 4 and "set OPENAI_API_KEY" in told(result)["error"]
+    assert KEY not in result.output + result.stderr + everything_in(tmp_path)
+
+
+def test_the_key_is_sent_and_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    stub = ClosedStub(key=KEY)
+    stub.corrupts["s2:0"] = 9
+    with served(stub) as url:
+        out = tmp_path / "learned.json"
+        assert repro("calibrate", "--target", url, "--api", "generate", "--out", out, "--answers", 3).exit_code == 0
+        result = replay(tmp_path, url, calibrated(tmp_path))
+    assert result.exit_code == 1
+    kept = everything_in(tmp_path)
+    assert SECRET in kept and KEY not in kept + result.output + result.stderr
+
+
+def test_a_url_with_a_password_is_refused_for_it_would_be_kept(tmp_path: Path) -> None:
+    result = replay(tmp_path, "http://me:secret@127.0.0.1:9", None)
+    assert result.exit_code == 2 and "OPENAI_API_KEY" in told(result)["error"]
+    assert "secret" not in result.output + result.stderr
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_texts_of_requests_and_answers_stay_out_of_a_redacted_record(redact: bool, tmp_path: Path) -> None:
+    stub = ClosedStub()
+    stub.corrupts["s2:0"] = 9
+    with served(stub) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path), *(["--redact"] if redact else []))
+    run = Path(told(result)["run_dir"])
+    kept = everything_in(run)
+    found = list(map(json.loads, (run / "findings.jsonl").read_text().splitlines()))
+    scores = [finding["evidence"]["score_nats"] for finding in found if finding["detector"] == "surprisal"]
+    assert result.exit_code == 1 and scores[0] > 5
+    answered = " ".join(f"w{number}" for number in range(64))
+    assert any(f"{word} {other}" in kept for word, other in _neighbours(answered)) is not redact
+    assert ("[redacted:" in kept) is redact
+
+
+def _neighbours(text: str) -> Iterator[tuple[str, str]]:
+    """Pairs of words of which an answer has some: all of them."""
+    words = text.split()
+    yield from ((word, other) for word in words for other in words)
