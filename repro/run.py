@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,6 +40,8 @@ from repro.schedule.strategies import Exploring, explorer
 from repro.schedule.token import Token
 from repro.serve.engine import checkpoint_folder
 from repro.sessions import longest_wait_s, sessions_of
+from repro.sglang import pinned
+from repro.sglang.build import build_sglang
 from repro.target import BundledTarget, Checkpoint, Load, ServerTarget, load_checkpoint
 from repro.trace.format import Session
 from repro.truth import verdicts_of
@@ -94,6 +97,8 @@ def run_scenario(
     user should know beforehand; `listeners` hear the stack's events too.
     """
     named, scenario = scenario, lightened(scenario, options.kept)
+    if scenario.engine == "sglang":
+        pinned.require()
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
@@ -152,7 +157,11 @@ def run_scenario(
 def _bundled(
     scenario: Scenario, options: RunOptions, checkpoint: Checkpoint, injector: Injector, pick: Pick
 ) -> BundledTarget:
-    guards = with_defects(() if options.control else scenario.defects, scenario.name)
+    defects = () if options.control else scenario.defects
+    if scenario.engine == "sglang":
+        build = partial(build_sglang, defects)
+        return BundledTarget(scenario.config, checkpoint, probes=injector, pick=pick, seed=options.seed, build=build)
+    guards = with_defects(defects, scenario.name)
     return BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
 
 
