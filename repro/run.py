@@ -97,8 +97,10 @@ def run_scenario(
     user should know beforehand; `listeners` hear the stack's events too.
     """
     named, scenario = scenario, lightened(scenario, options.kept)
+    own = {}
     if scenario.engine == "sglang":
-        pinned.require()
+        pinned.load()  # before there is a folder: it may not be installed
+        own = {"sglang": pinned.VERSION}
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
@@ -114,7 +116,7 @@ def run_scenario(
         utc,
         options.seed,
         scenario_toml=named.source,
-        versions=versions() | {"sessions": hash_of(sessions)},
+        versions=versions() | own | {"sessions": hash_of(sessions)},
         config=asdict(options),
     )
     with kept(folder):

@@ -197,7 +197,10 @@ class Forward(Launches):
             if int(step.lengths.max()) > self._index_topk:  # a shorter context is taken whole, unscored
                 self._index(step, layer)
             self._pool.set_mla_kv_buffer(
-                SimpleNamespace(layer_id=layer), step.new_slots, step.latents[..., :KV_LORA], step.latents[..., KV_LORA:]
+                SimpleNamespace(layer_id=layer),
+                step.new_slots,
+                step.latents[..., :KV_LORA],
+                step.latents[..., KV_LORA:],
             )
             self._attend(step, layer)
             self._feed_forward(step, layer)

@@ -19,7 +19,7 @@ from repro.serve.kv.pool import PageSets
 from repro.sglang.fits import PAGE_TOKENS
 from repro.sglang.launches import Launches, Launching, note
 from repro.sglang.pinned import Sglang
-from repro.sglang.rows import INDEX_KEY_BYTES
+from repro.sglang.rows import INDEX_KEY_BYTES, INDEX_SCALE_BYTES
 from repro.sglang.streams import DeviceModule
 
 KEY_PAGE_BYTES = PAGE_TOKENS * INDEX_KEY_BYTES  # a page of the index pool: all keys, then all scales
@@ -100,7 +100,7 @@ class Kernels(Launches):
         """Copy rows (tokens, or whole pages where `page_size` is 1) between host and device, layer by layer."""
         self._transfers += 1
         group = self._group_pages * page_size
-        sources, targets = src_indices.split(group), dst_indices.split(group)
+        sources, targets = torch.split(src_indices, group), torch.split(dst_indices, group)
         for source, target in zip(src_layers, dst_layers, strict=True):
             for source_rows, target_rows in zip(sources, targets, strict=True):
                 self._copy(source, target, source_rows.clone(), target_rows.clone(), page_size)
@@ -146,7 +146,7 @@ class Kernels(Launches):
         """Gather the index rows of sequences, (tokens, 128) and (tokens, 4) bytes, one after another."""
         step, layer = self._step(), self._places[buf.data_ptr()].layer
         keys = torch.zeros((seq_len_sum, INDEX_KEY_BYTES), dtype=torch.uint8)
-        scales = torch.zeros((seq_len_sum, 4), dtype=torch.uint8)
+        scales = torch.zeros((seq_len_sum, INDEX_SCALE_BYTES), dtype=torch.uint8)
         touched = step.accesses(False, "index", layer)
 
         def body(recorder: Recorder) -> Commit:
@@ -168,9 +168,7 @@ class Kernels(Launches):
     ) -> None:
         self._store_index(buf, loc, index_k, index_k_scale)
 
-    def _store_index(
-        self, buffer: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, scales: torch.Tensor
-    ) -> None:
+    def _store_index(self, buffer: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, scales: torch.Tensor) -> None:
         step, layer = self._step(), self._places[buffer.data_ptr()].layer
         touched = step.accesses(True, "index", layer)
 
@@ -214,7 +212,7 @@ class Kernels(Launches):
 def _parts(buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return views of an index pool's layer: (pages, tokens, 128) keys and (pages, tokens, 4) scales."""
     keys, scales = buffer[:, :KEY_PAGE_BYTES], buffer[:, KEY_PAGE_BYTES:]
-    return keys.unflatten(1, (PAGE_TOKENS, INDEX_KEY_BYTES)), scales.unflatten(1, (PAGE_TOKENS, 4))
+    return keys.view(-1, PAGE_TOKENS, INDEX_KEY_BYTES), scales.view(-1, PAGE_TOKENS, INDEX_SCALE_BYTES)
 
 
 def _gathered(

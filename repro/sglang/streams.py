@@ -13,18 +13,18 @@ from repro.serve.device import base
 NAMES = ("write", "load")  # in the order in which SGLang's controller makes its streams
 
 
-class Event:
+class VirtualEvent:
     """An event that SGLang makes; `record` and `wait` without a stream mean the current one, as in torch."""
 
     def __init__(self, module: "DeviceModule", event: base.Event) -> None:
         self._module = module
         self.event = event
 
-    def record(self, stream: "Stream | None" = None) -> None:
+    def record(self, stream: "VirtualStream | None" = None) -> None:
         """Move this event behind everything enqueued on the stream so far."""
         self.event.record((stream or self._module.current_stream()).stream)
 
-    def wait(self, stream: "Stream | None" = None) -> None:
+    def wait(self, stream: "VirtualStream | None" = None) -> None:
         """Hold what is enqueued on the stream from now on until the latest record is reached."""
         (stream or self._module.current_stream()).stream.wait(self.event, _caller())
 
@@ -37,13 +37,13 @@ class Event:
         assert self.event.query(), f"{_caller()} blocks the host, which nothing that is played here does"
 
 
-class Stream:
+class VirtualStream:
     """A stream that SGLang makes."""
 
     def __init__(self, stream: base.Stream) -> None:
         self.stream = stream
 
-    def wait_event(self, event: Event) -> None:
+    def wait_event(self, event: VirtualEvent) -> None:
         """Hold what is enqueued from now on until the latest record of `event` is reached."""
         self.stream.wait(event.event, _caller())
 
@@ -54,22 +54,22 @@ class DeviceModule:
     def __init__(self, device: base.Device) -> None:
         self._device = device
         self._names = iter(NAMES)
-        self._current = Stream(device.stream("compute"))
+        self._current = VirtualStream(device.stream("compute"))
 
-    def Stream(self) -> Stream:  # noqa: N802  torch's name
+    def Stream(self) -> VirtualStream:  # noqa: N802  torch's name
         """Return a new stream."""
-        return Stream(self._device.stream(next(self._names)))
+        return VirtualStream(self._device.stream(next(self._names)))
 
-    def Event(self) -> Event:  # noqa: N802  torch's name
+    def Event(self) -> VirtualEvent:  # noqa: N802  torch's name
         """Return an event that was never recorded."""
-        return Event(self, self._device.event("sglang"))
+        return VirtualEvent(self, self._device.event("sglang"))
 
-    def current_stream(self) -> Stream:
+    def current_stream(self) -> VirtualStream:
         """Return the stream that operations go to now: compute, outside of every `stream`."""
         return self._current
 
     @contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
+    def stream(self, stream: VirtualStream) -> Iterator[None]:
         """Let operations go to `stream` inside."""
         outside, self._current = self._current, stream
         try:
