@@ -4,6 +4,8 @@ Everything here that holds or moves KV is SGLang's own class. Of ours are the st
 clock by which it ages its nodes, and what listens to it.
 """
 
+import atexit
+import gc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +75,7 @@ class SglangCache:
         self.owner = "tree"  # for whom pages are taken now
         self.load_back_tokens = 0
         self.evicted_tokens = 0
+        gc.collect()  # the pools of the engine before are held by cycles alone, hundreds of megabytes
         kernels.bind(sglang)
         for module in (sglang.radix_cache, sglang.hiradix_cache, sglang.cache_controller):
             module.time = VirtualClock(device)
@@ -87,6 +90,8 @@ class SglangCache:
         )
         self.rows: Any = sglang.memory_pool.ReqToTokenPool(config.rows, config.context_tokens, "cpu", False)
         self.tree: Any = sglang.hiradix_cache.HiRadixCache(self._params(), _server_args(config))
+        # It would keep the pools of every engine until the process ends, for a storage backend that none has.
+        atexit.unregister(self.tree.shutdown)
         kernels.know("device", "latent", self.pool.kv_buffer)
         kernels.know("device", "index", self.pool.index_k_with_scale_buffer)
         host, index_host = (entry.host_pool for entry in self.controller.mem_pool_host.entries)
