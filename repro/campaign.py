@@ -133,11 +133,14 @@ def first_findings(side: Side) -> dict[str, tuple[int, str]]:
 
 
 def corrupted_rate(side: Side) -> str:
-    """Return the rate of corrupted requests of a side with its interval, in words (simulated)."""
+    """Return the rate of requests corrupted at first hand with its interval, in words (simulated).
+
+    Poisoned ones may be among them, so the two don't add up.
+    """
     if not side.verdicts:
         return "no run"
-    per_run = [(v.funnel.corrupted + v.funnel.poisoned, v.funnel.requests) for v in side.verdicts]
-    rate = rate_of("corrupted or poisoned", per_run)
+    per_run = [(v.funnel.corrupted, v.funnel.requests) for v in side.verdicts]
+    rate = rate_of("corrupted", per_run)
     return f"{rate.count} of {rate.of} ({rate.count / max(1, rate.of):.2%}, 95 % {rate.low:.2%} to {rate.high:.2%})"
 
 

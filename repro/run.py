@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,6 +45,8 @@ from repro.schedule.strategies import Exploring, explorer
 from repro.schedule.token import Token
 from repro.serve.engine import checkpoint_folder
 from repro.sessions import longest_wait_s, sessions_of
+from repro.sglang import pinned
+from repro.sglang.build import build_sglang
 from repro.target import BundledTarget, Checking, Checkpoint, Load, ServerTarget, load_checkpoint
 from repro.trace.format import Session
 from repro.truth import ClosedOracle, verdicts_of
@@ -105,6 +108,10 @@ def run_scenario(
     user should know beforehand; `listeners` hear the stack's events too.
     """
     named, scenario = scenario, lightened(scenario, options.kept)
+    own = {}
+    if scenario.engine == "sglang":
+        pinned.load()  # before there is a folder: it may not be installed
+        own = {"sglang": pinned.VERSION}
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
@@ -124,7 +131,7 @@ def run_scenario(
         utc,
         options.seed,
         scenario_toml=named.source,
-        versions=versions() | {"sessions": hash_of(sessions)},
+        versions=versions() | own | {"sessions": hash_of(sessions)},
         config=asdict(options),
         redact=options.redact,
     )
@@ -195,7 +202,11 @@ def _bundled(
     pick: Pick,
     corruptor: Corruptor | None,
 ) -> BundledTarget:
-    guards = with_defects(() if options.control else scenario.defects, scenario.name)
+    defects = () if options.control else scenario.defects
+    if scenario.engine == "sglang":
+        build = partial(build_sglang, defects)
+        return BundledTarget(scenario.config, checkpoint, probes=injector, pick=pick, seed=options.seed, build=build)
+    guards = with_defects(defects, scenario.name)
     target = BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
     if corruptor is not None:
         target.on_memory = corruptor.memory

@@ -22,12 +22,14 @@ from repro.load.shapes import Closed, Recorded, Shape, arrival_times
 from repro.record.exercised import Exercised
 from repro.serve.config import CONFIGS, EngineConfig
 from repro.serve.device.cost import PRESETS
+from repro.sglang import fits
 from repro.strict import shown, to_struct
 from repro.trace.load import SCALE_MIN
 from repro.trace.synth import KINDS
 
 FORMAT = 1
 SYNTH = "synth:"
+ENGINES = ("bundled", "sglang")
 DETECTORS = (
     "ordering", "ownership", "canary", "divergence", *ORACLES, Acceptance.name, *TEXT_DETECTORS, CrossPromptLeak.name,
 )  # fmt: skip
@@ -119,6 +121,7 @@ class Scenario(msgspec.Struct, frozen=True):
     expect: Expect
     source: str  # the TOML text
     acceptance: AcceptanceSpec | None = None
+    engine: Literal["bundled", "sglang"] = "bundled"  # or SGLang's own cache classes
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,11 +185,19 @@ def parse(text: str, name: str, where: str) -> Scenario:
     if raw.get("format", FORMAT) != FORMAT:
         raise ScenarioError(f"{where}: format = {shown(raw['format'])}; this version reads format = {FORMAT}")
     file = to_struct(raw, _File, where)
-    config = _config(file.target, where)
+    engine, config = _config(file.target, where)
     _check(file, config, where)
+    if engine == "sglang":
+        fits.check(config, file.defects, where)
+        for number, fault in enumerate(file.fault, 1):
+            if fault.corrupting:
+                raise ScenarioError(
+                    f"{where} [[fault]] {number}: {fault.at}.{fault.do.kind} changes the bundled stack's memory; with "
+                    'engine = "sglang" only the timing can be perturbed'
+                )
     return Scenario(
         name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
-        file.expect, text, file.acceptance,
+        file.expect, text, file.acceptance, engine,
     )  # fmt: skip
 
 
@@ -251,9 +262,12 @@ def _check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[float
             raise ScenarioError(f"{where}: {key} = {value}; must be at least {least:g} and at most {most:,.15g}")
 
 
-def _config(target: dict[str, Any], where: str) -> EngineConfig:
-    """Return the configuration that [target] names, with its overrides."""
+def _config(target: dict[str, Any], where: str) -> tuple[Literal["bundled", "sglang"], EngineConfig]:
+    """Return whose engine [target] names, and the configuration, with its overrides."""
     overrides = dict(target)
+    engine = overrides.pop("engine", "bundled")
+    if engine not in ENGINES:
+        raise ScenarioError(f'{where} [target]: engine = {shown(engine)}; nearest: "{nearest(str(engine), ENGINES)}"')
     name = overrides.pop("config", "tiny-hicache")
     if not isinstance(name, str) or name not in CONFIGS:
         found = nearest(str(name), CONFIGS)
@@ -263,4 +277,4 @@ def _config(target: dict[str, Any], where: str) -> EngineConfig:
     config = to_struct(msgspec.to_builtins(CONFIGS[name]) | overrides, EngineConfig, where, ("target",))
     if config.cost not in PRESETS:
         raise ScenarioError(f'{place}: cost = "{config.cost}"; nearest: "{nearest(config.cost, PRESETS)}"')
-    return config
+    return engine, config

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -39,7 +39,7 @@ from repro.serve.kv.pool import KVPool
 from repro.serve.server.app import create_app
 from repro.serve.server.chat import ChatEncoder
 from repro.serve.stack import build
-from repro.serve.types import EngineStats, GenerateRequest, Update
+from repro.serve.types import EngineStats, GenerateRequest, ServingEngine, Update
 from repro.trace.format import Session
 
 FACTS_TIMEOUT_S = 30.0  # a server that is up says what it serves at once, however busy
@@ -62,6 +62,23 @@ class Load:
 
 
 Generate = Callable[[GenerateRequest], AsyncIterator[Update]]
+
+
+class Served(ServingEngine, Protocol):
+    """An engine that a target runs beside its clients."""
+
+    @property
+    def memory(self) -> tuple[KVPool, ...]:
+        """Return every pool that a corrupting fault may change."""
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+
+    def stop(self) -> None:
+        """Let `run` return once the running requests have ended."""
+
+
+Build = Callable[[EngineConfig, LoadedModel, SimDevice, Guards, Probes], Served]
 
 
 @dataclass
@@ -104,7 +121,10 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
 
 
 class BundledTarget:
-    """The bundled stack on a simulated device, client and server in one virtual time."""
+    """The bundled stack on a simulated device, client and server in one virtual time.
+
+    `build` may put another engine in its place, which `guards` mean nothing to.
+    """
 
     def __init__(
         self,
@@ -115,6 +135,7 @@ class BundledTarget:
         probes: Probes | None = None,
         pick: Pick = timed,
         seed: int = 0,
+        build: Build = build,
     ) -> None:
         self.config = config
         self.context_tokens_max: int | None = config.context_tokens
@@ -126,6 +147,7 @@ class BundledTarget:
         self._guards = guards or Guards()
         self._probes = probes or NullProbes()
         self._seed = seed
+        self._build = build
 
     def drive(self, load: Load) -> LoadResult:
         """Run the whole load to its end, in virtual time."""
@@ -134,7 +156,7 @@ class BundledTarget:
 
     async def _serve(self, load: Load) -> LoadResult:
         loop = asyncio.get_running_loop()
-        engine = build(self.config, self.checkpoint.model, self.device, self._guards, self._probes)
+        engine = self._build(self.config, self.checkpoint.model, self.device, self._guards, self._probes)
         self.on_memory(engine.memory)
         engine.generate = self.kept.keeping(engine.generate)  # type: ignore[method-assign, assignment]
         app = create_app(engine, self.checkpoint.tokenizer, clock=loop.time, seed=self._seed)

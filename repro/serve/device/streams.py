@@ -231,4 +231,5 @@ def calling_line() -> str:
     frame = sys._getframe(2)
     while frame.f_code.co_name.startswith("_") and frame.f_back is not None:
         frame = frame.f_back
-    return f"{frame.f_code.co_filename.rpartition('repro/')[2]}:{frame.f_lineno}"
+    ours = frame.f_code.co_filename.rpartition("repro/")[2]
+    return f"{ours.rpartition('site-packages/')[2]}:{frame.f_lineno}"  # of another package's: without where it lies
