@@ -35,8 +35,8 @@ def check(config: EngineConfig, defects: tuple[str, ...], where: str) -> None:
                 f"leave it out (it takes {', '.join(HONOURED[2:])})"
             )
         if value not in (choices := CHOICES.get(key, (value,))):
-            told = " or ".join(map(msgspec_text, choices))
-            raise ScenarioError(f'{where} [target]: {key} = {msgspec_text(value)}; engine = "sglang" takes {told}')
+            told = " or ".join(map(_written, choices))
+            raise ScenarioError(f'{where} [target]: {key} = {_written(value)}; engine = "sglang" takes {told}')
     if config.host_pages <= config.device_pages:
         raise ScenarioError(
             f"{where} [target]: host_pages = {config.host_pages}, device_pages = {config.device_pages}; SGLang wants "
@@ -44,6 +44,6 @@ def check(config: EngineConfig, defects: tuple[str, ...], where: str) -> None:
         )
 
 
-def msgspec_text(value: object) -> str:
+def _written(value: object) -> str:
     """Return a value as a scenario file writes it."""
     return msgspec.json.encode(value).decode()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tomllib
 
 import msgspec
 
@@ -33,8 +34,12 @@ class Counts(msgspec.Struct, frozen=True):
     early: int  # of these: the layer was not loaded yet, so that somebody read it early
 
 
-def read(tables: dict[str, object], where: str) -> Plan:
-    """Return a plan. Raises ScenarioError for what a running server cannot do."""
+def read(text: str, where: str) -> Plan:
+    """Return the plan of a TOML text. Raises ScenarioError for what a running server cannot do."""
+    try:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ScenarioError(f"{where}: not valid TOML: {error}") from error
     found = to_struct(tables, Plan, where)
     for name in found.defects:
         if name not in DEFECTS:

@@ -1,4 +1,4 @@
-"""A llama of random weights for a server on a CPU: `python -m tests.sglang.llama FOLDER`.
+"""A llama of random weights for a server on a CPU: `python -m tests.sglang.llama FOLDER`; --on-a-cpu for arguments.
 
 It speaks with the bundled model's tokenizer, and says nothing that makes sense.
 """
@@ -39,4 +39,7 @@ def write_llama(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_llama(Path(sys.argv[1]))
+    if sys.argv[1:] == ["--on-a-cpu"]:
+        print(*ON_A_CPU)
+    else:
+        write_llama(Path(sys.argv[1]))

@@ -15,6 +15,7 @@ from repro.sglang_server.launch import SglangServer, url_of, write_plugin
 from repro.sglang_server.switches import Switches, read
 
 HICACHE = "--enable-hierarchical-cache"
+SLOW = '[[fault]]\nat = "loadback.copy_layer"\ndo = { kind = "delay", us = 5 }\n'
 WITHOUT_PLUGIN = """
 import http.server, sys
 class Health(http.server.BaseHTTPRequestHandler):
@@ -109,8 +110,7 @@ def test_the_plugin_and_the_stand_ins_are_found_on_the_module_path(tmp_path: Pat
 
 
 def test_a_plan_is_read_as_a_scenario_is() -> None:
-    fault = {"at": "loadback.copy_layer", "do": {"kind": "delay", "us": 5}}
-    plan = read({"defects": ["hicache_wrapper_no_wait"], "fault": [fault]}, "plan")
+    plan = read('defects = ["hicache_wrapper_no_wait"]\n' + SLOW, "plan")
     switches = Switches()
     assert switches.delay_s("loadback.copy_layer", "load", -1) == 0.0 and switches.waits(loaded=False)
     switches.use(plan)
@@ -119,8 +119,23 @@ def test_a_plan_is_read_as_a_scenario_is() -> None:
     counts = switches.counts()
     assert (counts.waits, counts.left_out, counts.early) == (0, 2, 1)
     assert counts.faults["loadback.copy_layer.delay"].fired == 1
-    with pytest.raises(ScenarioError, match="nearest"):
-        read({"fault": [{"at": "loadback.copy", "do": {"kind": "delay", "us": 5}}]}, "plan")
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ('defects = ["sched_double_free"]', 'nearest: "hicache_wrapper_no_wait"'),
+        (SLOW.replace("delay", "reorder").replace(", us = 5", ""), 'takes do.kind = "delay"'),
+        (SLOW.replace("loadback.copy_layer", "forward.index"), "at loadback.copy_layer and writeback.copy_layer"),
+        (SLOW.replace("copy_layer", "copy"), 'nearest: "loadback.copy_layer"'),
+        ("sessions = 3", "sessions"),
+        ("[[", "not valid TOML"),
+    ],
+)
+def test_what_a_running_server_cannot_do_is_refused_with_a_sentence(text: str, told: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        read(text, "plan")
+    assert told in str(caught.value)
 
 
 def test_a_wait_binds_to_the_latest_record_and_one_never_recorded_holds_nobody() -> None:
