@@ -184,7 +184,7 @@ def parse(text: str, name: str, where: str) -> Scenario:
     engine, config = _config(file.target, where)
     _check(file, config, where)
     if engine == "sglang":
-        fits.check(config, file.defects, where)
+        fits.check(config, file.defects, tuple(fault.at for fault in file.fault), where)
     return Scenario(
         name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
         file.expect, text, file.acceptance, engine,
