@@ -769,6 +769,22 @@ def serve(
     serve_bundled(config, tuple(defect or ()), host=host, port=port, seed=seed, on_ready=ready)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog=_examples("repro sglang -- --model-path MODEL --enable-hierarchical-cache --port 30000"),
+)
+@_told
+def sglang(context: typer.Context) -> None:
+    """Launch SGLang's server (0.5.11) with our plugin; what is behind -- is for the server.
+
+    Its control, on a port of this machine, takes delays and defects while it runs: POST /plan with a TOML text as in a
+    scenario file, GET /counts. Exit code 4: it died, or did not prove that the plugin is active.
+    """
+    from repro.sglang_server.command import run_sglang
+
+    run_sglang(context.args, lambda told: errors.print(told, markup=False, soft_wrap=True))
+
+
 @app.command(name="list")
 @_told
 def list_all() -> None:

@@ -188,13 +188,7 @@ def parse(text: str, name: str, where: str) -> Scenario:
     engine, config = _config(file.target, where)
     _check(file, config, where)
     if engine == "sglang":
-        fits.check(config, file.defects, where)
-        for number, fault in enumerate(file.fault, 1):
-            if fault.corrupting:
-                raise ScenarioError(
-                    f"{where} [[fault]] {number}: {fault.at}.{fault.do.kind} changes the bundled stack's memory; with "
-                    'engine = "sglang" only the timing can be perturbed'
-                )
+        fits.check(config, file.defects, tuple(fault.at for fault in file.fault), where)
     return Scenario(
         name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
         file.expect, text, file.acceptance, engine,

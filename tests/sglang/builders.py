@@ -51,12 +51,13 @@ def _installed() -> str:
     try:
         return importlib.metadata.version("sglang")
     except importlib.metadata.PackageNotFoundError:
-        return "none"
+        return "no version"
 
 
+INSTALLED = _installed()
 needs_sglang = pytest.mark.skipif(
-    _installed() != pinned.VERSION,
-    reason=f"needs sglang {pinned.VERSION}, and {_installed()} is installed: pip install --no-deps sglang=={pinned.VERSION}",
+    INSTALLED != pinned.VERSION,
+    reason=f"{INSTALLED} of sglang is installed: pip install --no-deps sglang=={pinned.VERSION}",
 )
 
 

@@ -34,6 +34,11 @@ def refused(text: str) -> str:
         ('numerics = "stamps"', "", 'numerics = "tensors"; engine = "sglang" takes "stamps"'),
         ("rows = 8", "rows = 8\npage_tokens = 128", "page_tokens = 128"),
         ("rows = 8", 'rows = 8\nwrite_policy = "write_back"', '"write_through" or "write_through_selective"'),
+        (
+            "[exercise]",
+            '[[fault]]\nat = "memory.evict"\ndo = { kind = "evict", tokens = 64 }\n\n[exercise]',
+            'at = "memory.evict" is of the bundled stack',
+        ),
         ("host_pages = 192", "host_pages = 64", "more host memory than device memory"),
     ],
 )

@@ -1,0 +1,34 @@
+"""`repro sglang -- ARGS`: a server with the plugin, until Ctrl-C."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from repro.sglang_server.launch import SglangServer, control
+
+CHECK_S = 1.0
+
+
+def run_sglang(args: Sequence[str], told: Callable[[str], None]) -> None:
+    """Launch a server, say where it and its control are, and return on Ctrl-C.
+
+    Raises UsageError and TargetError as `SglangServer` does, TargetError too when the server ends by itself.
+    """
+    server = SglangServer(args)
+    try:
+        server.start()
+        with control(server) as controls:
+            threading.Thread(target=controls.serve_forever, daemon=True).start()
+            proofs = ", ".join(f"{proof.controller} in process {proof.pid}" for proof in server.proofs)
+            told(f"SGLang {server.proofs[0].version} at {server.url}; the plugin is active: {proofs}")
+            told(f"control at http://127.0.0.1:{controls.server_port}: POST /plan, GET /counts (Ctrl-C ends both)")
+            try:
+                while True:
+                    time.sleep(CHECK_S)
+                    server.check()
+            finally:
+                controls.shutdown()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.stop()

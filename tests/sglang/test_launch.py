@@ -1,0 +1,162 @@
+"""A server that has no HiCache, that dies, or that does not prove the plugin is refused; no sglang is needed here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from repro.base.errors import ScenarioError, TargetError, UsageError
+from repro.cli import app
+from repro.sglang import pinned
+from repro.sglang_server import threads
+from repro.sglang_server.launch import SglangServer, url_of, write_plugin
+from repro.sglang_server.switches import Switches, read
+
+HICACHE = "--enable-hierarchical-cache"
+SLOW = '[[fault]]\nat = "loadback.copy_layer"\ndo = { kind = "delay", us = 5 }\n'
+WITHOUT_PLUGIN = """
+import http.server, sys
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Health).serve_forever()
+"""
+
+
+@pytest.fixture(autouse=True)
+def as_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "version", lambda name: pinned.VERSION)
+
+
+def free_port() -> str:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return str(found.getsockname()[1])
+
+
+def test_a_server_without_hicache_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="add --enable-hierarchical-cache"):
+        SglangServer(["--model-path", "x"])
+    result = CliRunner().invoke(app, ["sglang", "--", "--model-path", "x"])
+    assert result.exit_code == 2 and "there is nothing to perturb" in result.stderr
+
+
+def test_a_server_that_dies_is_told_with_its_exit_code() -> None:
+    server = SglangServer([HICACHE], (sys.executable, "-c", "raise SystemExit(7)"))
+    try:
+        with pytest.raises(TargetError, match="ended with exit code 7") as caught:
+            server.start()
+        assert caught.value.exit_code == 4
+    finally:
+        server.stop()
+
+
+def test_a_server_that_is_up_without_the_plugin_is_refused() -> None:
+    server = SglangServer(["--port", free_port(), HICACHE], (sys.executable, "-c", WITHOUT_PLUGIN))
+    try:
+        with pytest.raises(TargetError, match="none of its processes has proven"):
+            server.start()
+    finally:
+        server.stop()
+
+
+def test_a_server_that_does_not_come_up_is_given_up() -> None:
+    server = SglangServer(["--port", free_port(), HICACHE], (sys.executable, "-c", "import time; time.sleep(60)"))
+    try:
+        with pytest.raises(TargetError, match="not up after 0 s"):
+            server.start(start_s=0)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    "args, url",
+    [
+        ([], "http://127.0.0.1:30000"),
+        (["--port", "5", "--host", "h"], "http://h:5"),
+        (["--port=5"], "http://127.0.0.1:5"),
+    ],
+)
+def test_a_server_is_asked_where_its_arguments_say(args: list[str], url: str) -> None:
+    assert url_of(args) == url
+
+
+def test_the_plugin_and_the_stand_ins_are_found_on_the_module_path(tmp_path: Path) -> None:
+    write_plugin(tmp_path)
+    script = (
+        "from importlib.metadata import entry_points\n"
+        "[plugin] = entry_points(group='sglang.srt.plugins')\n"
+        "assert callable(plugin.load())\n"
+        "import triton, triton.language as tl, sgl_kernel.kvcacheio\n"
+        "assert triton.jit(len) is len and triton.autotune(configs=[])(len) is len\n"
+        "assert not isinstance(3, tl.constexpr)\n"
+        "try: sgl_kernel.kvcacheio.transfer_kv_direct()\n"
+        "except NotImplementedError as error: print(error)\n"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": f"{tmp_path}:{root}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sgl_kernel.kvcacheio.transfer_kv_direct has no stand-in" in done.stdout
+
+
+def test_a_plan_is_read_as_a_scenario_is() -> None:
+    plan = read('defects = ["hicache_wrapper_no_wait"]\n' + SLOW, "plan")
+    switches = Switches()
+    assert switches.delay_s("loadback.copy_layer", "load", -1) == 0.0 and switches.waits(loaded=False)
+    switches.use(plan)
+    assert switches.delay_s("loadback.copy_layer", "load", -1) == 5e-6
+    assert not switches.waits(loaded=False) and not switches.waits(loaded=True)
+    counts = switches.counts()
+    assert (counts.waits, counts.left_out, counts.early) == (0, 2, 1)
+    assert counts.faults["loadback.copy_layer.delay"].fired == 1
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ('defects = ["sched_double_free"]', 'nearest: "hicache_wrapper_no_wait"'),
+        (SLOW.replace("delay", "reorder").replace(", us = 5", ""), 'takes do.kind = "delay"'),
+        (SLOW.replace("loadback.copy_layer", "forward.index"), "at loadback.copy_layer and writeback.copy_layer"),
+        (SLOW.replace("copy_layer", "copy"), 'nearest: "loadback.copy_layer"'),
+        ("sessions = 3", "sessions"),
+        ("[[", "not valid TOML"),
+    ],
+)
+def test_what_a_running_server_cannot_do_is_refused_with_a_sentence(text: str, told: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        read(text, "plan")
+    assert told in str(caught.value)
+
+
+def test_a_wait_binds_to_the_latest_record_and_one_never_recorded_holds_nobody() -> None:
+    stream, other, event, done = threads.Stream(), threads.Stream(), threads.Event(), threads.Event()
+    stream.wait_event(event)
+    stream.synchronize()
+    gate = threads.Event()
+    gate.record(other)
+    gate.synchronize()
+    held = []
+    import threading
+
+    release = threading.Event()
+    other.put(release.wait)
+    event.record(other)
+    stream.wait_event(event)
+    stream.put(lambda: held.append("after"))
+    done.record(stream)
+    assert not event.query() and not held
+    event.record(stream)  # moves the event, not who waits for it already
+    assert not held
+    release.set()
+    done.synchronize()
+    assert held == ["after"]
