@@ -144,6 +144,7 @@ class Summary(msgspec.Struct, frozen=True):
     token: str
     bundled: bool  # the scenario comes with the package, so a token finds it
     url: str  # of the server that was the target, "" for the bundled stack
+    checking: tuple[str, ...]  # options by which its answers were checked, and what was kept of them
     api: str  # of that server
     load: dict[str, Any]  # as the scenario has it
     acceptance: dict[str, Any]  # as the scenario asks for it, {} for not at all
@@ -196,12 +197,22 @@ def summarise(run: Run) -> Summary:
         token=str(verdict.get("token") or ""),
         bundled=_is_bundled(meta.scenario, run.scenario_toml),
         url=url,
+        checking=_checking(meta.config) if url else (),
         api=str(meta.config.get("api") or "chat"),
         load=_table(scenario, "load"),
         acceptance=_table(scenario, "acceptance"),
         versions=meta.versions,
         path=str(run.path),
     )
+
+
+def _checking(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options of `repro replay --target` that a run's configuration tells."""
+    words: list[str] = []
+    if config.get("calibration"):
+        for option in ("calibration", "false_alarm_rate", "oracle_tokens"):
+            words += [f"--{option.replace('_', '-')}", str(config[option])]
+    return (*words, "--redact") if config.get("redact") else tuple(words)
 
 
 def funnel_counts(records: Sequence[RequestRecord]) -> dict[str, int]:

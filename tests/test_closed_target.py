@@ -12,7 +12,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from detectors.clean_cache import Calibration
+from reports.story import replay_command
+from reports.summary import summarise
 from repro.cli import app
+from repro.record.view import open_run
 from repro.trace.format import Message, Session, Turn
 from repro.trace.store import write_sessions
 from tests.load.closed_stub import MODEL, ClosedStub
@@ -212,6 +215,8 @@ def test_texts_of_requests_and_answers_stay_out_of_a_redacted_record(redact: boo
     with served(stub) as url:
         result = replay(tmp_path, url, calibrated(tmp_path), *(["--redact"] if redact else []))
     run = Path(told(result)["run_dir"])
+    again = replay_command(summarise(open_run(run)))
+    assert "--calibration" in again and ("--redact" in again) is redact
     kept = everything_in(run)
     found = list(map(json.loads, (run / "findings.jsonl").read_text().splitlines()))
     scores = [finding["evidence"]["score_nats"] for finding in found if finding["detector"] == "surprisal"]
