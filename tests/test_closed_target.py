@@ -16,6 +16,8 @@ from reports.story import replay_command
 from reports.summary import summarise
 from repro.cli import app
 from repro.record.view import open_run
+from repro.scenario import LoadSpec
+from repro.sessions import sessions_of
 from repro.trace.format import Message, Session, Turn
 from repro.trace.store import write_sessions
 from tests.load.closed_stub import MODEL, ClosedStub
@@ -230,3 +232,18 @@ def _neighbours(text: str) -> Iterator[tuple[str, str]]:
     """Pairs of words of which an answer has some: all of them."""
     words = text.split()
     yield from ((word, other) for word in words for other in words)
+
+
+def test_a_scenario_is_served_with_its_own_defect_only() -> None:
+    result = CliRunner().invoke(app, ["serve", "--scenario", "hicache_early_read", "--defect", "hicache_load_war"])
+    assert result.exit_code == 2 and "--scenario brings its own defect" in result.stderr
+
+
+def test_sessions_without_a_nonce_get_one_of_their_own_behind_the_system_prompt(tmp_path: Path) -> None:
+    turns = (Turn((Message("system", "be brief"), Message("user", "hi"))),)
+    write_sessions(tmp_path / "s.jsonl", [Session("a", turns), Session("b", turns), Session("c", turns, nonce="mine")])
+    spec = LoadSpec(trace=(str(tmp_path / "s.jsonl"),), nonces=True)
+    one, other, kept = sessions_of(spec, seed=1)
+    assert one.nonce and other.nonce and one.nonce != other.nonce and kept.nonce == "mine"
+    assert [message.content for message in one.turns[0].messages] == ["be brief", f"Ticket {one.nonce}.\nhi"]
+    assert kept.turns == turns and sessions_of(spec, seed=1)[0] == one
