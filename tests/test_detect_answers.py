@@ -145,6 +145,9 @@ def test_a_file_that_is_too_large_is_said_before_it_is_held(tmp_path: Path, monk
     assert "a.jsonl:1: the line is longer than 1 MiB" in detect(lines).stderr
     result = detect(text)
     assert result.exit_code == 2 and "more than 1 MiB; write its answers as JSON Lines" in result.stderr
+    monkeypatch.setattr(saved, "TEXT_CHARS_MAX", 100)
+    lines.write_text(json.dumps({"text": LOOP}))
+    assert "judge the files in parts" in detect(lines).stderr
 
 
 def test_a_missing_file_both_kinds_and_none_are_usage_errors(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ async def check_answers(
     """Check answers in this order, alone, for at most `tokens_max` tokens; may be cancelled at any point."""
     checks.wanted = len(kept)
     checker = _Checker(client, checks)
-    failures = 0
+    failures, last = 0, ""
     for number, each in enumerate(kept, 1):
         if checks.tokens + _cost_tokens(each) > tokens_max:
             checks.over_budget = True
@@ -89,11 +89,12 @@ async def check_answers(
                 return
         except (httpx.TransportError, _BrokenError) as error:
             failures += 1
+            last = str(error) if isinstance(error, _BrokenError) else told_of(error)[1]
             if failures >= LOST_AFTER_FAILURES:
-                told = str(error) if isinstance(error, _BrokenError) else told_of(error)[1]
-                checks.lost = f"while its answers were checked: {told}"
-                return
+                break
         done(number, len(kept))
+    if failures:
+        checks.lost = f"while its answers were checked: {last}"
 
 
 class _Checker:
