@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from detectors.base import Finding
+from detectors.clean_cache import ORACLES
 from reports.rates import Rate, rate_of, rate_text
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
@@ -233,8 +234,8 @@ def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -
     """Return the stages from all requests down to what a user would have seen."""
     answers = {row.name: row.answer for row in detectors}
     counts: dict[str, int | None] = {**funnel_counts(records)}
-    for name, stages in _NEEDS.items():
-        if answers.get(name) == "not_applicable":
+    for names, stages in _NEEDS.items():
+        if all(answers.get(name, "not_applicable") == "not_applicable" for name in names) and names[0] in answers:
             counts |= dict.fromkeys(stages)
     text = [row.answer for row in detectors if row.name not in _NOT_TEXT]
     if text and all(answer == "not_applicable" for answer in text):
@@ -245,8 +246,12 @@ def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -
     return tuple(Stage(key, label, about, counts[key]) for key, label, about in shown)
 
 
-_NEEDS = {"ordering": ("raced",), "canary": ("corrupted", "poisoned"), "divergence": ("diverged",)}
-_NOT_TEXT = ("ordering", "ownership", "canary", "divergence", "acceptance")
+_NEEDS = {
+    ("ordering",): ("raced",),
+    ("canary",): ("corrupted", "poisoned"),
+    ("divergence", *ORACLES): ("diverged",),  # any of them
+}
+_NOT_TEXT = ("ordering", "ownership", "canary", "divergence", *ORACLES, "acceptance")
 _STAGES = (
     ("requests", "Requests", "all that were sent"),
     ("exposed", "Exposed", "had a part of their prefix loaded back from the host"),

@@ -94,6 +94,8 @@ def test_a_corrupted_answer_is_found_by_both_oracles_and_clean_ones_are_not(
     answers = {name: told(result)["detectors"][name] for name in ("rerun", "surprisal")}
     assert set(answers.values()) == {"anomaly" if corrupt else "clean"}
     assert told(result)["funnel"]["diverged"] == int(corrupt)
+    stages = {stage.key: stage.count for stage in summarise(open_run(Path(told(result)["run_dir"]))).funnel}
+    assert (stages["diverged"], stages["raced"]) == (int(corrupt), None)
 
 
 def test_what_clean_answers_do_too_convicts_nobody(tmp_path: Path) -> None:
