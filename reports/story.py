@@ -202,6 +202,7 @@ def _replay_again(summary: Summary) -> str:
     words += ["--api", summary.api] if summary.api != "chat" else []
     for key, option in REPLAY_OPTIONS.items():
         words += [option, load[key]] if key in load else []
+    words += [*summary.checking, *(["--nonces"] if load.get("nonces") else [])]
     for key, value in summary.acceptance.items():
         words += ["--acceptance", f"{key}={value}"]
     return shlex.join(map(str, [*words, "--seed", summary.seed]))

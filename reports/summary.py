@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from detectors.base import Finding
+from detectors.clean_cache import ORACLES
 from reports.rates import Rate, rate_of, rate_text
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
@@ -144,6 +145,7 @@ class Summary(msgspec.Struct, frozen=True):
     token: str
     bundled: bool  # the scenario comes with the package, so a token finds it
     url: str  # of the server that was the target, "" for the bundled stack
+    checking: tuple[str, ...]  # options by which its answers were checked, and what was kept of them
     api: str  # of that server
     load: dict[str, Any]  # as the scenario has it
     acceptance: dict[str, Any]  # as the scenario asks for it, {} for not at all
@@ -196,12 +198,22 @@ def summarise(run: Run) -> Summary:
         token=str(verdict.get("token") or ""),
         bundled=_is_bundled(meta.scenario, run.scenario_toml),
         url=url,
+        checking=_checking(meta.config) if url else (),
         api=str(meta.config.get("api") or "chat"),
         load=_table(scenario, "load"),
         acceptance=_table(scenario, "acceptance"),
         versions=meta.versions,
         path=str(run.path),
     )
+
+
+def _checking(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options of `repro replay --target` that a run's configuration tells."""
+    words: list[str] = []
+    if config.get("calibration"):
+        for option in ("calibration", "false_alarm_rate", "oracle_tokens"):
+            words += [f"--{option.replace('_', '-')}", str(config[option])]
+    return (*words, "--redact") if config.get("redact") else tuple(words)
 
 
 def funnel_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
@@ -222,8 +234,8 @@ def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -
     """Return the stages from all requests down to what a user would have seen."""
     answers = {row.name: row.answer for row in detectors}
     counts: dict[str, int | None] = {**funnel_counts(records)}
-    for name, stages in _NEEDS.items():
-        if answers.get(name) == "not_applicable":
+    for names, stages in _NEEDS.items():
+        if all(answers.get(name, "not_applicable") == "not_applicable" for name in names) and names[0] in answers:
             counts |= dict.fromkeys(stages)
     text = [row.answer for row in detectors if row.name not in _NOT_TEXT]
     if text and all(answer == "not_applicable" for answer in text):
@@ -234,8 +246,12 @@ def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -
     return tuple(Stage(key, label, about, counts[key]) for key, label, about in shown)
 
 
-_NEEDS = {"ordering": ("raced",), "canary": ("corrupted", "poisoned"), "divergence": ("diverged",)}
-_NOT_TEXT = ("ordering", "ownership", "canary", "divergence", "acceptance")
+_NEEDS = {
+    ("ordering",): ("raced",),
+    ("canary",): ("corrupted", "poisoned"),
+    ("divergence", *ORACLES): ("diverged",),  # any of them
+}
+_NOT_TEXT = ("ordering", "ownership", "canary", "divergence", *ORACLES, "acceptance")
 _STAGES = (
     ("requests", "Requests", "all that were sent"),
     ("exposed", "Exposed", "had a part of their prefix loaded back from the host"),

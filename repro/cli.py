@@ -743,7 +743,7 @@ def report(
             print_summary(opened, summarise(opened), _Output(), report=path)
 
 
-@app.command(epilog=_examples("repro serve --port 30000", "repro serve --defect hicache_early_read"))
+@app.command(epilog=_examples("repro serve --port 30000", "repro serve --scenario hicache_early_read"))
 @_told
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.", metavar="N")] = 30000,
@@ -756,17 +756,28 @@ def serve(
     defect: Annotated[
         list[str] | None, typer.Option(help="Serve a stack with this defect (see `repro list`).", metavar="NAME")
     ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="Serve a scenario's stack, with its defect and its faults.", metavar="NAME"),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
     """Serve the bundled stack over HTTP (OpenAI's API and SGLang's /generate) until Ctrl-C."""
+    if scenario is not None and defect:
+        raise UsageError("--scenario brings its own defect; give --defect with --config")
+    found = None if scenario is None else scenarios.find(scenario)
     _set_threads(threads)
-    from repro.service import serve_bundled
+    from repro.service import Service, serve_bundled, service_of
+
+    service = (
+        service_of(config, tuple(defect or ())) if found is None else Service(found.config, found.defects, found.faults)
+    )
 
     def ready(url: str) -> None:
-        errors.print(f"serving {config} at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        errors.print(f"serving {scenario or config} at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
 
-    serve_bundled(config, tuple(defect or ()), host=host, port=port, seed=seed, on_ready=ready)
+    serve_bundled(service, host=host, port=port, seed=seed, on_ready=ready)
 
 
 @app.command(

@@ -22,6 +22,7 @@ from repro.base.errors import UsageError
 
 LINE_BYTES_MAX = 64 * 2**20  # a chat of a million tokens is below 8 MiB
 DOCUMENT_BYTES_MAX = 256 * 2**20  # of plain text or one JSON document, which are held whole
+TEXT_CHARS_MAX = 2**30  # of all answers and prompts together, which are held
 EXCERPT_BYTES = 80
 
 ANSWER_KEYS = ("text", "answer", "completion", "response", "output", "content", "generated_text")
@@ -51,6 +52,7 @@ class Answers(msgspec.Struct):
     saved: list[Saved] = []
     unanswered: int = 0  # lines that say that there is no answer: errors of a batch, empty ones
     prompts: dict[str, str] = {}  # by custom_id, from batch input
+    characters: int = 0
 
 
 def read_answers(paths: Sequence[Path]) -> Answers:
@@ -139,7 +141,8 @@ def _take(item: Any, where: str, answers: Answers) -> None:
     if not isinstance(item, dict):
         raise UsageError(f"{where}: {type(item).__name__} instead of an object; {EXPECTED}")
     if isinstance(item.get("body"), dict) and "custom_id" in item and "response" not in item:
-        answers.prompts[str(item["custom_id"])] = _prompt_of(item["body"])  # a line of batch input
+        prompt = answers.prompts[str(item["custom_id"])] = _prompt_of(item["body"])  # a line of batch input
+        _count(answers, len(prompt), where)
         return
     name = next((str(item[key]) for key in ID_KEYS if isinstance(item.get(key), str | int)), "")
     reply: Any = item
@@ -157,7 +160,16 @@ def _take(item: Any, where: str, answers: Answers) -> None:
             answers.unanswered += 1
             continue
         session, nonce = (value if isinstance(value := item.get(key), str) else "" for key in ("session", "nonce"))
-        answers.saved.append(Saved(where, text, _prompt_of(item), name, logprobs, session, nonce))
+        prompt = _prompt_of(item)
+        _count(answers, len(text) + len(prompt), where)
+        answers.saved.append(Saved(where, text, prompt, name, logprobs, session, nonce))
+
+
+def _count(answers: Answers, characters: int, where: str) -> None:
+    """Raise UsageError when there is more text than can be held at once."""
+    answers.characters += characters
+    if answers.characters > TEXT_CHARS_MAX:
+        raise UsageError(f"{where}: more than {TEXT_CHARS_MAX:,} characters so far; judge the files in parts")
 
 
 def _said(reply: dict[str, Any], item: dict[str, Any]) -> Iterator[tuple[str, tuple[float, ...]]]:

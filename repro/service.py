@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from repro.base.clock import VirtualLoop
 from repro.base.errors import UsageError, nearest
-from repro.base.probe import NullProbes
 from repro.fault.defects import check, with_defects
-from repro.serve.config import CONFIGS
+from repro.fault.injector import Injector
+from repro.fault.plan import Fault
+from repro.serve.config import CONFIGS, EngineConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.launch import serve
 from repro.serve.server.bridge import HostedEngine
@@ -18,20 +20,33 @@ from repro.serve.stack import build
 from repro.target import load_checkpoint
 
 
-def serve_bundled(
-    name: str, defects: tuple[str, ...], *, host: str, port: int, seed: int, on_ready: Callable[[str], None]
-) -> None:
-    """Serve configuration `name` until Ctrl-C. Raises UsageError for an unknown one or a port in use."""
+@dataclass(frozen=True)
+class Service:
+    """What is served: a stack, what is wrong with it, and the faults that bring it out."""
+
+    config: EngineConfig
+    defects: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+
+def service_of(name: str, defects: tuple[str, ...]) -> Service:
+    """Return a bundled configuration with these defects. Raises UsageError for an unknown one."""
     if name not in CONFIGS:
         raise UsageError(f'--config {name}: there is no such configuration; nearest: "{nearest(name, CONFIGS)}"')
-    config = CONFIGS[name]
-    check(defects, config, "--defect")
-    guards = with_defects(defects, "--defect")
+    return Service(CONFIGS[name], defects)
+
+
+def serve_bundled(service: Service, *, host: str, port: int, seed: int, on_ready: Callable[[str], None]) -> None:
+    """Serve a stack until Ctrl-C. Raises UsageError for defects that it cannot have, and for a port in use."""
+    config = service.config
+    check(service.defects, config, "--defect")
+    guards = with_defects(service.defects, "--defect")
     checkpoint = load_checkpoint(config)
 
     def hosted() -> HostedEngine:
-        device = SimDevice(NullProbes())
-        engine = build(config, checkpoint.model, device, guards)
+        injector = Injector(service.faults, seed)
+        device = SimDevice(injector)
+        engine = build(config, checkpoint.model, device, guards, injector)
         return HostedEngine(VirtualLoop(device, external=True), engine, lambda: _without_gradients(engine.run))
 
     serve(hosted, checkpoint.tokenizer, host=host, port=port, clock=time.time, seed=seed, on_ready=on_ready)

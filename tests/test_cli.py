@@ -35,7 +35,7 @@ sys.argv[1:] = ["run", "tiny.toml"]
 from repro.__main__ import main
 main()
 """
-COMMANDS = ("run", "replay", "reproduce", "campaign", "profile", "report", "serve", "list")
+COMMANDS = ("run", "replay", "calibrate", "reproduce", "campaign", "detect", "profile", "report", "serve", "list")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from detectors.clean_cache import Calibration
+from reports.story import replay_command
+from reports.summary import summarise
 from repro.cli import app
+from repro.record.view import open_run
+from repro.scenario import LoadSpec
+from repro.sessions import sessions_of
 from repro.trace.format import Message, Session, Turn
 from repro.trace.store import write_sessions
 from tests.load.closed_stub import MODEL, ClosedStub
@@ -89,6 +94,8 @@ def test_a_corrupted_answer_is_found_by_both_oracles_and_clean_ones_are_not(
     answers = {name: told(result)["detectors"][name] for name in ("rerun", "surprisal")}
     assert set(answers.values()) == {"anomaly" if corrupt else "clean"}
     assert told(result)["funnel"]["diverged"] == int(corrupt)
+    stages = {stage.key: stage.count for stage in summarise(open_run(Path(told(result)["run_dir"]))).funnel}
+    assert (stages["diverged"], stages["raced"]) == (int(corrupt), None)
 
 
 def test_what_clean_answers_do_too_convicts_nobody(tmp_path: Path) -> None:
@@ -212,6 +219,8 @@ def test_texts_of_requests_and_answers_stay_out_of_a_redacted_record(redact: boo
     with served(stub) as url:
         result = replay(tmp_path, url, calibrated(tmp_path), *(["--redact"] if redact else []))
     run = Path(told(result)["run_dir"])
+    again = replay_command(summarise(open_run(run)))
+    assert "--calibration" in again and ("--redact" in again) is redact
     kept = everything_in(run)
     found = list(map(json.loads, (run / "findings.jsonl").read_text().splitlines()))
     scores = [finding["evidence"]["score_nats"] for finding in found if finding["detector"] == "surprisal"]
@@ -225,3 +234,18 @@ def _neighbours(text: str) -> Iterator[tuple[str, str]]:
     """Pairs of words of which an answer has some: all of them."""
     words = text.split()
     yield from ((word, other) for word in words for other in words)
+
+
+def test_a_scenario_is_served_with_its_own_defect_only() -> None:
+    result = CliRunner().invoke(app, ["serve", "--scenario", "hicache_early_read", "--defect", "hicache_load_war"])
+    assert result.exit_code == 2 and "--scenario brings its own defect" in result.stderr
+
+
+def test_sessions_without_a_nonce_get_one_of_their_own_behind_the_system_prompt(tmp_path: Path) -> None:
+    turns = (Turn((Message("system", "be brief"), Message("user", "hi"))),)
+    write_sessions(tmp_path / "s.jsonl", [Session("a", turns), Session("b", turns), Session("c", turns, nonce="mine")])
+    spec = LoadSpec(trace=(str(tmp_path / "s.jsonl"),), nonces=True)
+    one, other, kept = sessions_of(spec, seed=1)
+    assert one.nonce and other.nonce and one.nonce != other.nonce and kept.nonce == "mine"
+    assert [message.content for message in one.turns[0].messages] == ["be brief", f"Ticket {one.nonce}.\nhi"]
+    assert kept.turns == turns and sessions_of(spec, seed=1)[0] == one

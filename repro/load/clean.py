@@ -18,7 +18,7 @@ import msgspec
 from repro.load.again import Kept, flush_cache
 from repro.load.answer import WHOLE, Answer
 from repro.load.client import ChatClient, json_or_text, plain_prompt, told_of
-from repro.load.replies import Key, Place, Said, Scores, read_reply, read_scores
+from repro.load.replies import Key, Place, Said, Scores, read_prompt_ids, read_reply, read_scores
 from repro.load.sse import MalformedStreamError
 from repro.load.wire import DECODE_ERRORS, PATHS, Api, message_of
 from repro.record.checks import Check
@@ -26,6 +26,7 @@ from repro.record.checks import Check
 TOPS = 20  # alternatives asked for at each place of a rerun: the most that OpenAI's API gives
 SERVER_ERROR = 500
 LOST_AFTER_FAILURES = 3  # checks in a row that got no connection
+PROMPT_NAMED_MAX_TOKENS = 8192  # the logits of so many places at once are all that a server should be asked for
 MUTE_AFTER_CHECKS = 3  # that told nothing, before any has: no more are made
 NO_LOGPROBS = "the target tells no log-probabilities with its answers"
 NO_IDS = (
@@ -76,7 +77,7 @@ async def check_answers(
     """Check answers in this order, alone, for at most `tokens_max` tokens; may be cancelled at any point."""
     checks.wanted = len(kept)
     checker = _Checker(client, checks)
-    failures = 0
+    failures, last = 0, ""
     for number, each in enumerate(kept, 1):
         if checks.tokens + _cost_tokens(each) > tokens_max:
             checks.over_budget = True
@@ -88,11 +89,12 @@ async def check_answers(
                 return
         except (httpx.TransportError, _BrokenError) as error:
             failures += 1
+            last = str(error) if isinstance(error, _BrokenError) else told_of(error)[1]
             if failures >= LOST_AFTER_FAILURES:
-                told = str(error) if isinstance(error, _BrokenError) else told_of(error)[1]
-                checks.lost = f"while its answers were checked: {told}"
-                return
+                break
         done(number, len(kept))
+    if failures:
+        checks.lost = f"while its answers were checked: {last}"
 
 
 class _Checker:
@@ -102,6 +104,7 @@ class _Checker:
         self._client = client
         self._checks = checks
         self._flushes = True  # until the server says that it does not
+        self._tokenizes = True  # likewise
         self._salted = 0
 
     async def check(self, kept: Kept) -> Check:
@@ -163,28 +166,52 @@ class _Checker:
         return scores
 
     async def _prompt_ids(self, kept: Kept, said: Said) -> tuple[int, ...]:
-        """Return the prompt's token ids as the server's /tokenize splits it, which its own count must confirm."""
+        """Return the prompt's token ids, which the server's own count must confirm.
+
+        /tokenize splits it; where that does not work (SGLang 0.5.11 fails for a tokenizer without a length limit),
+        the log-probabilities of a short prompt name its tokens.
+        """
         if self._client.api != "generate":
             raise _RefusedError(NO_IDS)
-        body = {"model": self._client.model, "prompt": plain_prompt(kept.ask.messages)}
-        raw = await self._post("/tokenize", msgspec.json.encode(body))
-        try:
-            ids = msgspec.json.decode(raw, type=_Tokenized).tokens
-        except DECODE_ERRORS as error:
-            raise _RefusedError(f"/tokenize answered no list of token ids ({error})") from error
+        text = plain_prompt(kept.ask.messages)
+        ids = await self._split(text) if self._tokenizes else ()
+        if not ids and said.prompt_tokens > PROMPT_NAMED_MAX_TOKENS:
+            raise _RefusedError("the prompt's token ids are not to be had: /tokenize does not work")
+        ids = ids or await self._named(text, said.prompt_tokens)
         if len(ids) != said.prompt_tokens:
-            raise _RefusedError(
-                f"/tokenize splits the prompt into {len(ids)} tokens, and /generate into {said.prompt_tokens}"
-            )
-        return tuple(ids)
+            raise _RefusedError(f"the prompt is {len(ids)} tokens to /tokenize, and {said.prompt_tokens} to /generate")
+        return ids
+
+    async def _split(self, text: str) -> tuple[int, ...]:
+        """Return a text's token ids by /tokenize; () where that does not work."""
+        body = msgspec.json.encode({"model": self._client.model, "prompt": text})
+        try:
+            return tuple(msgspec.json.decode(await self._post("/tokenize", body), type=_Tokenized).tokens)
+        except (_RefusedError, _BrokenError, *DECODE_ERRORS):
+            self._tokenizes = False
+            return ()
+
+    async def _named(self, text: str, tokens: int) -> tuple[int, ...]:
+        """Return the ids of a prompt's tokens, by asking for all their log-probabilities."""
+        self._checks.tokens += tokens
+        sampling = {"temperature": 0.0, "max_new_tokens": 1}
+        body = {"text": text, "sampling_params": sampling, "return_logprob": True, "logprob_start_len": 0}
+        return read_prompt_ids(await self._post("/generate", msgspec.json.encode(body)))
 
     async def _post(self, path: str, body: bytes) -> bytes:
         """Return the body of a reply. Raises _RefusedError, or _BrokenError from 500 on, with what the server said."""
-        response = await self._client.http.post(path, content=body, headers={"Content-Type": "application/json"})
+        try:
+            response = await self._send(path, body)
+        except (httpx.ReadError, httpx.RemoteProtocolError):
+            # Servers close a connection behind an error of theirs without a word. To ask again changes nothing here.
+            response = await self._send(path, body)
         if response.status_code == 200:
             return response.content
         told = f"{path} answered {response.status_code}: {message_of(json_or_text(response.content))}"
         raise _BrokenError(told) if response.status_code >= SERVER_ERROR else _RefusedError(told)
+
+    async def _send(self, path: str, body: bytes) -> httpx.Response:
+        return await self._client.http.post(path, content=body, headers={"Content-Type": "application/json"})
 
 
 class _Tokenized(msgspec.Struct):
@@ -215,21 +242,30 @@ def difference(answer: Answer, said: Said) -> tuple[int, float | None]:
     """Return where a rerun first differs from the answer, and how much likelier it found its own token, in nats.
 
     (-1, 0.0) for nowhere. The likelihood is at least that where the answer's token was not among the alternatives,
-    the margin over the second best where the answer has no token there, and None where the rerun does not tell.
-    An answer that was given up is compared as far as it had come.
+    the margin over the second best where the answer has no token there, and None where it cannot be told. An answer
+    that was given up is compared as far as it had come. Texts of tokens are taken at their word only if the stream
+    brought them all: SGLang leaves those out that show no text yet (parts of a character).
     """
-    mine: Sequence[Key] = answer.words
-    theirs: Sequence[Key] = [place.key for place in said.places]
-    if answer.tokens and said.ids:
-        mine, theirs = answer.tokens, said.ids
-    elif not (mine and theirs):
-        return (-1, 0.0) if said.text == answer.text else (0, None)
     whole = answer.finish in WHOLE
+    if answer.tokens and said.ids:
+        mine: Sequence[Key] = answer.tokens
+        theirs: Sequence[Key] = said.ids
+    elif answer.text == said.text or (not whole and said.text.startswith(answer.text)):
+        return -1, 0.0
+    elif said.places and _words_are_whole(answer):
+        mine, theirs = answer.words, [place.key for place in said.places]
+    else:
+        return 0, None
     place = next((at for at, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), -1)
     if place < 0 and (len(mine) == len(theirs) or (not whole and len(mine) < len(theirs))):
         return -1, 0.0
     place = min(len(mine), len(theirs)) if place < 0 else place
     return place, _gap(_key_at(answer, place), said.places[place]) if place < len(said.places) else None
+
+
+def _words_are_whole(answer: Answer) -> bool:
+    """Return whether each token of the answer came with its text."""
+    return bool(answer.words) and (answer.counts is None or answer.counts.completion_tokens in (0, len(answer.words)))
 
 
 def _key_at(answer: Answer, place: int) -> tuple[Key, ...]:

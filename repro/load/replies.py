@@ -142,6 +142,12 @@ def read_scores(api: Api, body: bytes, answer: Sequence[int]) -> Scores | None:
         return _generate_scores(body, answer) if api == "generate" else _openai_scores(body, answer)
 
 
+def read_prompt_ids(body: bytes) -> tuple[int, ...]:
+    """Return the ids of a prompt whose log-probabilities /generate was asked for from its first token on."""
+    with _malformed(body):
+        return tuple(token for _, token, _ in _generate.decode(body).meta_info.input_token_logprobs or ())
+
+
 @contextmanager
 def _malformed(body: bytes) -> Iterator[None]:
     try:

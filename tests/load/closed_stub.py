@@ -48,6 +48,8 @@ class ClosedStub:
         self.flips: dict[str, int] = {}
         self.corrupts: dict[str, int] = {}
         self.ids = True  # vLLM: return_token_ids is known
+        self.tokenizes = True  # SGLang: /tokenize works
+        self.drops: int | None = None  # chat: the place whose text the stream leaves out
         self.dies_after: int | None = None  # checks
         self.paths: list[str] = []
         self.salts: list[str | None] = []  # of checks
@@ -70,6 +72,9 @@ class ClosedStub:
         elif path == "/flush_cache":
             await reply(send, 200 if self.flushes else 404, {})
         elif path == "/tokenize" and self.speaks == "sglang":
+            if not self.tokenizes:
+                await reply(send, 500, {"detail": "Integer exceeds 64-bit range"})
+                return
             ids = split(json.loads(raw)["prompt"])
             await reply(send, 200, {"tokens": ids, "count": len(ids), "max_model_len": 4096})
         else:
@@ -96,6 +101,8 @@ class ClosedStub:
         if path != "/generate":
             choice = told["choices"][0]
             choice["delta"] = choice.pop("message", {})
+            if self.drops is not None and "logprobs" in choice:
+                del choice["logprobs"]["content"][self.drops]
         await send({"type": "http.response.body", "body": event(**told) + b"data: [DONE]\n\n"})
 
     def _answer(self, prompt: list[int], most: int, name: str) -> list[int]:

@@ -103,6 +103,23 @@ def test_without_token_ids_the_rerun_compares_texts_and_nothing_is_sent_back() -
     assert corrupted.first_difference == 7 and corrupted.gap
 
 
+def test_without_tokenize_a_short_prompt_is_named_by_its_log_probabilities() -> None:
+    stub = ClosedStub()
+    stub.tokenizes, stub.corrupts["b"] = False, 7
+    clean, corrupted, _ = checked(stub).done
+    assert max(clean.deficits) == 0 and max(corrupted.deficits) == pytest.approx(FAR - 0.1)
+
+
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_texts_of_tokens_that_did_not_all_come_acquit_by_the_text_and_convict_nobody(corrupt: bool) -> None:
+    stub = ClosedStub("vllm")
+    stub.ids, stub.drops = False, 3
+    if corrupt:
+        stub.corrupts["a"] = 7
+    (check,) = checked(stub, names="a").done
+    assert (check.first_difference, check.gap) == ((0, None) if corrupt else (-1, 0.0))
+
+
 def test_the_budget_of_tokens_is_kept() -> None:
     one = checked(ClosedStub(), names="a").tokens
     checks = checked(ClosedStub(), names="abcd", budget=2 * one)
