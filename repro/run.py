@@ -153,9 +153,11 @@ def run_scenario(
             cut=limits.reached,
         )
         limit_tokens = target.context_tokens_max
-        outcome = _close(folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens)
-        findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
         corruptions = {} if corruptor is None else corruptor.aftermath.counts
+        outcome = _close(
+            folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens, corruptions
+        )
+        findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
         return replace(outcome, findings=findings, explored=explored, corruptions=corruptions)
 
 
@@ -222,6 +224,7 @@ def _close(
     judgement: Judgement,
     result: LoadResult,
     limit_tokens: int | None,
+    corruptions: Mapping[str, Corruptions],
 ) -> Outcome:
     """Write what is left, take the fingerprint, and make the token."""
     for record in observed.records:
@@ -256,6 +259,8 @@ def _close(
         "run_dir": str(folder.path),
         "report": str(folder.report_path),
     }
+    if corruptions:
+        said["corruptions"] = msgspec.to_builtins(corruptions)
     answers = {v.detector: {"answer": v.answer, "checked": v.checked, "why": v.why} for v in verdicts}
     folder.close("interrupted" if limits.by_accident else "finished", verdict=said, detectors=answers)
     return Outcome(judgement, said, fingerprint, folder.path)
