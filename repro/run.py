@@ -250,7 +250,10 @@ def _close(
         "client_lag_ms": _milliseconds(result.lag),
         "funnel": funnel_counts(observed.records),
         "retries": retry_counts(observed.records),
-        "faults": {name: msgspec.to_builtins(count) for name, count in injector.counts.items()},
+        "faults": {
+            name: msgspec.to_builtins(count) | msgspec.to_builtins(corruptions.get(name, {}))
+            for name, count in injector.counts.items()
+        },
         "exercised": msgspec.to_builtins(observed.exercise.counts),
         "virtual_s": round(result.duration_s, 6),
         "cut": {"why": limits.reached, "event": limits.cut_at} if limits.reached else None,
@@ -259,8 +262,6 @@ def _close(
         "run_dir": str(folder.path),
         "report": str(folder.report_path),
     }
-    if corruptions:
-        said["corruptions"] = msgspec.to_builtins(corruptions)
     answers = {v.detector: {"answer": v.answer, "checked": v.checked, "why": v.why} for v in verdicts}
     folder.close("interrupted" if limits.by_accident else "finished", verdict=said, detectors=answers)
     return Outcome(judgement, said, fingerprint, folder.path)
