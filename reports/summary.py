@@ -60,6 +60,9 @@ class FaultRow(msgspec.Struct, frozen=True):
     reached: int = 0
     fired: int = 0
     reordered: int = 0
+    changed: int = 0  # of a corrupting one: how often bytes are others now
+    read: int = 0  # of those, by a step
+    detected: int = 0  # of those, by the canary
 
 
 class DetectorRow(msgspec.Struct, frozen=True):
@@ -369,7 +372,7 @@ def _faults(faults: object) -> tuple[FaultRow, ...]:
     )
 
 
-_FAULT_COUNTS = ("armed", "reached", "fired", "reordered")
+_FAULT_COUNTS = ("armed", "reached", "fired", "reordered", "changed", "read", "detected")
 
 
 def _counts(counts: object) -> dict[str, int]:

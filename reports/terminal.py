@@ -150,8 +150,10 @@ def _facts(summary: Summary) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for fault in summary.faults:
-        counts = f"reached {fault.reached:,}, fired {fault.fired:,}, changed an order {fault.reordered:,} times"
-        table.add_row("fault", f"{fault.name}: {counts}")
+        did = f"changed an order {fault.reordered:,} times"
+        if fault.changed:
+            did = f"changed bytes {fault.changed:,} times: {fault.read:,} of them read, {fault.detected:,} detected"
+        table.add_row("fault", f"{fault.name}: reached {fault.reached:,}, fired {fault.fired:,}, {did}")
     if summary.exercised:
         did = ", ".join(f"{count:,} {exercise_label(name)}" for name, count in summary.exercised.items())
         table.add_row("exercised", did)

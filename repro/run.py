@@ -174,9 +174,11 @@ def run_scenario(
             cut=limits.reached,
         )
         limit_tokens = target.context_tokens_max
-        outcome = _close(folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens)
-        findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
         corruptions = {} if corruptor is None else corruptor.aftermath.counts
+        outcome = _close(
+            folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens, corruptions
+        )
+        findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
         return replace(outcome, findings=findings, explored=explored, corruptions=corruptions)
 
 
@@ -261,6 +263,7 @@ def _close(
     judgement: Judgement,
     result: LoadResult,
     limit_tokens: int | None,
+    corruptions: Mapping[str, Corruptions],
 ) -> Outcome:
     """Write what is left, take the fingerprint, and make the token."""
     for record in observed.records:
@@ -286,7 +289,10 @@ def _close(
         "client_lag_ms": _milliseconds(result.lag),
         "funnel": funnel_counts(observed.records),
         "retries": retry_counts(observed.records),
-        "faults": {name: msgspec.to_builtins(count) for name, count in injector.counts.items()},
+        "faults": {
+            name: msgspec.to_builtins(count) | msgspec.to_builtins(corruptions.get(name, {}))
+            for name, count in injector.counts.items()
+        },
         "exercised": msgspec.to_builtins(observed.exercise.counts),
         "virtual_s": round(result.duration_s, 6),
         "cut": {"why": limits.reached, "event": limits.cut_at} if limits.reached else None,

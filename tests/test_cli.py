@@ -35,7 +35,9 @@ sys.argv[1:] = ["run", "tiny.toml"]
 from repro.__main__ import main
 main()
 """
-COMMANDS = ("run", "replay", "calibrate", "reproduce", "campaign", "detect", "profile", "report", "serve", "list")
+COMMANDS = (
+    "run", "replay", "calibrate", "reproduce", "campaign", "detect", "profile", "report", "serve", "list", "faults"
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +124,14 @@ def test_list_names_everything_that_other_commands_take() -> None:
     assert result.exit_code == 0
     for name in ("hicache_early_read", "github.com/sgl-project/sglang/pull/22811", "tiny-hicache"):
         assert name in result.stdout
+
+
+def test_faults_lists_every_fault_and_tells_corrupting_ones() -> None:
+    result = repro("faults")
+    assert result.exit_code == 0 and "loadback.copy_layer.delay" in result.stdout
+    listed = msgspec.json.decode(repro("faults", "--json").stdout)["faults"]
+    assert len(listed) > 100
+    assert [each["name"] for each in listed if not each["legal"]][:2] == ["memory.in_use.flip", "memory.in_use.zero"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

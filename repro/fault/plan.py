@@ -116,7 +116,7 @@ def check(faults: tuple[Fault, ...], where: str) -> None:
         place = f"{where} [[fault]] {number}"
         if fault.at not in POINTS:
             raise ScenarioError(
-                f'{place}: at = "{fault.at}" is no probe point; nearest: "{nearest(fault.at, POINTS)}". '
+                f'{place}: at = "{fault.at}" is no probe point; nearest: "{nearest(fault.at, POINTS)}"; '
                 "`repro faults` shows them"
             )
         kinds = POINTS[fault.at]

@@ -225,7 +225,8 @@ def does_nothing(guard: Callable[..., Any]) -> bool:
     def nothing() -> None:
         """Do nothing."""
 
-    return guard.__code__.co_code == nothing.__code__.co_code
+    code = guard.__code__  # one that returns a constant has the same code, and another constant
+    return code.co_code == nothing.__code__.co_code and code.co_consts[-1] is None
 
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

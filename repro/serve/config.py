@@ -91,6 +91,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upload_stream: bool = False  # whether request rows are uploaded beside the forward, on a stream of their own
     prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree
     speculative_drafts: int = 0  # tokens that the MTP layer drafts for each decode step; 0: no speculation
+    checksums: bool = False  # whether a read compares the rows' values too, by a checksum that travels with the stamp
     cache_check: bool = True  # verify the pools' invariants whenever the engine is idle
 
     @property

@@ -81,9 +81,10 @@ class Worker:
         widths = widths_of(shape, weights)
         speculative = config.speculative_drafts > 0
         layers = shape.num_hidden_layers + speculative
+        size, sums = config.page_tokens, config.checksums
         self.pools: dict[Place, KVPool] = {
-            "device": KVPool(device.named("device"), layers, config.device_pages, config.page_tokens, widths),
-            "host": KVPool(device.named("host"), layers, config.host_pages, config.page_tokens, widths),
+            "device": KVPool(device.named("device"), layers, config.device_pages, size, widths, checksums=sums),
+            "host": KVPool(device.named("host"), layers, config.host_pages, size, widths, checksums=sums),
         }
         pool = self.pools["device"]
         compute = device.stream("compute")

@@ -75,11 +75,11 @@ def told(each: Tried | None) -> str:
     return f"{each.schedules}: {'broke: ' + each.broke[:60] if each.broke else 'silent'}"
 
 
-def table_of(rows: dict[str, dict[str, Tried]]) -> Table:
+def table_of(rows: dict[str, dict[str, Tried]], workloads: Sequence[str]) -> Table:
     """Return schedules to the first finding, and by whom."""
-    table = Table("defect", *GENERIC, title="schedules played: detectors that convicted")
+    table = Table("defect", *workloads, title="schedules played: detectors that convicted")
     for defect, cells in rows.items():
-        table.add_row(defect, *(told(cells.get(workload)) for workload in GENERIC))
+        table.add_row(defect, *(told(cells.get(workload)) for workload in workloads))
     return table
 
 
@@ -88,18 +88,20 @@ def main() -> None:
     parser.add_argument("defects", nargs="*", default=[*defects.DEFECTS, SILENT])
     parser.add_argument("--schedules", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workload", action="append", choices=GENERIC, help="may be repeated; all if none")
     given = parser.parse_args()
-    rows = measured(given.defects, given.schedules, given.workers)
-    Console(width=200).print(table_of(rows))
+    workloads = given.workload or GENERIC
+    rows = measured(given.defects, workloads, given.schedules, given.workers)
+    Console(width=200).print(table_of(rows, workloads))
     bank = [defect for defect in rows if defect != SILENT]
     found = [defect for defect in bank if any(each.found for each in rows[defect].values())]
     missed = [defect for defect in bank if defect not in found]
     print(f"{len(found)} of {len(bank)} defects found; missed: {', '.join(missed) or 'none'}")
 
 
-def measured(names: Sequence[str], schedules: int, workers: int) -> dict[str, dict[str, Tried]]:
+def measured(names: Sequence[str], chosen: Sequence[str], schedules: int, workers: int) -> dict[str, dict[str, Tried]]:
     """Return what came of each defect in each workload whose target can have it."""
-    workloads = [find(name) for name in GENERIC]
+    workloads = [find(name) for name in chosen]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         under_way = {
             (defect, workload.name): pool.submit(tried, workload.name, defect, schedules)

@@ -1,9 +1,27 @@
 """Fault plans: what is possible passes, what could never be carried out as written is refused."""
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from repro.base.errors import ScenarioError
-from repro.fault.plan import POINTS, TIMING, Do, Fault, When, check
+from repro.fault.plan import (
+    CORRUPTING,
+    DELAY_US_MAX,
+    NEED_US,
+    PLACES,
+    POINTS,
+    STALL_UNTIL_US_MAX,
+    TIMING,
+    WITHOUT_US,
+    Do,
+    Fault,
+    When,
+    check,
+)
+from repro.scenario import parse
+from repro.toml import to_toml
 
 US = {"delay": 5.0, "stall": 5.0, "slow": 5.0, "burst": 5.0}
 
@@ -20,6 +38,47 @@ def some(kind: str) -> Do:
 @pytest.mark.parametrize(("at", "kind"), [(at, kind) for at, kinds in POINTS.items() for kind in kinds])
 def test_every_kind_is_possible_at_its_points(at: str, kind: str) -> None:
     check((fault(at, do=some(kind)),), "x.toml")
+
+
+@st.composite
+def possible(draw: st.DrawFn) -> Fault:
+    """Draw a fault as the plan language allows it: a kind of its point, and only numbers that mean something."""
+    at = draw(st.sampled_from(sorted(POINTS)))
+    kind = draw(st.sampled_from(POINTS[at]))
+    most = STALL_UNTIL_US_MAX if kind == "stall" else DELAY_US_MAX
+    least = 1e-3 if kind in NEED_US else 0.0
+    us = 0.0 if kind in WITHOUT_US else draw(st.floats(least, most))
+    when = When(
+        probability=draw(st.floats(1e-6, 1.0)),
+        skip=draw(st.integers(0, 1000)),
+        times=draw(st.none() | st.integers(1, 1000)),
+    )
+    return Fault(at, Do(kind, us=us, tokens=draw(st.integers(64, 4096)) if kind == "evict" else 0), when)
+
+
+@given(st.lists(possible(), max_size=4))
+def test_what_is_possible_is_read_from_toml_as_it_was_meant(faults: list[Fault]) -> None:
+    text = to_toml({"format": 1, "title": "t", "defects": [], "fault": msgspec.to_builtins(faults)})
+    assert parse(text, "x", "x.toml").faults == tuple(faults)
+
+
+@given(st.sampled_from(sorted(POINTS)), st.sampled_from(sorted({kind for kinds in POINTS.values() for kind in kinds})))
+def test_a_kind_is_possible_at_its_points_and_nowhere_else(at: str, kind: str) -> None:
+    if kind in POINTS[at]:
+        check((fault(at, do=some(kind)),), "x.toml")
+    else:
+        with pytest.raises(ScenarioError, match=f"is not possible at {at}; use one of: {', '.join(POINTS[at])}"):
+            check((fault(at, do=some(kind)),), "x.toml")
+
+
+def test_only_the_kinds_of_wrong_bytes_corrupt_and_only_in_memory() -> None:
+    corrupting = {(at, kind) for at, kinds in POINTS.items() for kind in kinds if fault(at, do=some(kind)).corrupting}
+    assert corrupting == {(place, kind) for place in PLACES for kind in CORRUPTING}
+
+
+def test_an_unknown_point_says_where_the_known_ones_are_listed() -> None:
+    with pytest.raises(ScenarioError, match='nearest: "memory.cached"; `repro faults` shows them'):
+        check((fault("memory.cachd"),), "x.toml")
 
 
 def test_a_fault_is_named_by_its_point_and_kind() -> None:

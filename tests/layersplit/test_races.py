@@ -11,6 +11,7 @@ from repro.base.probe import PageSet
 from repro.fault.defects import DEFECTS
 from repro.fault.plan import Fault
 from repro.schedule.pickers import RandomPicker, timed
+from repro.serve.device.streams import SimStream
 from repro.serve.guards import Guards
 from tests.device.test_declared import WatchedDevice
 from tests.engine.builders import delay, make_request, prompt, same_events
@@ -77,6 +78,20 @@ def test_a_run_is_the_same_every_time_bit_for_bit() -> None:
 def test_ordering_needs_no_fault_and_no_luck(name: str) -> None:
     case = Case((), (), CASES[name].settings)
     assert findings(served(case, DEFECTS[name].apply(Guards())))["ordering"]
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        ("this rank's new rows are computed", "new rows are sent before any were computed"),
+        ("this rank's tokens are chosen", "tokens are sent before any were chosen"),
+    ],
+)
+def test_what_is_gathered_before_it_is_there_is_noticed(why: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = SimStream.wait
+    monkeypatch.setattr(SimStream, "wait", lambda self, event, each: None if each == why else wait(self, event, each))
+    with pytest.raises(AssertionError, match=told):
+        served(Case(()))
 
 
 def test_two_buffers_and_one_stream_of_collectives_need_no_guard_of_the_scratch() -> None:

@@ -106,6 +106,7 @@ def test_a_guard_that_is_left_out_says_yes_and_nothing_else() -> None:
 def test_a_guard_that_is_empty_is_told_from_one_that_waits() -> None:
     assert does_nothing(Guards().before_index_store)
     assert not does_nothing(Guards().before_index_read) and not does_nothing(Guards().on_double_free)
+    assert not does_nothing(Guards().still_owner), "it answers False"
 
 
 def op(stream: str, index: int, *after: Edge) -> Op:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from repro.base.probe import PAGE_SETS_VALID, Component, PageSet, Probes, Tier
-from repro.serve.kv.stamps import Words
+from repro.serve.kv.stamps import Words, checksum
 
 Pages = NDArray[np.int32]
 Place = Literal["device", "host"]
@@ -69,7 +69,8 @@ class Names:
 class KVPool:
     """The pages of one tier. Plain memory: who may touch what, and when, is the caller's care.
 
-    It holds `layers` layers, which callers call by their numbers in the model, from `first_layer` on.
+    It holds `layers` layers, which callers call by their numbers in the model, from `first_layer` on. With
+    `checksums` a row's stamp is mixed with a checksum of its values, which whoever compares it takes out again.
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class KVPool:
         widths: dict[Component, int] | None,
         *,
         first_layer: int = 0,
+        checksums: bool = False,
     ) -> None:
         self.tier = tier
         self.layers = layers
+        self._checksums = checksums and widths is not None
         self.layer_numbers = range(first_layer, first_layer + layers)
         self._first_layer = first_layer
         self.pages = pages
@@ -135,6 +138,15 @@ class KVPool:
         self.taint[component][place, pages] = rows.taint
         self.tainted |= bool(rows.taint.any())
 
+    def stamps_at(self, component: Component, layer: int, pages: NDArray[np.int64], read: NDArray[np.bool_]) -> Words:
+        """Return the stamps of these pages, (..., page_tokens); those of rows that are `read` without the checksum
+        of the values that are there now."""
+        stamps = self.stamps_of(component, layer)[pages]
+        if self._checksums and read.any():
+            slots = (pages[..., None] * self.page_tokens + np.arange(self.page_tokens))[read]
+            stamps[read] ^= checksum(self.flat(component, layer)[torch.from_numpy(slots)])
+        return stamps
+
     def write_slots(
         self,
         component: Component,
@@ -147,6 +159,8 @@ class KVPool:
         """Write one row per slot, with its stamp."""
         if values is not None:
             self.flat(component, layer)[torch.from_numpy(slots)] = values
+            if self._checksums:
+                stamps = stamps ^ checksum(values)
         self.stamps_of(component, layer).reshape(-1)[slots] = stamps
         if self.tainted or taint.any():
             self.tainted = True

@@ -148,7 +148,7 @@ class StepReads:
 
     def _verify(self, recorder: Recorder, component: Component, layer: int, read: Flags) -> None:
         pool, place = self._check.homes[layer]
-        found = pool.stamps_of(component, place)[self._table]
+        found = pool.stamps_at(component, place, self._table, read)
         wrong = ((found ^ self._expected) != salt(component, layer)) & read
         if wrong.any():
             for row in np.flatnonzero(wrong.any(axis=(1, 2))):

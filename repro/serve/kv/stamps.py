@@ -2,13 +2,14 @@
 
 The stamp of a row is a hash of all tokens up to its position, the position, layer and component.
 It travels with every copy of the row, so a reader can tell whose bytes it met without comparing
-floating point. The token hash is a running sum of mixed (token, position) words, so a whole chunk
-is one cumulative sum.
+floating point; where a pool keeps checksums, the stamp is mixed with one of the row's values. The token
+hash is a running sum of mixed (token, position) words, so a whole chunk is one cumulative sum.
 """
 
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from repro.base.probe import Component
@@ -34,6 +35,14 @@ def prefix_words(tokens: NDArray[np.int64]) -> Words:
     """Return for each token what identifies the prefix that it ends."""
     words: Words = np.cumsum(token_words(tokens, np.arange(len(tokens))), dtype=np.uint64)
     return words
+
+
+def checksum(values: torch.Tensor) -> Words:
+    """Return one word for each row of (rows, width) fp32: any bit that differs in one row makes it another one."""
+    bits = values.numpy().view(np.uint32).astype(np.uint64)
+    weights = mix(np.arange(values.shape[-1], dtype=np.uint64)) | np.uint64(1)  # odd: no bit is shifted out whole
+    sums: Words = (bits * weights).sum(axis=-1, dtype=np.uint64)
+    return sums
 
 
 @cache

@@ -54,7 +54,8 @@ class Rank:
 
         def pool(name: str, kept: range, pages: int) -> KVPool:
             tier = device.named(name)
-            return KVPool(tier, len(kept), pages, config.page_tokens, widths, first_layer=kept.start)
+            size, sums = config.page_tokens, config.checksums
+            return KVPool(tier, len(kept), pages, size, widths, first_layer=kept.start, checksums=sums)
 
         self.pools: dict[Place, KVPool] = {
             "device": pool("device", partition.kept, config.device_pages),

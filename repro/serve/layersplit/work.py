@@ -221,7 +221,8 @@ class RankWork:
     def send_tokens(self, recorder: Recorder) -> Payload:
         """Return the tokens that this rank has chosen, with log-probabilities and alternatives."""
         payload = self.empty_tokens(self._rank)
-        if self._sampled is not None:
+        if self.part.sampling_members:
+            assert self._sampled is not None, "tokens are sent before any were chosen"
             tokens, logprobs, top_ids, top_logprobs = payload
             tokens.copy_(torch.from_numpy(self._sampled.tokens))
             logprobs.copy_(torch.from_numpy(self._sampled.logprobs))
