@@ -46,11 +46,13 @@ class Sites(msgspec.Struct):
     waits_of: dict[str, set[str]] = {}
     learnt_of: dict[str, set[str]] = {}  # the whys of what the host learnt by each acknowledgement
     refused: set[str] = set()  # acknowledgements that were not there yet when they were asked for
+    took_s: float = 0.0  # of processor time, the longest of the runs
 
     def add(self, other: "Sites") -> None:
         """Take in what another run came by."""
         self.mutants |= other.mutants
         self.refused |= other.refused
+        self.took_s = max(self.took_s, other.took_s)
         for mine, others in (
             (self.waits_for, other.waits_for),
             (self.waits_of, other.waits_of),

@@ -8,6 +8,7 @@ import dataclasses
 import multiprocessing
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -33,9 +34,14 @@ from repro.scenario import Scenario
 from repro.serve.guards import Guards
 
 Outcome = Literal["caught", "redundant", "survived", "undecided"]
-RUN_TIMEOUT_S = 120  # of one run: a mutant may go round in circles
-AGAIN_S = 1.0  # and the loop may swallow what ends it
-NO_END = f"no end within {RUN_TIMEOUT_S} s"  # which a slow machine may bring about too: nobody was caught
+# A mutant may go round in circles. Processor time tells that on a machine of any speed; a run that stands still for
+# longer than RUN_TIMEOUT_S may be the machine's fault, and is nobody's.
+TIMES_MAX = 20  # of the processor time that the workload takes with nothing taken away
+PROCESSOR_S_MIN = 30.0
+RUN_TIMEOUT_S = 1800.0
+AGAIN_S = 1.0  # the loop may swallow what ends it
+NO_END = f"no end within {RUN_TIMEOUT_S:.0f} s"
+CIRCLES = f"never ends: {TIMES_MAX} times the processor time of the workload"
 STACK = "the stack itself: "
 FIRST_LINE_MAX = 100  # characters of what an assertion said
 
@@ -113,8 +119,10 @@ def _quiet() -> None:
 def watch(workload: Scenario, seed: int) -> tuple[Sites, str]:
     """Return what a workload comes by, and what its run had to complain of; "" for nothing, as it must be."""
     sites = Sites()
+    started_s = time.process_time()
     with watched(sites):
         said = _noticed(replace(workload, defects=(MUTANT,)), seed)
+    sites.took_s = time.process_time() - started_s
     return sites, f"{workload.name}, seed {seed}: {said}" if said else ""
 
 
@@ -131,7 +139,7 @@ def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], re
             for workload in there:
                 runs += 1
                 mutated = replace(workload, defects=(MUTANT,)) if mutant.kind == "guard" else workload
-                if noticed := _noticed(mutated, seed):
+                if noticed := _noticed(mutated, seed, reached[workload.name].took_s):
                     outcome: Outcome = "undecided" if noticed == NO_END else "caught"
                     return Row(mutant.kind, mutant.name, outcome, noticed, runs)
     if not there:
@@ -211,17 +219,18 @@ def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
             return frozenset()
 
 
-def _noticed(workload: Scenario, seed: int) -> str:
-    """Run once; return who noticed something."""
-    with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded():
+def _noticed(workload: Scenario, seed: int, usual_s: float = 0.0) -> str:
+    """Run once; return who noticed something. `usual_s` is the processor time that it takes with nothing taken away."""
+    bound_s = max(PROCESSOR_S_MIN, TIMES_MAX * usual_s)
+    with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded(bound_s):
         try:
             outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=Path(root), utc=datetime.now(UTC))
-        except TimeoutError:
-            return NO_END
+        except _Over as over:
+            return str(over)
         except (HarnessError, AssertionError) as error:
             cause = error.__cause__ or error
-            if isinstance(cause, TimeoutError):
-                return NO_END
+            if isinstance(cause, _Over):
+                return str(cause)
             return f"{STACK}{type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
         findings = outcome.verdict["findings"]
         assert isinstance(findings, dict)
@@ -236,17 +245,27 @@ def _logs(workloads: Sequence[Scenario], seed: int) -> Iterator[list[Event]]:
             yield list(open_run(outcome.path).events())
 
 
+class _Over(Exception):
+    """A run went on for too long."""
+
+
 @contextmanager
-def _bounded() -> Iterator[None]:
-    """Raise TimeoutError in what goes on for longer than RUN_TIMEOUT_S."""
+def _bounded(processor_s: float) -> Iterator[None]:
+    """Raise _Over in what takes more processor time than this, or longer than RUN_TIMEOUT_S."""
 
     def over(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
+        raise _Over(CIRCLES if number == signal.SIGPROF else NO_END)
 
-    before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, RUN_TIMEOUT_S, AGAIN_S)
+    limits = (
+        (signal.SIGPROF, signal.ITIMER_PROF, processor_s),
+        (signal.SIGALRM, signal.ITIMER_REAL, RUN_TIMEOUT_S),
+    )
+    before = [signal.signal(number, over) for number, _, _ in limits]
+    for _, timer, bound_s in limits:
+        signal.setitimer(timer, bound_s, AGAIN_S)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(limits, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """Mutation of the stack at a size that a test can afford: what is found, what is caught, what is shown redundant."""
 
+import signal
 from dataclasses import fields
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 from repro.base.errors import UsageError
 from repro.base.probe import Edge, Op
 from repro.fault.plan import Do, Fault, When
+from repro.mutate import study
 from repro.mutate.command import run_mutate
 from repro.mutate.redundant import implied_by
 from repro.mutate.sites import Mutant, Sites, applied, does_nothing, left_out, plain, static_mutants
@@ -139,3 +141,12 @@ def test_a_scenario_with_a_defect_is_no_workload() -> None:
 
     with pytest.raises(UsageError, match="has a defect"):
         run_mutate([small_scenario()], range(1), 1, False, Console(quiet=True), Console(quiet=True))
+
+
+def test_a_run_that_goes_round_in_circles_ends_by_its_processor_time() -> None:
+    with pytest.raises(study._Over, match="never ends"), study._bounded(0.05):
+        while True:
+            pass
+    with study._bounded(60.0):
+        pass  # and nothing goes off afterwards
+    assert signal.getitimer(signal.ITIMER_PROF) == signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
