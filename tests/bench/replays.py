@@ -1,0 +1,78 @@
+"""Findings of many races, each played again from its token in a process of its own: `python -m tests.bench.replays`.
+
+Every bundled scenario with a defect gives as many tokens, of random schedules of the light load of a hunt. A token
+that does not fit 64 characters points at its run's folder; such findings are counted and left out.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from repro.hunt.play import Played, play
+from repro.lighter import light
+from repro.run import RunOptions
+from repro.scenario import Scenario, bundled_names, find
+from repro.schedule.schedule import Schedule
+
+TRIES_MAX = 5  # schedules for one finding
+BUNDLED = "bundled"
+
+
+def main() -> None:
+    """Print what each replay that differed said, and how many were the same run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    scenarios = [scenario for name in bundled_names() if (scenario := find(name)).defects]
+    scenarios = [scenario for scenario in scenarios if scenario.engine == BUNDLED]
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="replays") as root, ThreadPoolExecutor(options.workers) as replays:
+        wanted = findings(scenarios, options.tokens, Path(root), counts)
+        for told in replays.map(replayed, wanted):
+            counts[told[:9]] += 1
+            if told != "same run":
+                print(told, flush=True)
+    print(f"{counts.pop('same run', 0)} of {options.tokens} are the same run in a new process; {dict(counts)}")
+
+
+def findings(scenarios: list[Scenario], tokens: int, root: Path, counts: Counter[str]) -> Iterator[Played]:
+    """Yield so many findings with a token, the scenarios taking turns."""
+    number = 0
+    while number < tokens:
+        scenario = scenarios[number % len(scenarios)]
+        seed = number // len(scenarios)
+        kept = light(scenario, stamps=True, seed=seed)
+        for attempt in range(TRIES_MAX):
+            schedule = Schedule("random", seed * TRIES_MAX + attempt)
+            played = play(scenario, RunOptions(seed, schedule=schedule, kept=kept), root)
+            if played.word == "anomaly" and not Path(played.token).exists():
+                number += 1
+                yield played
+                break
+            counts[f"{scenario.name}: {played.word}, no token"] += 1
+        else:
+            raise SystemExit(f"{scenario.name}, seed {seed}: no finding with a token in {TRIES_MAX} schedules")
+
+
+def replayed(played: Played) -> str:
+    """Return "same run", or what differed."""
+    command = [sys.executable, "-m", "repro", "reproduce", played.token, "--json", "--quiet"]
+    with tempfile.TemporaryDirectory(prefix="replay") as runs:
+        process = subprocess.run([*command, "--runs", runs], capture_output=True, text=True, check=False)
+    if process.returncode == 1 and json.loads(process.stdout)["fingerprint"] == played.fingerprint:
+        return "same run"
+    return f"{played.token}: exit {process.returncode}: {process.stderr.strip()[-300:]}"
+
+
+if __name__ == "__main__":
+    main()
