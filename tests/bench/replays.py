@@ -24,6 +24,7 @@ from repro.schedule.schedule import Schedule
 
 TRIES_MAX = 5  # schedules for one finding
 BUNDLED = "bundled"
+SAME = "same run"
 
 
 def main() -> None:
@@ -39,38 +40,40 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="replays") as root, ThreadPoolExecutor(options.workers) as replays:
         wanted = findings(scenarios, options.tokens, Path(root), counts)
         for told in replays.map(replayed, wanted):
-            counts[told[:9]] += 1
-            if told != "same run":
+            counts[told if told == SAME else "differs"] += 1
+            if told != SAME:
                 print(told, flush=True)
-    print(f"{counts.pop('same run', 0)} of {options.tokens} are the same run in a new process; {dict(counts)}")
+    print(f"{counts.pop(SAME, 0)} of {options.tokens} are the same run in a new process; {dict(counts)}")
 
 
 def findings(scenarios: list[Scenario], tokens: int, root: Path, counts: Counter[str]) -> Iterator[Played]:
     """Yield so many findings with a token, the scenarios taking turns."""
-    number = 0
-    while number < tokens:
-        scenario = scenarios[number % len(scenarios)]
-        seed = number // len(scenarios)
+    found = turn = 0
+    while found < tokens:
+        if not scenarios:
+            raise SystemExit(f"{found} findings have a token, and no scenario gives another one")
+        scenario, seed = scenarios[turn % len(scenarios)], turn // len(scenarios)
+        turn += 1
         kept = light(scenario, stamps=True, seed=seed)
         for attempt in range(TRIES_MAX):
             schedule = Schedule("random", seed * TRIES_MAX + attempt)
             played = play(scenario, RunOptions(seed, schedule=schedule, kept=kept), root)
             if played.word == "anomaly" and not Path(played.token).exists():
-                number += 1
+                found += 1
                 yield played
                 break
             counts[f"{scenario.name}: {played.word}, no token"] += 1
         else:
-            raise SystemExit(f"{scenario.name}, seed {seed}: no finding with a token in {TRIES_MAX} schedules")
+            scenarios.remove(scenario)
 
 
 def replayed(played: Played) -> str:
-    """Return "same run", or what differed."""
+    """Return SAME, or what differed."""
     command = [sys.executable, "-m", "repro", "reproduce", played.token, "--json", "--quiet"]
     with tempfile.TemporaryDirectory(prefix="replay") as runs:
         process = subprocess.run([*command, "--runs", runs], capture_output=True, text=True, check=False)
     if process.returncode == 1 and json.loads(process.stdout)["fingerprint"] == played.fingerprint:
-        return "same run"
+        return SAME
     return f"{played.token}: exit {process.returncode}: {process.stderr.strip()[-300:]}"
 
 
