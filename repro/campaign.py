@@ -185,7 +185,7 @@ class Processes:
 
 
 def _command(scenario: str, seed: int, flags: tuple[str, ...], root: Path, workers: int) -> list[str]:
-    command = [sys.executable, "-m", "repro.cli", "run", scenario, "--seed", str(seed), "--json", "--quiet"]
+    command = [sys.executable, "-m", "repro", "run", scenario, "--seed", str(seed), "--json", "--quiet"]
     return [*command, "--runs", str(root), "--threads", "1" if workers > 1 else "2", *flags]
 
 

@@ -22,7 +22,7 @@ def test_the_same_seed_gives_the_same_fingerprint_and_another_seed_another(picke
 
 def test_another_process_with_another_hash_seed_gives_the_same_fingerprint(tmp_path: Path) -> None:
     here = run_small(tmp_path, small_scenario("tensors"))
-    command = [sys.executable, "-m", "repro.cli", "reproduce", str(here.path), "--json"]
+    command = [sys.executable, "-m", "repro", "reproduce", str(here.path), "--json"]
     command += ["--runs", str(tmp_path), "--threads", "1"]
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     finished = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False)

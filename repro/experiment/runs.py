@@ -110,7 +110,7 @@ def _alone(part: Part, seed: int, source: PartRuns, folder: ExperimentFolder) ->
 
 
 def _command(part: Part, scenario: Path, seed: int, folder: ExperimentFolder, workers: int) -> list[str]:
-    command = [sys.executable, "-m", "repro.cli", "run", str(scenario), "--seed", str(seed), "--json", "--quiet"]
+    command = [sys.executable, "-m", "repro", "run", str(scenario), "--seed", str(seed), "--json", "--quiet"]
     threads = "1" if workers > 1 else "2"
     return [*command, "--no-report", "--runs", str(folder.runs), "--threads", threads, *part.flags]
 

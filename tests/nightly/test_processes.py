@@ -34,7 +34,7 @@ def command(suite: Path, out: Path, *more: str) -> list[str]:
 
 
 def started(suite: Path, out: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "repro.cli", *command(suite, out)], stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "repro", *command(suite, out)], stdout=subprocess.PIPE)
 
 
 @pytest.fixture(scope="module")
