@@ -128,6 +128,7 @@ def test_list_names_everything_that_other_commands_take() -> None:
 
 def test_faults_lists_every_fault_and_tells_corrupting_ones() -> None:
     result = repro("faults")
+    assert "spec: passes of the draft layer ([target] speculative_drafts)" in result.stdout
     assert result.exit_code == 0 and "loadback.copy_layer.delay" in result.stdout
     listed = msgspec.json.decode(repro("faults", "--json").stdout)["faults"]
     assert len(listed) > 100

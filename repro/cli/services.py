@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 import repro.experiment.plan as experiments
 import repro.scenario as scenarios
@@ -100,10 +101,10 @@ def faults(
     if json:
         print_json({"faults": [each._asdict() for each in found]})
         return
-    listed: dict[str, list[tuple[str, str]]] = {}
+    listed: dict[str, list[tuple[str, str]]] = {f"{plane}: {what}": [] for plane, what in PLANES.items()}
     for each in found:
         words = each.what if each.legal else f"corrupting: {each.what}"
-        listed.setdefault(f"{each.plane}: {PLANES[each.plane]}", []).append((each.name, words))
+        listed[f"{each.plane}: {PLANES[each.plane]}"].append((each.name, words))
     _print_lists(listed)
 
 
@@ -115,5 +116,5 @@ def _print_lists(listed: dict[str, list[tuple[str, str]]]) -> None:
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for row in rows:
-            table.add_row(*row)
-        output.print(title, table)
+            table.add_row(*map(Text, row))
+        output.print(Text(title), table)
