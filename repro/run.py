@@ -35,7 +35,7 @@ from repro.load.plan import LoadPlan, LoadResult, OnProgress
 from repro.load.wire import Api
 from repro.observed import Observed
 from repro.record.folder import RunFolder
-from repro.record.redact import redacted_request
+from repro.record.redact import redacted_check, redacted_error
 from repro.record.requests import RequestRecord
 from repro.scenario import Scenario
 from repro.schedule import token as tokens
@@ -123,8 +123,7 @@ def run_scenario(
         versions=versions() | engine | {"sessions": hash_of(sessions)}, config=asdict(options), redact=options.redact,
     )  # fmt: skip
     with kept(folder):
-        bounds = scenario.limits
-        limits = LimitWatch(bounds.wall_s, bounds.requests, clock_s, lambda: folder.log.events)
+        limits = LimitWatch(scenario.limits.wall_s, scenario.limits.requests, clock_s, lambda: folder.log.events)
         judges = _judges(checkpoint, sessions, options)
         observed = Observed(folder, limits, judges, acceptance)
         injector = Injector(faults, options.seed, (observed.feed, *listeners))
@@ -135,14 +134,12 @@ def run_scenario(
             sessions, _plan(scenario, options, checkpoint, injector), observed.asked, observed.counted,
             observed.request, observed.finding, progress, limits, oracle_progress,
         )  # fmt: skip
-        result = target.drive(load)
-        if isinstance(target, BundledTarget):
-            injector.note_reordered(target.device.reordered)
+        result = _driven(target, load, injector, options)
         verdicts = verdicts_of(
             observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=oracle_progress,
             closed=closed,
         )  # fmt: skip
-        records = [redacted_request(record) for record in observed.records] if options.redact else observed.records
+        records = [_told(record) for record in observed.records] if options.redact else observed.records
         judgement = judge(
             verdicts, result, records, faults=faults, counts=injector.counts, exercised=observed.exercise.counts,
             floors=scenario.exercise, cut=limits.reached,
@@ -164,8 +161,10 @@ def _engine_versions(scenario: Scenario) -> dict[str, str]:
 
 
 def _server(options: RunOptions, closed: ClosedOracle | None) -> ServerTarget | None:
-    """Return the server at the URL, None without one."""
+    """Return the server at the URL, None without one. Raises UsageError for what only a server can do."""
     if not options.url:
+        if options.redact:
+            raise UsageError("--redact needs a server at a URL: every token of the bundled stack is among its events")
         return None
     return ServerTarget(
         options.url, options.api, Checking(options.oracle_tokens, closed.calibration.model) if closed else None
@@ -236,6 +235,22 @@ def _bundled(
     if corruptor is not None:
         target.on_memory = corruptor.memory
     return target
+
+
+def _driven(target: BundledTarget | ServerTarget, load: Load, injector: Injector, options: RunOptions) -> LoadResult:
+    """Run the load. With `redact`, what the server said of its errors ends here, for the verdict tells reasons."""
+    result = target.drive(load)
+    if isinstance(target, BundledTarget):
+        injector.note_reordered(target.device.reordered)
+    elif options.redact:
+        target.checks.done = [redacted_check(check) for check in target.checks.done]
+        return msgspec.structs.replace(result, target_lost=redacted_error(result.target_lost))
+    return result
+
+
+def _told(record: RequestRecord) -> RequestRecord:
+    """Return a request as a redacted verdict may tell it; whether there was an answer still shows."""
+    return msgspec.structs.replace(record, error=redacted_error(record.error))
 
 
 def versions() -> dict[str, str]:

@@ -230,6 +230,35 @@ def test_texts_of_requests_and_answers_stay_out_of_a_redacted_record(redact: boo
     assert ("[redacted:" in kept) is redact
 
 
+@pytest.mark.parametrize("redact", [False, True])
+@pytest.mark.parametrize("refuses", ["refuses", "refuses_checks"])
+def test_what_a_server_quotes_when_it_refuses_stays_out_of_a_redacted_record(
+    refuses: str, redact: bool, tmp_path: Path
+) -> None:
+    stub = ClosedStub()
+    setattr(stub, refuses, True)
+    with served(stub) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path), *(["--redact"] if redact else []))
+    assert result.exit_code == (4 if refuses == "refuses" else 5), result.output
+    kept = everything_in(Path(told(result)["run_dir"])) + result.output
+    assert (SECRET in kept) is not redact
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_answers_of_tokens_that_show_no_text_are_judged_redacted_or_not(redact: bool, tmp_path: Path) -> None:
+    stub = ClosedStub()
+    stub.shows = False
+    with served(stub) as url:
+        result = replay(tmp_path, url, None, *(["--redact"] if redact else []))
+    assert (result.exit_code, told(result)["verdict"]) == (0, "clean"), result.output
+
+
+def test_a_redacted_record_of_the_bundled_stack_is_refused_for_its_events_hold_every_token(tmp_path: Path) -> None:
+    result = repro("replay", trace(tmp_path), "--redact", "--json", "--runs", tmp_path / "runs")
+    assert result.exit_code == 2 and "--redact needs a server" in told(result)["error"]
+    assert not (tmp_path / "runs").exists()
+
+
 def _neighbours(text: str) -> Iterator[tuple[str, str]]:
     """Pairs of words of which an answer has some: all of them."""
     words = text.split()

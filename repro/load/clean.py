@@ -30,7 +30,7 @@ PROMPT_NAMED_MAX_TOKENS = 8192  # the logits of so many places at once are all t
 MUTE_AFTER_CHECKS = 3  # that told nothing, before any has: no more are made
 NO_LOGPROBS = "the target tells no log-probabilities with its answers"
 NO_IDS = (
-    "the target tells no token ids, and answers cannot be sent back without: SGLang tells them on /generate "
+    "the target tells no token ids, without which answers cannot be sent back; SGLang tells them on /generate "
     "(--api generate), vLLM from 0.10.2 on with return_token_ids"
 )
 

@@ -51,6 +51,9 @@ class ClosedStub:
         self.tokenizes = True  # SGLang: /tokenize works
         self.drops: int | None = None  # chat: the place whose text the stream leaves out
         self.dies_after: int | None = None  # checks
+        self.shows = True  # /generate: the text of its tokens
+        self.refuses = False  # every request, in words that quote it
+        self.refuses_checks = False
         self.paths: list[str] = []
         self.salts: list[str | None] = []  # of checks
 
@@ -82,6 +85,9 @@ class ClosedStub:
 
     async def _generated(self, path: str, body: dict[str, Any], name: str, send: Send) -> None:
         check = not body.get("stream")
+        if self.refuses or (check and self.refuses_checks):
+            await reply(send, 400, {"error": {"message": f"no such thing: {json.dumps(body)}"}})
+            return
         if check:
             self.salts.append(body.get("cache_salt") or body.get("extra_key"))
             if self.dies_after is not None and len(self.salts) > self.dies_after:
@@ -134,7 +140,7 @@ class ClosedStub:
                 judged, tops = _entries(prompt[: start + 1], prompt[start + 1 :])
                 meta["input_token_logprobs"] = [[None, prompt[start], None], *judged]
                 meta["input_top_logprobs"] = [None, *tops]
-        return {"text": _text(answer), "output_ids": answer, "meta_info": meta}
+        return {"text": _text(answer) if self.shows else "", "output_ids": answer, "meta_info": meta}
 
     def _openai(self, path: str, body: dict[str, Any], prompt: list[int], answer: list[int]) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
