@@ -15,6 +15,7 @@ from detectors.clean_cache import Calibration
 from reports.story import replay_command
 from reports.summary import summarise
 from repro.cli import app
+from repro.load.secret import EXCERPT_CHARS
 from repro.record.view import open_run
 from repro.scenario import LoadSpec
 from repro.sessions import sessions_of
@@ -191,6 +192,28 @@ def test_a_wrong_key_is_said_without_the_key(tmp_path: Path, monkeypatch: pytest
         result = replay(tmp_path, url, None)
     assert result.exit_code == 4 and "set OPENAI_API_KEY" in told(result)["error"]
     assert KEY not in result.output + result.stderr + everything_in(tmp_path)
+
+
+def test_a_reply_that_is_none_is_told_without_the_key_even_where_the_excerpt_ends_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    stub = ClosedStub(key=KEY)
+    stub.babbles = "x" * (EXCERPT_CHARS - 10) + KEY
+    with served(stub) as url:
+        result = replay(tmp_path, url, None)
+    assert result.exit_code == 4 and "not what the API says" in str(told(result)["why"])
+    assert KEY[:6] not in result.output + result.stderr + everything_in(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-\u00e9"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    result = replay(tmp_path, SERVER_LOST, None)
+    assert result.exit_code == 2 and "no HTTP header may" in told(result)["error"]
+    assert "sk-" not in result.output + result.stderr
 
 
 def test_the_key_is_sent_and_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ MODEL = "closed-stub"
 WORDS = 64
 NEAR, SURE, FAR = 0.05, 6.0, 12.0
 CONTEXT = 4
+EVENT_STREAM = [(b"content-type", b"text/event-stream")]
 
 
 def token_of(word: str) -> int:
@@ -52,6 +53,7 @@ class ClosedStub:
         self.drops: int | None = None  # chat: the place whose text the stream leaves out
         self.dies_after: int | None = None  # checks
         self.shows = True  # /generate: the text of its tokens
+        self.babbles = ""  # instead of an answer
         self.refuses = False  # every request, in words that quote it
         self.refuses_checks = False
         self.paths: list[str] = []
@@ -88,6 +90,10 @@ class ClosedStub:
         if self.refuses or (check and self.refuses_checks):
             await reply(send, 400, {"error": {"message": f"no such thing: {json.dumps(body)}"}})
             return
+        if self.babbles:
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+            await send({"type": "http.response.body", "body": f"data: {self.babbles}\n\n".encode()})
+            return
         if check:
             self.salts.append(body.get("cache_salt") or body.get("extra_key"))
             if self.dies_after is not None and len(self.salts) > self.dies_after:
@@ -103,7 +109,7 @@ class ClosedStub:
         if check:
             await reply(send, 200, told)
             return
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
         if path != "/generate":
             choice = told["choices"][0]
             choice["delta"] = choice.pop("message", {})
