@@ -49,7 +49,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api: str  # chat | completions | generate: what tokens are told by, and by which route
     rerun: tuple[float, ...]
     surprisal: tuple[float, ...]  # () where the server does not judge prompts
-    answer_tokens: int = 0  # the longest answer asked for
+    answer_tokens: int = 0  # the longest answer asked for; 0: not known
     format: int = 1
 
     def scores(self, oracle: Oracle) -> tuple[float, ...]:

@@ -117,6 +117,7 @@ def run_scenario(
     server = _server(options, closed)
     if server:
         _note_waits(scenario, sessions, note)
+        _note_lengths(scenario, closed, note)
     faults = _faults(scenario, options)
     folder = RunFolder.create(
         root, named.name, utc, options.seed, scenario_toml=named.source,
@@ -191,6 +192,16 @@ def _note_waits(scenario: Scenario, sessions: Sequence[Session], note: Callable[
     if wait_s > NOTED_WAIT_S:
         note(
             f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"
+        )
+
+
+def _note_lengths(scenario: Scenario, closed: ClosedOracle | None, note: Callable[[str], None]) -> None:
+    """Tell of answers longer than the calibrated ones, which the false-alarm rate does not hold for."""
+    asked, learned = scenario.load.answer_tokens_max, closed.calibration.answer_tokens if closed else 0
+    if asked > learned > 0:
+        note(
+            f"the calibration is of answers of up to {learned:,} tokens, and up to {asked:,} are asked for: longer "
+            f"ones score higher, and more of them are false alarms; `repro calibrate --answer-tokens {asked}` learns them"
         )
 
 

@@ -161,6 +161,19 @@ def test_a_calibration_that_does_not_fit_is_refused(
     assert result.exit_code == 2 and wrong in told(result)["error"]
 
 
+@pytest.mark.parametrize(("learned", "noted"), [(47, True), (48, False), (0, False)])
+def test_answers_longer_than_the_calibrated_ones_are_noted(learned: int, noted: bool, tmp_path: Path) -> None:
+    path = calibrated(tmp_path)
+    calibration = msgspec.json.decode(path.read_bytes(), type=Calibration)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(calibration, answer_tokens=learned)))
+    with served(ClosedStub()) as url:
+        result = CliRunner().invoke(
+            app, ["replay", str(trace(tmp_path)), "--target", url, "--api", "generate", "--answer-tokens", "48",
+                  "--calibration", str(path), "--runs", str(tmp_path / "runs")],
+        )  # fmt: skip
+    assert result.exit_code == 0 and ("calibrate --answer-tokens 48" in " ".join(result.stderr.split())) is noted
+
+
 def test_a_calibration_needs_a_server_and_must_be_one(tmp_path: Path) -> None:
     result = repro("replay", trace(tmp_path), "--calibration", calibrated(tmp_path), "--json")
     assert result.exit_code == 2 and "needs a server" in told(result)["error"]
