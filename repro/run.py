@@ -201,7 +201,7 @@ def _note_lengths(scenario: Scenario, closed: ClosedOracle | None, note: Callabl
     if asked > learned > 0:
         note(
             f"the calibration is of answers of up to {learned:,} tokens, and up to {asked:,} are asked for: longer "
-            f"ones score higher, and more of them are false alarms; `repro calibrate --answer-tokens {asked}` learns them"
+            f"ones score higher, with more false alarms; `repro calibrate --answer-tokens {asked}` learns them"
         )
 
 
