@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from detectors.cusum import Cusum, limit_for
 from repro.base.errors import UsageError
+from repro.base.json_file import read_struct
 from repro.record.requests import SpecCounts
 
 WINDOW_TOKENS = 64
@@ -154,20 +155,7 @@ def alarms(chart: Chart, window_rates: Sequence[float]) -> bool:
 
 def read_profile(path: Path) -> AcceptanceProfile:
     """Return the profile in a file. Raises UsageError with what is wrong and how to make one."""
-    try:
-        profile = msgspec.json.decode(path.read_bytes(), type=AcceptanceProfile)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); `repro profile` makes one") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no acceptance profile ({error}); `repro profile` makes one") from error
+    profile = read_struct(path, AcceptanceProfile, what="acceptance profile", next_step="`repro profile` makes one")
     if len(profile.windows) != PERCENT or not profile.length or not profile.rate:
         raise UsageError(f"{path}: expected quantiles and {PERCENT} counts of windows; `repro profile` makes it anew")
     return profile
-
-
-def write_profile(path: Path, profile: AcceptanceProfile) -> None:
-    """Write a profile. Raises UsageError when the path cannot be written."""
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); name another file") from error

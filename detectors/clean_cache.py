@@ -23,6 +23,7 @@ from scipy.stats import binom
 
 from detectors.base import Answer, Finding, Verdict
 from repro.base.errors import UsageError
+from repro.base.json_file import read_struct
 from repro.record.checks import Check
 
 Oracle = Literal["rerun", "surprisal"]
@@ -48,7 +49,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api: str  # chat | completions | generate: what tokens are told by, and by which route
     rerun: tuple[float, ...]
     surprisal: tuple[float, ...]  # () where the server does not judge prompts
-    answer_tokens: int = 0  # the longest answer asked for
+    answer_tokens: int = 0  # the longest answer asked for; 0: not known
     format: int = 1
 
     def scores(self, oracle: Oracle) -> tuple[float, ...]:
@@ -173,20 +174,7 @@ def _finding(oracle: Oracle, check: Check, score: float, limit: float, at_us: fl
 
 def read_calibration(path: Path) -> Calibration:
     """Return the calibration in a file. Raises UsageError with what is wrong and how to make one."""
-    try:
-        calibration = msgspec.json.decode(path.read_bytes(), type=Calibration)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); `repro calibrate` makes one") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no calibration ({error}); `repro calibrate` makes one") from error
+    calibration = read_struct(path, Calibration, what="calibration", next_step="`repro calibrate` makes one")
     if not calibration.rerun:
         raise UsageError(f"{path}: holds no clean answer; `repro calibrate` makes it anew")
     return calibration
-
-
-def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write a calibration. Raises UsageError when the path cannot be written."""
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); name another file") from error

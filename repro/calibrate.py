@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.clean_cache import DECISIVE_NATS, ORACLES, Calibration, Judged, judged, write_calibration
+from detectors.clean_cache import DECISIVE_NATS, ORACLES, Calibration, Judged, judged
 from repro.base.errors import StoppedError, TargetError
+from repro.base.json_file import write_struct
 from repro.limits import LimitWatch
 from repro.load.plan import LoadPlan, OnProgress
 from repro.load.wire import Api
@@ -132,7 +133,7 @@ def calibrate(
         errors = ", ".join(f"{count} {kind}" for kind, count in result.errors.items())
         raise TargetError(f"{url}: {result.target_lost or f'no request was answered ({errors})'}; nothing was written")
     learned = _learn(url, target.checks.done, api, target.model, gentle)
-    write_calibration(out, learned)
+    write_struct(out, learned)
     return _told(learned, target, result.answered)
 
 

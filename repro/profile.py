@@ -6,8 +6,9 @@ from pathlib import Path
 import msgspec
 
 from detectors.acceptance import ARL_TOKENS
-from detectors.acceptance_profile import AcceptanceProfile, CleanAnswer, alarms, chart_of, learn, write_profile
+from detectors.acceptance_profile import AcceptanceProfile, CleanAnswer, alarms, chart_of, learn
 from repro.base.errors import UsageError
+from repro.base.json_file import write_struct
 from repro.load.answer import WHOLE
 from repro.record.view import open_run
 
@@ -28,7 +29,7 @@ def learn_profile(runs: Sequence[Path], out: Path, *, model: str, tokens_min: in
     answers = [answer for run in runs for answer in _clean_answers(run)]
     profile = learn(model, answers, tokens_min)
     chart = chart_of(profile, ARL_TOKENS)
-    write_profile(out, profile)
+    write_struct(out, profile)
     return Learned(profile, sum(alarms(chart, answer.window_rates) for answer in answers), sum(profile.windows))
 
 

@@ -24,6 +24,7 @@ from repro.fault.aftermath import Corruptions
 from repro.fault.corrupt import Corruptor
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
+from repro.fault.plan import Fault
 from repro.judges import TextJudges, acceptance_rules, nonces_of, vocabulary_of
 from repro.lighter import lightened
 from repro.limits import LimitWatch
@@ -34,7 +35,7 @@ from repro.load.plan import LoadPlan, LoadResult, OnProgress
 from repro.load.wire import Api
 from repro.observed import Observed
 from repro.record.folder import RunFolder
-from repro.record.redact import redacted_request
+from repro.record.redact import redacted_check, redacted_error
 from repro.record.requests import RequestRecord
 from repro.scenario import Scenario
 from repro.schedule import token as tokens
@@ -108,78 +109,67 @@ def run_scenario(
     user should know beforehand; `listeners` hear the stack's events too.
     """
     named, scenario = scenario, lightened(scenario, options.kept)
-    own = {}
-    if scenario.engine == "sglang":
-        pinned.load()  # before there is a folder: it may not be installed
-        own = {"sglang": pinned.VERSION}
+    engine = _engine_versions(scenario)  # before there is a folder: it may not be installed
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
     sessions = sessions_of(scenario.load, options.seed)
     closed = _closed_oracle(options)
-    checking = Checking(options.oracle_tokens, closed.calibration.model) if closed else None
-    server = ServerTarget(options.url, options.api, checking) if options.url else None
-    if server and (wait_s := longest_wait_s(sessions) * scenario.load.time_scale) > NOTED_WAIT_S:
-        note(
-            f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"
-        )
-    faults = () if options.no_faults else scenario.faults
-    if options.control:
-        faults = tuple(fault for fault in faults if not fault.corrupting)
+    server = _server(options, closed)
+    if server:
+        _note_waits(scenario, sessions, note)
+        _note_lengths(scenario, closed, note)
+    faults = _faults(scenario, options)
     folder = RunFolder.create(
-        root,
-        named.name,
-        utc,
-        options.seed,
-        scenario_toml=named.source,
-        versions=versions() | own | {"sessions": hash_of(sessions)},
-        config=asdict(options),
-        redact=options.redact,
-    )
+        root, named.name, utc, options.seed, scenario_toml=named.source,
+        versions=versions() | engine | {"sessions": hash_of(sessions)}, config=asdict(options), redact=options.redact,
+    )  # fmt: skip
     with kept(folder):
-        bounds = scenario.limits
-        limits = LimitWatch(bounds.wall_s, bounds.requests, clock_s, lambda: folder.log.events)
-        vocabulary = vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos)
-        if server:  # its model's ids are others; how GLM spells control tokens may still show
-            vocabulary = vocabulary.spelled_only()
-        speaks = bool(options.url) or checkpoint.model.weights is not None
-        judges = TextJudges(vocabulary, nonces_of(sessions), speaks=speaks)
+        limits = LimitWatch(scenario.limits.wall_s, scenario.limits.requests, clock_s, lambda: folder.log.events)
+        judges = _judges(checkpoint, sessions, options)
         observed = Observed(folder, limits, judges, acceptance)
         injector = Injector(faults, options.seed, (observed.feed, *listeners))
-        corruptor = None
-        if any(fault.corrupting for fault in faults) and not server:
-            corruptor = Corruptor(injector, options.seed, drafts=scenario.config.speculative_drafts > 0)
-            injector.listen(corruptor.feed)
+        corruptor = None if server else _corruptor(scenario, faults, injector, options.seed)
         explored = None if server else explorer(options.schedule)
         target = server or _bundled(scenario, options, checkpoint, injector, explored or timed, corruptor)
-        plan = _plan(scenario, options, checkpoint, injector)
         load = Load(
-            sessions, plan, observed.asked, observed.counted, observed.request, observed.finding, progress, limits,
-            oracle_progress,
+            sessions, _plan(scenario, options, checkpoint, injector), observed.asked, observed.counted,
+            observed.request, observed.finding, progress, limits, oracle_progress,
         )  # fmt: skip
-        result = target.drive(load)
-        if isinstance(target, BundledTarget):
-            injector.note_reordered(target.device.reordered)
+        result = _driven(target, load, injector, options)
         verdicts = verdicts_of(
             observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=oracle_progress,
             closed=closed,
         )  # fmt: skip
+        records = [_told(record) for record in observed.records] if options.redact else observed.records
         judgement = judge(
-            verdicts,
-            result,
-            [redacted_request(record) for record in observed.records] if options.redact else observed.records,
-            faults=faults,
-            counts=injector.counts,
-            exercised=observed.exercise.counts,
-            floors=scenario.exercise,
-            cut=limits.reached,
-        )
-        limit_tokens = target.context_tokens_max
+            verdicts, result, records, faults=faults, counts=injector.counts, exercised=observed.exercise.counts,
+            floors=scenario.exercise, cut=limits.reached,
+        )  # fmt: skip
         corruptions = {} if corruptor is None else corruptor.aftermath.counts
         outcome = _close(
-            folder, named, options, observed, injector, verdicts, judgement, result, limit_tokens, corruptions
-        )
-        findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
-        return replace(outcome, findings=findings, explored=explored, corruptions=corruptions)
+            folder, named, options, observed, injector, verdicts, judgement, result, target.context_tokens_max,
+            corruptions,
+        )  # fmt: skip
+        return replace(outcome, explored=explored)
+
+
+def _engine_versions(scenario: Scenario) -> dict[str, str]:
+    """Return the version of an engine that is not ours. Raises UsageError where it is not installed."""
+    if scenario.engine != "sglang":
+        return {}
+    pinned.load()
+    return {"sglang": pinned.VERSION}
+
+
+def _server(options: RunOptions, closed: ClosedOracle | None) -> ServerTarget | None:
+    """Return the server at the URL, None without one. Raises UsageError for what only a server can do."""
+    if not options.url:
+        if options.redact:
+            raise UsageError("--redact needs a server at a URL: every token of the bundled stack is among its events")
+        return None
+    return ServerTarget(
+        options.url, options.api, Checking(options.oracle_tokens, closed.calibration.model) if closed else None
+    )
 
 
 def _closed_oracle(options: RunOptions) -> ClosedOracle | None:
@@ -194,6 +184,49 @@ def _closed_oracle(options: RunOptions) -> ClosedOracle | None:
         if calibration.scores(oracle):
             calibration.limit(oracle, options.false_alarm_rate)
     return ClosedOracle(calibration, options.false_alarm_rate)
+
+
+def _note_waits(scenario: Scenario, sessions: Sequence[Session], note: Callable[[str], None]) -> None:
+    """Tell of think times that somebody who watches a server would take for a hang."""
+    wait_s = longest_wait_s(sessions) * scenario.load.time_scale
+    if wait_s > NOTED_WAIT_S:
+        note(
+            f"one session waits {wait_s / 60:,.0f} minutes between its turns, as recorded; --time-scale 0 asks at once"
+        )
+
+
+def _note_lengths(scenario: Scenario, closed: ClosedOracle | None, note: Callable[[str], None]) -> None:
+    """Tell of answers longer than the calibrated ones, which the false-alarm rate does not hold for."""
+    asked, learned = scenario.load.answer_tokens_max, closed.calibration.answer_tokens if closed else 0
+    if asked > learned > 0:
+        note(
+            f"the calibration is of answers of up to {learned:,} tokens, and up to {asked:,} are asked for: longer "
+            f"ones score higher, with more false alarms; `repro calibrate --answer-tokens {asked}` learns them"
+        )
+
+
+def _faults(scenario: Scenario, options: RunOptions) -> tuple[Fault, ...]:
+    """Return the faults of a run; a control keeps those that change no bytes."""
+    if options.no_faults:
+        return ()
+    return tuple(fault for fault in scenario.faults if not (options.control and fault.corrupting))
+
+
+def _judges(checkpoint: Checkpoint, sessions: Sequence[Session], options: RunOptions) -> TextJudges:
+    vocabulary = vocabulary_of(checkpoint.tokenizer, checkpoint.model.shape.vocab_size, checkpoint.model.eos)
+    if options.url:  # its model's ids are others; how GLM spells control tokens may still show
+        vocabulary = vocabulary.spelled_only()
+    speaks = bool(options.url) or checkpoint.model.weights is not None
+    return TextJudges(vocabulary, nonces_of(sessions), speaks=speaks)
+
+
+def _corruptor(scenario: Scenario, faults: Sequence[Fault], injector: Injector, seed: int) -> Corruptor | None:
+    """Return what changes bytes in the bundled stack's memory, None where no fault does."""
+    if not any(fault.corrupting for fault in faults):
+        return None
+    corruptor = Corruptor(injector, seed, drafts=scenario.config.speculative_drafts > 0)
+    injector.listen(corruptor.feed)
+    return corruptor
 
 
 def _bundled(
@@ -213,6 +246,22 @@ def _bundled(
     if corruptor is not None:
         target.on_memory = corruptor.memory
     return target
+
+
+def _driven(target: BundledTarget | ServerTarget, load: Load, injector: Injector, options: RunOptions) -> LoadResult:
+    """Run the load. With `redact`, what the server said of its errors ends here, for the verdict tells reasons."""
+    result = target.drive(load)
+    if isinstance(target, BundledTarget):
+        injector.note_reordered(target.device.reordered)
+    elif options.redact:
+        target.checks.done = [redacted_check(check) for check in target.checks.done]
+        return msgspec.structs.replace(result, target_lost=redacted_error(result.target_lost))
+    return result
+
+
+def _told(record: RequestRecord) -> RequestRecord:
+    """Return a request as a redacted verdict may tell it; whether there was an answer still shows."""
+    return msgspec.structs.replace(record, error=redacted_error(record.error))
 
 
 def versions() -> dict[str, str]:
@@ -303,7 +352,8 @@ def _close(
     }
     answers = {v.detector: {"answer": v.answer, "checked": v.checked, "why": v.why} for v in verdicts}
     folder.close("interrupted" if limits.by_accident else "finished", verdict=said, detectors=answers)
-    return Outcome(judgement, said, fingerprint, folder.path)
+    findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
+    return Outcome(judgement, said, fingerprint, folder.path, findings, corruptions=corruptions)
 
 
 def _signatures(verdicts: Sequence[Verdict]) -> dict[str, int]:

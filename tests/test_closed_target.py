@@ -15,6 +15,7 @@ from detectors.clean_cache import Calibration
 from reports.story import replay_command
 from reports.summary import summarise
 from repro.cli import app
+from repro.load.secret import EXCERPT_CHARS
 from repro.record.view import open_run
 from repro.scenario import LoadSpec
 from repro.sessions import sessions_of
@@ -160,6 +161,19 @@ def test_a_calibration_that_does_not_fit_is_refused(
     assert result.exit_code == 2 and wrong in told(result)["error"]
 
 
+@pytest.mark.parametrize(("learned", "noted"), [(47, True), (48, False), (0, False)])
+def test_answers_longer_than_the_calibrated_ones_are_noted(learned: int, noted: bool, tmp_path: Path) -> None:
+    path = calibrated(tmp_path)
+    calibration = msgspec.json.decode(path.read_bytes(), type=Calibration)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(calibration, answer_tokens=learned)))
+    with served(ClosedStub()) as url:
+        result = CliRunner().invoke(
+            app, ["replay", str(trace(tmp_path)), "--target", url, "--api", "generate", "--answer-tokens", "48",
+                  "--calibration", str(path), "--runs", str(tmp_path / "runs")],
+        )  # fmt: skip
+    assert result.exit_code == 0 and ("calibrate --answer-tokens 48" in " ".join(result.stderr.split())) is noted
+
+
 def test_a_calibration_needs_a_server_and_must_be_one(tmp_path: Path) -> None:
     result = repro("replay", trace(tmp_path), "--calibration", calibrated(tmp_path), "--json")
     assert result.exit_code == 2 and "needs a server" in told(result)["error"]
@@ -191,6 +205,28 @@ def test_a_wrong_key_is_said_without_the_key(tmp_path: Path, monkeypatch: pytest
         result = replay(tmp_path, url, None)
     assert result.exit_code == 4 and "set OPENAI_API_KEY" in told(result)["error"]
     assert KEY not in result.output + result.stderr + everything_in(tmp_path)
+
+
+def test_a_reply_that_is_none_is_told_without_the_key_even_where_the_excerpt_ends_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    stub = ClosedStub(key=KEY)
+    stub.babbles = "x" * (EXCERPT_CHARS - 10) + KEY
+    with served(stub) as url:
+        result = replay(tmp_path, url, None)
+    assert result.exit_code == 4 and "not what the API says" in str(told(result)["why"])
+    assert KEY[:6] not in result.output + result.stderr + everything_in(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-\u00e9"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    result = replay(tmp_path, SERVER_LOST, None)
+    assert result.exit_code == 2 and "no HTTP header may" in told(result)["error"]
+    assert "sk-" not in result.output + result.stderr
 
 
 def test_the_key_is_sent_and_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +264,35 @@ def test_texts_of_requests_and_answers_stay_out_of_a_redacted_record(redact: boo
     answered = " ".join(f"w{number}" for number in range(64))
     assert any(f"{word} {other}" in kept for word, other in _neighbours(answered)) is not redact
     assert ("[redacted:" in kept) is redact
+
+
+@pytest.mark.parametrize("redact", [False, True])
+@pytest.mark.parametrize("refuses", ["refuses", "refuses_checks"])
+def test_what_a_server_quotes_when_it_refuses_stays_out_of_a_redacted_record(
+    refuses: str, redact: bool, tmp_path: Path
+) -> None:
+    stub = ClosedStub()
+    setattr(stub, refuses, True)
+    with served(stub) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path), *(["--redact"] if redact else []))
+    assert result.exit_code == (4 if refuses == "refuses" else 5), result.output
+    kept = everything_in(Path(told(result)["run_dir"])) + result.output
+    assert (SECRET in kept) is not redact
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_answers_of_tokens_that_show_no_text_are_judged_redacted_or_not(redact: bool, tmp_path: Path) -> None:
+    stub = ClosedStub()
+    stub.shows = False
+    with served(stub) as url:
+        result = replay(tmp_path, url, None, *(["--redact"] if redact else []))
+    assert (result.exit_code, told(result)["verdict"]) == (0, "clean"), result.output
+
+
+def test_a_redacted_record_of_the_bundled_stack_is_refused_for_its_events_hold_every_token(tmp_path: Path) -> None:
+    result = repro("replay", trace(tmp_path), "--redact", "--json", "--runs", tmp_path / "runs")
+    assert result.exit_code == 2 and "--redact needs a server" in told(result)["error"]
+    assert not (tmp_path / "runs").exists()
 
 
 def _neighbours(text: str) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ PROMPT_NAMED_MAX_TOKENS = 8192  # the logits of so many places at once are all t
 MUTE_AFTER_CHECKS = 3  # that told nothing, before any has: no more are made
 NO_LOGPROBS = "the target tells no log-probabilities with its answers"
 NO_IDS = (
-    "the target tells no token ids, and answers cannot be sent back without: SGLang tells them on /generate "
+    "the target tells no token ids, without which answers cannot be sent back; SGLang tells them on /generate "
     "(--api generate), vLLM from 0.10.2 on with return_token_ids"
 )
 
@@ -79,7 +79,7 @@ async def check_answers(
     checker = _Checker(client, checks)
     failures, last = 0, ""
     for number, each in enumerate(kept, 1):
-        if checks.tokens + _cost_tokens(each) > tokens_max:
+        if checks.tokens + checker.cost_tokens(each) > tokens_max:
             checks.over_budget = True
             return
         try:
@@ -106,6 +106,13 @@ class _Checker:
         self._flushes = True  # until the server says that it does not
         self._tokenizes = True  # likewise
         self._salted = 0
+
+    def cost_tokens(self, kept: Kept) -> int:
+        """Return how many tokens a check takes at most: the rerun, prompt and answer once more, a prompt's naming."""
+        counts = kept.answer.counts
+        prompt = counts.prompt_tokens if counts is not None else len(b"".join(kept.ask.messages)) // 4
+        named = self._client.api == "generate" and prompt <= PROMPT_NAMED_MAX_TOKENS
+        return (2 + named) * prompt + kept.ask.max_tokens + len(kept.answer.tokens)
 
     async def check(self, kept: Kept) -> Check:
         """Return the check of one answer.
@@ -280,10 +287,3 @@ def _gap(keys: Sequence[Key], place: Place) -> float | None:
     told = [others[key] for key in keys if key in others]
     least = min(others.values()) if keys else max(others.values())
     return max(0.0, place.logprob - (told[0] if told else least))
-
-
-def _cost_tokens(kept: Kept) -> int:
-    """Return how many tokens a check takes at most: the rerun, and prompt and answer once more."""
-    counts = kept.answer.counts
-    prompt = counts.prompt_tokens if counts is not None else len(b"".join(kept.ask.messages)) // 4
-    return 2 * prompt + kept.ask.max_tokens + len(kept.answer.tokens)

@@ -293,7 +293,7 @@ def _code_in(error: Any) -> str:
     """Return OpenAI's code of an error, such as context_length_exceeded: wordings differ, it does not."""
     inner = error.get("error") if isinstance(error, dict) else None
     code = inner.get("code") if isinstance(inner, dict) else None
-    return f" ({code})" if isinstance(code, str) and code else ""
+    return without_key(f" ({code})") if isinstance(code, str) and code else ""
 
 
 def json_or_text(body: bytes) -> Any:
@@ -316,4 +316,4 @@ def told_of(error: Exception) -> tuple[ErrorKind, str]:
         return "timeout", str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError):
         return "refused", f"no connection: {error}. Is the server running there?"
-    return "died", str(error) or type(error).__name__
+    return "died", without_key(str(error)) or type(error).__name__

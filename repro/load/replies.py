@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 import msgspec
 
+from repro.load.secret import excerpt_of
 from repro.load.sse import MalformedStreamError
 from repro.load.wire import DECODE_ERRORS, Api
 
 Key = int | str  # what a token is told by: its id on /generate, its text on OpenAI's API
 IMPOSSIBLE = -9999.0  # JSON has no infinity: null and what servers write for it
-EXCERPT_BYTES = 120
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -153,8 +153,7 @@ def _malformed(body: bytes) -> Iterator[None]:
     try:
         yield
     except (*DECODE_ERRORS, IndexError) as error:
-        excerpt = body[:EXCERPT_BYTES].decode("utf-8", "backslashreplace")
-        raise MalformedStreamError(f"a reply is not what the API says ({error}): {excerpt}") from error
+        raise MalformedStreamError(f"a reply is not what the API says ({error}): {excerpt_of(body)}") from error
 
 
 def _read_generate(body: bytes) -> Said:

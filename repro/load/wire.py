@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from repro.load.secret import without_key
+from repro.load.secret import excerpt_of, without_key
 from repro.load.sse import MalformedStreamError
 from repro.record.requests import SpecCounts
 
@@ -17,7 +17,6 @@ PATHS: dict[Api, str] = {
     "completions": "/v1/completions",
     "generate": "/generate",
 }
-EXCERPT_BYTES = 120
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -251,8 +250,7 @@ def message_of(error: Any) -> str:
 
 
 def _malformed(data: bytes, error: Exception) -> MalformedStreamError:
-    excerpt = data[:EXCERPT_BYTES].decode("utf-8", "backslashreplace")
-    return MalformedStreamError(f"an event is not what the API says ({error}): {excerpt}")
+    return MalformedStreamError(f"an event is not what the API says ({error}): {excerpt_of(data)}")
 
 
 def _call_piece(call: _Call) -> CallPiece:

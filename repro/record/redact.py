@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
+from repro.record.checks import Check
 from repro.record.requests import RequestRecord
 
 Finding = TypeVar("Finding", bound=msgspec.Struct)
@@ -20,17 +21,29 @@ def redacted_text(text: str) -> str:
     return f"[redacted: {len(text)} characters]" if text else ""
 
 
+def redacted_error(error: str) -> str:
+    """Return an error up to its first colon: what we say of it stands before, the server's own words behind."""
+    kind, colon, words = error.partition(":")
+    return f"{kind}{colon} {redacted_text(words.strip())}" if colon else error
+
+
 def redacted_request(record: RequestRecord) -> RequestRecord:
     """Return a copy of a request without prompt, answer, and the server's own words."""
-    kind, colon, words = record.error.partition(":")
     return msgspec.structs.replace(
         record,
-        error=f"{kind}{colon} {redacted_text(words.strip())}" if colon else record.error,
+        error=redacted_error(record.error),
         text=redacted_text(record.text),
         expected=redacted_text(record.expected),
         clean_text=redacted_text(record.clean_text),
         tokens=[],
         clean_tokens=[],
+    )
+
+
+def redacted_check(check: Check) -> Check:
+    """Return a copy of a check whose reasons, which a verdict may tell, are without the server's own words."""
+    return msgspec.structs.replace(
+        check, rerun_why=redacted_error(check.rerun_why), surprisal_why=redacted_error(check.surprisal_why)
     )
 
 

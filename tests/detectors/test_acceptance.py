@@ -20,10 +20,10 @@ from detectors.acceptance_profile import (
     chart_of,
     learn,
     read_profile,
-    write_profile,
 )
 from detectors.base import Finding
 from repro.base.errors import UsageError
+from repro.base.json_file import write_struct
 from repro.record.requests import SpecCounts
 from tests.detectors.spec import NO_RULES, clean_answers, drawn, steady
 
@@ -210,7 +210,7 @@ def test_a_pause_of_drafting_is_no_window() -> None:
 
 
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_profile(tmp_path / "p.json", profile_of(0.7))
+    write_struct(tmp_path / "p.json", profile_of(0.7))
     assert read_profile(tmp_path / "p.json") == profile_of(0.7)
     assert (tmp_path / "p.json").stat().st_size < 8_000
 

@@ -15,9 +15,9 @@ from detectors.clean_cache import (
     clean_cache,
     judged,
     read_calibration,
-    write_calibration,
 )
 from repro.base.errors import UsageError
+from repro.base.json_file import write_struct
 from repro.record.checks import Check
 
 NOISE = tuple(index / 10_000 for index in range(999))  # the largest: 0.0998 nats
@@ -97,7 +97,7 @@ def test_nothing_checked_is_unknown_and_an_oracle_without_clean_scores_does_not_
 
 
 def test_a_calibration_is_the_same_after_it_was_written(tmp_path: Path) -> None:
-    write_calibration(tmp_path / "c.json", NOISY)
+    write_struct(tmp_path / "c.json", NOISY)
     assert read_calibration(tmp_path / "c.json") == NOISY
     with pytest.raises(UsageError, match="name another file"):
-        write_calibration(tmp_path / "none" / "c.json", NOISY)
+        write_struct(tmp_path / "none" / "c.json", NOISY)

@@ -15,6 +15,7 @@ MODEL = "closed-stub"
 WORDS = 64
 NEAR, SURE, FAR = 0.05, 6.0, 12.0
 CONTEXT = 4
+EVENT_STREAM = [(b"content-type", b"text/event-stream")]
 
 
 def token_of(word: str) -> int:
@@ -51,6 +52,10 @@ class ClosedStub:
         self.tokenizes = True  # SGLang: /tokenize works
         self.drops: int | None = None  # chat: the place whose text the stream leaves out
         self.dies_after: int | None = None  # checks
+        self.shows = True  # /generate: the text of its tokens
+        self.babbles = ""  # instead of an answer
+        self.refuses = False  # every request, in words that quote it
+        self.refuses_checks = False
         self.paths: list[str] = []
         self.salts: list[str | None] = []  # of checks
 
@@ -82,6 +87,13 @@ class ClosedStub:
 
     async def _generated(self, path: str, body: dict[str, Any], name: str, send: Send) -> None:
         check = not body.get("stream")
+        if self.refuses or (check and self.refuses_checks):
+            await reply(send, 400, {"error": {"message": f"no such thing: {json.dumps(body)}"}})
+            return
+        if self.babbles:
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+            await send({"type": "http.response.body", "body": f"data: {self.babbles}\n\n".encode()})
+            return
         if check:
             self.salts.append(body.get("cache_salt") or body.get("extra_key"))
             if self.dies_after is not None and len(self.salts) > self.dies_after:
@@ -97,7 +109,7 @@ class ClosedStub:
         if check:
             await reply(send, 200, told)
             return
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
         if path != "/generate":
             choice = told["choices"][0]
             choice["delta"] = choice.pop("message", {})
@@ -134,7 +146,7 @@ class ClosedStub:
                 judged, tops = _entries(prompt[: start + 1], prompt[start + 1 :])
                 meta["input_token_logprobs"] = [[None, prompt[start], None], *judged]
                 meta["input_top_logprobs"] = [None, *tops]
-        return {"text": _text(answer), "output_ids": answer, "meta_info": meta}
+        return {"text": _text(answer) if self.shows else "", "output_ids": answer, "meta_info": meta}
 
     def _openai(self, path: str, body: dict[str, Any], prompt: list[int], answer: list[int]) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}

@@ -120,9 +120,16 @@ def test_texts_of_tokens_that_did_not_all_come_acquit_by_the_text_and_convict_no
     assert (check.first_difference, check.gap) == ((0, None) if corrupt else (-1, 0.0))
 
 
-def test_the_budget_of_tokens_is_kept() -> None:
-    one = checked(ClosedStub(), names="a").tokens
-    checks = checked(ClosedStub(), names="abcd", budget=2 * one)
+@pytest.mark.parametrize("tokenizes", [True, False])
+def test_the_budget_of_tokens_is_kept(tokenizes: bool) -> None:
+    def stub() -> ClosedStub:
+        made = ClosedStub()
+        made.tokenizes = tokenizes
+        return made
+
+    one = checked(stub(), names="a").tokens
+    assert not checked(stub(), names="a", budget=one - 1).tokens
+    checks = checked(stub(), names="abcd", budget=2 * one)
     assert checks.over_budget and 0 < len(checks.done) < 4 and checks.tokens <= 2 * one
 
 
