@@ -6,6 +6,7 @@ answer. So the quantiles of whole answers are kept, and how often windows of 64 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -52,7 +53,7 @@ class AcceptanceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     length: tuple[Quantile, ...]  # completion tokens a verify, of whole answers
     rate: tuple[Quantile, ...]  # accepted of drafted tokens, of whole answers
     windows: tuple[int, ...]  # how many windows of WINDOW_TOKENS had a rate of 0, 1, ... 100 %
-    format: int = 1
+    format: Literal[1] = 1
 
     @property
     def false_alarm_rate_min(self) -> float:

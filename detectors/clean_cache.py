@@ -50,7 +50,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rerun: tuple[float, ...]
     surprisal: tuple[float, ...]  # () where the server does not judge prompts
     answer_tokens: int = 0  # the longest answer asked for; 0: not known
-    format: int = 1
+    format: Literal[1] = 1
 
     def scores(self, oracle: Oracle) -> tuple[float, ...]:
         """Return the clean scores of an oracle."""

@@ -25,6 +25,7 @@ from repro.record.checks import Check
 
 TOPS = 20  # alternatives asked for at each place of a rerun: the most that OpenAI's API gives
 SERVER_ERROR = 500
+REPLY_BYTES_MAX = 256 * 2**20  # a million places with their log-probabilities take about a hundred MiB
 LOST_AFTER_FAILURES = 3  # checks in a row that got no connection
 PROMPT_NAMED_MAX_TOKENS = 8192  # the logits of so many places at once are all that a server should be asked for
 MUTE_AFTER_CHECKS = 3  # that told nothing, before any has: no more are made
@@ -208,17 +209,24 @@ class _Checker:
     async def _post(self, path: str, body: bytes) -> bytes:
         """Return the body of a reply. Raises _RefusedError, or _BrokenError from 500 on, with what the server said."""
         try:
-            response = await self._send(path, body)
+            status, reply = await self._send(path, body)
         except (httpx.ReadError, httpx.RemoteProtocolError):
             # Servers close a connection behind an error of theirs without a word. To ask again changes nothing here.
-            response = await self._send(path, body)
-        if response.status_code == 200:
-            return response.content
-        told = f"{path} answered {response.status_code}: {message_of(json_or_text(response.content))}"
-        raise _BrokenError(told) if response.status_code >= SERVER_ERROR else _RefusedError(told)
+            status, reply = await self._send(path, body)
+        if status == 200:
+            return reply
+        told = f"{path} answered {status}: {message_of(json_or_text(reply))}"
+        raise _BrokenError(told) if status >= SERVER_ERROR else _RefusedError(told)
 
-    async def _send(self, path: str, body: bytes) -> httpx.Response:
-        return await self._client.http.post(path, content=body, headers={"Content-Type": "application/json"})
+    async def _send(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Return status and body of a reply. Raises _BrokenError for one that has no end."""
+        headers, read = {"Content-Type": "application/json"}, bytearray()
+        async with self._client.http.stream("POST", path, content=body, headers=headers) as response:
+            async for part in response.aiter_bytes():
+                read += part
+                if len(read) > REPLY_BYTES_MAX:
+                    raise _BrokenError(f"{path} answered with more than {REPLY_BYTES_MAX >> 20} MiB")
+        return response.status_code, bytes(read)
 
 
 class _Tokenized(msgspec.Struct):

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from repro.base.clock import IdleWorld, run_virtual
+from repro.load import clean
 from repro.load.again import KeepingClient
 from repro.load.answer import Answer
 from repro.load.asgi import AsgiStreamTransport
@@ -168,3 +169,9 @@ def test_a_difference_is_told_with_its_place_and_gap(mine: Answer, theirs: Said,
 def test_texts_are_compared_where_there_is_nothing_else() -> None:
     assert difference(Answer(parts=["same"]), Said(text="same")) == (-1, 0.0)
     assert difference(Answer(parts=["same"]), Said(text="other")) == (0, None)
+
+
+def test_a_reply_without_an_end_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clean, "REPLY_BYTES_MAX", 100)
+    checks = checked(ClosedStub("sglang"))
+    assert not checks.done and "answered with more than" in checks.lost
