@@ -106,7 +106,7 @@ def examine(
 
 
 def in_stamps(workload: Scenario) -> Scenario:
-    """Return a workload as it is examined."""
+    """Return a workload as it is examined: without tensors, and without floors."""
     return replace(workload, config=replace(workload.config, numerics="stamps"), exercise={})
 
 
