@@ -27,7 +27,7 @@ from repro.base.errors import HarnessError
 from repro.base.probe import Event
 from repro.fault.defects import DEFECTS, Defect
 from repro.mutate.redundant import implied_by
-from repro.mutate.sites import MUTANT, Mutant, Sites, applied, does_nothing, is_trap, static_mutants, watched
+from repro.mutate.sites import MUTANT, Mutant, Sites, applied, does_nothing, is_trap, noted, static_mutants, watched
 from repro.record.view import open_run
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario
@@ -42,7 +42,6 @@ RUN_TIMEOUT_S = 1800.0
 AGAIN_S = 1.0  # the loop may swallow what ends it
 NO_END = f"no end within {RUN_TIMEOUT_S:.0f} s"
 CIRCLES = f"never ends: {TIMES_MAX} times the processor time of the workload"
-STACK = "the stack itself: "
 FIRST_LINE_MAX = 100  # characters of what an assertion said
 
 
@@ -153,30 +152,39 @@ def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[i
     """Return whether what springs a trap is noticed without it too: the bank's defects that leave it out with
     another guard, once with the trap in place and once without."""
     runs = 0
-    for name, kept in _springing(trap):
+    for name, in_place in _springing(trap):
         for seed in seeds:
             for workload in workloads:
-                with patch.dict(DEFECTS, {MUTANT: kept}):
-                    sprung = _noticed(replace(workload, defects=(MUTANT,)), seed, reached[workload.name].took_s)
+                usual_s = reached[workload.name].took_s
                 runs += 1
-                if not sprung.startswith(STACK):
+                if not _springs(trap, in_place, workload, seed, usual_s):
                     continue
                 runs += 1
-                noticed = _noticed(replace(workload, defects=(name,)), seed, reached[workload.name].took_s)
+                noticed = _noticed(replace(workload, defects=(name,)), seed, usual_s)
                 if noticed not in ("", NO_END):
                     by = f"only raises; {name}, which springs it, is caught without it by {noticed}"
                     return Row(trap.kind, trap.name, "redundant", by, runs)
     return Row(trap.kind, trap.name, "survived", "only raises, and nothing springs it", runs)
 
 
-def _springing(trap: Mutant) -> Iterator[tuple[str, Defect]]:
-    """Yield the bank's defects that leave a trap and other guards out, each with one that leaves it in place."""
+def _springing(trap: Mutant) -> Iterator[tuple[str, Guards]]:
+    """Yield the bank's defects that leave a trap and other guards out, each with its guards and the trap in place."""
     correct = Guards()
     for defect in DEFECTS.values():
         guards = defect.apply(correct)
         in_place = dataclasses.replace(guards, **{trap.name: getattr(correct, trap.name)})
         if guards != in_place != correct:
-            yield defect.name, Defect(MUTANT, defect.races, "", partial(_instead, in_place))
+            yield defect.name, in_place
+
+
+def _springs(trap: Mutant, guards: Guards, workload: Scenario, seed: int, usual_s: float) -> bool:
+    """Run once with these guards; return whether the trap was called."""
+    sprung = Sites()
+    watched_trap = {trap.name: noted(getattr(guards, trap.name), trap, sprung)}
+    kept = partial(_instead, dataclasses.replace(guards, **watched_trap))
+    with patch.dict(DEFECTS, {MUTANT: Defect(MUTANT, "what springs a trap", "", kept)}):
+        _noticed(replace(workload, defects=(MUTANT,)), seed, usual_s)
+    return trap in sprung.mutants
 
 
 def _instead(guards: Guards, correct: Guards) -> Guards:
@@ -236,7 +244,7 @@ def _said(workload: Scenario, seed: int, root: Path) -> str:
         outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC))
     except (HarnessError, AssertionError) as error:
         cause = error.__cause__ or error
-        return f"{STACK}{type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
+        return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
     findings = outcome.verdict["findings"]
     assert isinstance(findings, dict)
     return ", ".join(findings) or (outcome.judgement.word if outcome.judgement.word == "failed" else "")

@@ -87,6 +87,14 @@ def test_a_trap_is_redundant_where_what_springs_it_is_caught_without_it() -> Non
     assert row.outcome == "survived" and row.by == "only raises, and nothing springs it"
 
 
+def test_a_stack_that_breaks_elsewhere_has_not_sprung_the_trap(
+    workload: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "_said", lambda *_: "the stack itself: AssertionError of something else")
+    row = fate(Mutant("guard", "on_double_free"), [workload], (7,), {workload.name: Sites()})
+    assert (row.outcome, row.by) == ("survived", "only raises, and nothing springs it")
+
+
 def test_an_acknowledgement_that_never_had_to_wait_is_asked_for_its_orders(sites: Sites) -> None:
     assert "loadN.layerN" not in sites.refused and sites.learnt_of["loadN.layerN"]
     assert all(why.startswith("query load") for why in sites.learnt_of["loadN.layerN"])
