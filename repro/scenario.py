@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -29,7 +29,8 @@ from repro.trace.synth import KINDS
 
 FORMAT = 1
 SYNTH = "synth:"
-ENGINES = ("bundled", "sglang")
+Engine = Literal["bundled", "sglang"]  # the stack of this package, or SGLang's own cache classes
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 DETECTORS = (
     "ordering", "ownership", "canary", "divergence", *ORACLES, Acceptance.name, *TEXT_DETECTORS, CrossPromptLeak.name,
 )  # fmt: skip
@@ -121,7 +122,7 @@ class Scenario(msgspec.Struct, frozen=True):
     expect: Expect
     source: str  # the TOML text
     acceptance: AcceptanceSpec | None = None
-    engine: Literal["bundled", "sglang"] = "bundled"  # or SGLang's own cache classes
+    engine: Engine = "bundled"
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -256,7 +257,7 @@ def _check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[float
             raise ScenarioError(f"{where}: {key} = {value}; must be at least {least:g} and at most {most:,.15g}")
 
 
-def _config(target: dict[str, Any], where: str) -> tuple[Literal["bundled", "sglang"], EngineConfig]:
+def _config(target: dict[str, Any], where: str) -> tuple[Engine, EngineConfig]:
     """Return whose engine [target] names, and the configuration, with its overrides."""
     overrides = dict(target)
     engine = overrides.pop("engine", "bundled")

@@ -35,7 +35,8 @@ TRIES_MAX = 16  # pages tried, where a fault would change nothing
 
 
 class _Tier:
-    """One pool whose pages have owners: who they are, and what each page held when it was handed out."""
+    """One pool whose pages have owners: who they are, and what each page held when it was handed out, which takes as
+    much memory as the pool."""
 
     def __init__(self, pool: KVPool) -> None:
         self.pool = pool

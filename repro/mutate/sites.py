@@ -126,7 +126,7 @@ def watched(sites: Sites) -> Iterator[None]:
         ExitStack() as pins,
     ):
         for pin in PINS:
-            body = _noted(getattr(RadixTree, pin), Mutant("pin", pin), sites)
+            body = noted(getattr(RadixTree, pin), Mutant("pin", pin), sites)
             pins.enter_context(patch.object(RadixTree, pin, body))
         yield
 
@@ -134,17 +134,19 @@ def watched(sites: Sites) -> Iterator[None]:
 def _watched_guards(sites: Sites) -> Defect:
     def noting(guards: Guards) -> Guards:
         names = [field.name for field in fields(Guards)]
-        return replace(guards, **{name: _noted(getattr(guards, name), Mutant("guard", name), sites) for name in names})
+        return replace(guards, **{name: noted(getattr(guards, name), Mutant("guard", name), sites) for name in names})
 
     return Defect(MUTANT, "nothing: its guards are in place, and watched", "", noting)
 
 
-def _noted(function: Callable[..., Any], mutant: Mutant, sites: Sites) -> Callable[..., Any]:
-    def noted(*arguments: Any) -> Any:
+def noted(function: Callable[..., Any], mutant: Mutant, sites: Sites) -> Callable[..., Any]:
+    """Return what does the same, and notes that it was called."""
+
+    def body(*arguments: Any) -> Any:
         sites.mutants.add(mutant)
         return function(*arguments)
 
-    return noted
+    return body
 
 
 @contextmanager

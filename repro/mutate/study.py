@@ -27,7 +27,7 @@ from repro.base.errors import HarnessError
 from repro.base.probe import Event
 from repro.fault.defects import DEFECTS, Defect
 from repro.mutate.redundant import implied_by
-from repro.mutate.sites import MUTANT, Mutant, Sites, applied, does_nothing, is_trap, static_mutants, watched
+from repro.mutate.sites import MUTANT, Mutant, Sites, applied, does_nothing, is_trap, noted, static_mutants, watched
 from repro.record.view import open_run
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario
@@ -42,7 +42,6 @@ RUN_TIMEOUT_S = 1800.0
 AGAIN_S = 1.0  # the loop may swallow what ends it
 NO_END = f"no end within {RUN_TIMEOUT_S:.0f} s"
 CIRCLES = f"never ends: {TIMES_MAX} times the processor time of the workload"
-STACK = "the stack itself: "
 FIRST_LINE_MAX = 100  # characters of what an assertion said
 
 
@@ -106,7 +105,7 @@ def examine(
 
 
 def in_stamps(workload: Scenario) -> Scenario:
-    """Return a workload as it is examined."""
+    """Return a workload as it is examined: without tensors, and without floors."""
     return replace(workload, config=replace(workload.config, numerics="stamps"), exercise={})
 
 
@@ -132,7 +131,7 @@ def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], re
         by = "does nothing by itself; a setting puts another in its place"
         return Row(mutant.kind, mutant.name, "redundant", by, 0)
     if mutant.kind == "guard" and is_trap(getattr(Guards(), mutant.name)):
-        return _fate_of_trap(mutant, workloads, seeds)
+        return _fate_of_trap(mutant, workloads, seeds, reached)
     runs, there = 0, [workload for workload in workloads if mutant in reached[workload.name].mutants]
     with applied(mutant):
         for seed in seeds:
@@ -149,33 +148,43 @@ def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], re
     return Row(mutant.kind, mutant.name, "survived", "", runs)
 
 
-def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int]) -> Row:
+def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
     """Return whether what springs a trap is noticed without it too: the bank's defects that leave it out with
     another guard, once with the trap in place and once without."""
     runs = 0
-    for name, kept in _springing(trap):
+    for name, in_place in _springing(trap):
         for seed in seeds:
             for workload in workloads:
-                with patch.dict(DEFECTS, {MUTANT: kept}):
-                    sprung = _noticed(replace(workload, defects=(MUTANT,)), seed)
+                usual_s = reached[workload.name].took_s
                 runs += 1
-                if not sprung.startswith(STACK):
+                if not _springs(trap, in_place, workload, seed, usual_s):
                     continue
                 runs += 1
-                if noticed := _noticed(replace(workload, defects=(name,)), seed):
+                noticed = _noticed(replace(workload, defects=(name,)), seed, usual_s)
+                if noticed not in ("", NO_END):
                     by = f"only raises; {name}, which springs it, is caught without it by {noticed}"
                     return Row(trap.kind, trap.name, "redundant", by, runs)
     return Row(trap.kind, trap.name, "survived", "only raises, and nothing springs it", runs)
 
 
-def _springing(trap: Mutant) -> Iterator[tuple[str, Defect]]:
-    """Yield the bank's defects that leave a trap and other guards out, each with one that leaves it in place."""
+def _springing(trap: Mutant) -> Iterator[tuple[str, Guards]]:
+    """Yield the bank's defects that leave a trap and other guards out, each with its guards and the trap in place."""
     correct = Guards()
     for defect in DEFECTS.values():
         guards = defect.apply(correct)
         in_place = dataclasses.replace(guards, **{trap.name: getattr(correct, trap.name)})
         if guards != in_place != correct:
-            yield defect.name, Defect(MUTANT, defect.races, "", partial(_instead, in_place))
+            yield defect.name, in_place
+
+
+def _springs(trap: Mutant, guards: Guards, workload: Scenario, seed: int, usual_s: float) -> bool:
+    """Run once with these guards; return whether the trap was called."""
+    sprung = Sites()
+    watched_trap = {trap.name: noted(getattr(guards, trap.name), trap, sprung)}
+    kept = partial(_instead, dataclasses.replace(guards, **watched_trap))
+    with patch.dict(DEFECTS, {MUTANT: Defect(MUTANT, "what springs a trap", "", kept)}):
+        _noticed(replace(workload, defects=(MUTANT,)), seed, usual_s)
+    return trap in sprung.mutants
 
 
 def _instead(guards: Guards, correct: Guards) -> Guards:
@@ -219,22 +228,26 @@ def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
             return frozenset()
 
 
-def _noticed(workload: Scenario, seed: int, usual_s: float = 0.0) -> str:
-    """Run once; return who noticed something. `usual_s` is the processor time that it takes with nothing taken away."""
-    bound_s = max(PROCESSOR_S_MIN, TIMES_MAX * usual_s)
-    with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded(bound_s):
-        try:
-            outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=Path(root), utc=datetime.now(UTC))
-        except _Over as over:
-            return str(over)
-        except (HarnessError, AssertionError) as error:
-            cause = error.__cause__ or error
-            if isinstance(cause, _Over):
-                return str(cause)
-            return f"{STACK}{type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
-        findings = outcome.verdict["findings"]
-        assert isinstance(findings, dict)
-        return ", ".join(findings) or (outcome.judgement.word if outcome.judgement.word == "failed" else "")
+def _noticed(workload: Scenario, seed: int, usual_s: float | None = None) -> str:
+    """Run once; return who noticed something. `usual_s` is the processor time that it takes with nothing taken away,
+    None where nobody knows yet."""
+    bound_s = None if usual_s is None else max(PROCESSOR_S_MIN, TIMES_MAX * usual_s)
+    said = ""
+    with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded(bound_s) as over:
+        said = _said(workload, seed, Path(root))
+    return over[0] if over else said
+
+
+def _said(workload: Scenario, seed: int, root: Path) -> str:
+    """Run once; return what the stack or the detectors said."""
+    try:
+        outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC))
+    except (HarnessError, AssertionError) as error:
+        cause = error.__cause__ or error
+        return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
+    findings = outcome.verdict["findings"]
+    assert isinstance(findings, dict)
+    return ", ".join(findings) or (outcome.judgement.word if outcome.judgement.word == "failed" else "")
 
 
 def _logs(workloads: Sequence[Scenario], seed: int) -> Iterator[list[Event]]:
@@ -250,22 +263,32 @@ class _Over(Exception):
 
 
 @contextmanager
-def _bounded(processor_s: float) -> Iterator[None]:
-    """Raise _Over in what takes more processor time than this, or longer than RUN_TIMEOUT_S."""
+def _bounded(processor_s: float | None) -> Iterator[list[str]]:
+    """End what takes more processor time than this, or longer than RUN_TIMEOUT_S; what is yielded says so then.
 
-    def over(number: int, frame: FrameType | None) -> None:
-        raise _Over(CIRCLES if number == signal.SIGPROF else NO_END)
+    Whatever such a run says itself counts for nothing: the stack may have swallowed what was to end it, and gone on.
+    """
+    over: list[str] = []
+    armed = True
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if armed:
+            over.append(CIRCLES if number == signal.SIGPROF else NO_END)
+            raise _Over
 
     limits = (
-        (signal.SIGPROF, signal.ITIMER_PROF, processor_s),
+        (signal.SIGPROF, signal.ITIMER_PROF, processor_s or 0.0),  # a timer of 0 never goes off
         (signal.SIGALRM, signal.ITIMER_REAL, RUN_TIMEOUT_S),
     )
-    before = [signal.signal(number, over) for number, _, _ in limits]
-    for _, timer, bound_s in limits:
-        signal.setitimer(timer, bound_s, AGAIN_S)
+    before = [signal.signal(number, end) for number, _, _ in limits]
     try:
-        yield
+        for _, timer, bound_s in limits:
+            signal.setitimer(timer, bound_s, AGAIN_S)
+        yield over
+    except _Over:
+        pass
     finally:
+        armed = False  # first: a timer that goes off in here must not keep the other from being stopped
         for (number, timer, _), handler in zip(limits, before, strict=True):
             signal.setitimer(timer, 0)
             signal.signal(number, handler)

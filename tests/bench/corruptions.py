@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 
 from repro.fault.aftermath import Corruptions
 from repro.fault.plan import CORRUPTING, PLACES, Do, Fault, When
+from repro.mutate.study import in_stamps
 from repro.run import RunOptions, run_scenario
 from repro.scenario import find
 
@@ -32,12 +33,10 @@ RUNS_MAX = 400
 def changed(workload: str, place: str, seed: int) -> dict[str, Corruptions]:
     """Run a workload once with all kinds in one place; return what became of the changes, by fault."""
     torch.set_num_threads(1)
-    plain = find(workload)
+    plain = in_stamps(find(workload))
     when = When(PROBABILITY.get(place, OFTEN))
     faults = tuple(Fault(place, Do(kind), when) for kind in CORRUPTING)
-    scenario = replace(
-        plain, config=replace(plain.config, numerics="stamps"), faults=(*plain.faults, *faults), exercise={}
-    )
+    scenario = replace(plain, faults=(*plain.faults, *faults))
     with tempfile.TemporaryDirectory(prefix="corrupt") as root:
         options = RunOptions(seed, oracle_sample=0)
         return dict(run_scenario(scenario, options, root=Path(root), utc=datetime.now(UTC)).corruptions)

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from repro.base.errors import HarnessError, ScenarioError
 from repro.fault import defects
+from repro.mutate.study import in_stamps
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario, bundled_names, find
 
@@ -48,9 +49,7 @@ def applicable(workload: Scenario, defect: str) -> bool:
 def tried(workload: str, defect: str, schedules: int) -> Tried:
     """Play a workload with a defect (with none for SILENT) until a detector convicts; at most so many seeds."""
     torch.set_num_threads(1)
-    plain = find(workload)
-    names = () if defect == SILENT else (defect,)
-    scenario = replace(plain, defects=names, config=replace(plain.config, numerics="stamps"), exercise={})
+    scenario = replace(in_stamps(find(workload)), defects=() if defect == SILENT else (defect,))
     broke = ""
     for seed in range(schedules):
         with tempfile.TemporaryDirectory(prefix="generic") as root:

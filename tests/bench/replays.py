@@ -1,7 +1,7 @@
 """Findings of many races, each played again from its token in a process of its own: `python -m tests.bench.replays`.
 
-Every bundled scenario with a defect gives as many tokens, of random schedules of the light load of a hunt. A token
-that does not fit 64 characters points at its run's folder; such findings are counted and left out.
+Every bundled scenario with a defect gives a token a seed, of random schedules of the light load of a hunt. A token that
+does not fit 64 characters points at its run's folder; such findings are counted and left out.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -47,24 +48,32 @@ def main() -> None:
 
 
 def findings(scenarios: list[Scenario], tokens: int, root: Path, counts: Counter[str]) -> Iterator[Played]:
-    """Yield so many findings with a token, the scenarios taking turns."""
-    found = turn = 0
-    while found < tokens:
+    """Yield so many findings with a token, of every scenario one a seed, until it gives none."""
+    found = 0
+    for seed in count():
         if not scenarios:
             raise SystemExit(f"{found} findings have a token, and no scenario gives another one")
-        scenario, seed = scenarios[turn % len(scenarios)], turn // len(scenarios)
-        turn += 1
-        kept = light(scenario, stamps=True, seed=seed)
-        for attempt in range(TRIES_MAX):
-            schedule = Schedule("random", seed * TRIES_MAX + attempt)
-            played = play(scenario, RunOptions(seed, schedule=schedule, kept=kept), root)
-            if played.word == "anomaly" and not Path(played.token).exists():
+        for scenario in list(scenarios):
+            if found == tokens:
+                return
+            played = finding(scenario, seed, root, counts)
+            if played is None:
+                scenarios.remove(scenario)
+            else:
                 found += 1
                 yield played
-                break
-            counts[f"{scenario.name}: {played.word}, no token"] += 1
-        else:
-            scenarios.remove(scenario)
+
+
+def finding(scenario: Scenario, seed: int, root: Path, counts: Counter[str]) -> Played | None:
+    """Return a finding with a token, None where TRIES_MAX schedules give none."""
+    kept = light(scenario, stamps=True, seed=seed)
+    for attempt in range(TRIES_MAX):
+        schedule = Schedule("random", seed * TRIES_MAX + attempt)
+        played = play(scenario, RunOptions(seed, schedule=schedule, kept=kept), root)
+        if played.word == "anomaly" and not Path(played.token).exists():
+            return played
+        counts[f"{scenario.name}: {played.word}, no token"] += 1
+    return None
 
 
 def replayed(played: Played) -> str:

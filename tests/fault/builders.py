@@ -7,6 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from repro.fault.plan import POINTS, Do, Fault, When
+from repro.mutate.study import in_stamps
 from repro.run import Outcome, RunOptions, run_scenario
 from repro.scenario import find
 
@@ -36,15 +37,9 @@ def run_with(
 ) -> Outcome:
     """Run a generic workload in stamps with these faults instead of its own, and less load."""
     torch.set_num_threads(1)
-    plain = find(workload)
+    plain = in_stamps(find(workload))
     smaller = {"sessions": 6, "concurrency": 6, "turns": 3, "answer_tokens_max": 24} | load
-    scenario = replace(
-        plain,
-        config=replace(plain.config, numerics="stamps"),
-        load=replace(plain.load, **smaller),
-        faults=faults,
-        exercise={},
-    )
+    scenario = replace(plain, load=replace(plain.load, **smaller), faults=faults)
     options = RunOptions(seed, control=control, oracle_sample=0)
     return run_scenario(scenario, options, root=root, utc=datetime(2026, 11, 25, tzinfo=UTC))
 

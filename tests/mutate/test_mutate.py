@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import fields
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -79,10 +80,19 @@ def test_a_trap_is_redundant_where_what_springs_it_is_caught_without_it() -> Non
     springs, calm = (
         msgspec.structs.replace(small_scenario(), defects=(), exercise={}, faults=faults) for faults in ((abort,), ())
     )
-    row = fate(Mutant("guard", "on_double_free"), [springs], (7,), {})
+    reached = {springs.name: Sites()}  # of both
+    row = fate(Mutant("guard", "on_double_free"), [springs], (7,), reached)
     assert row.outcome == "redundant" and "sched_double_free" in row.by and "ownership" in row.by
-    row = fate(Mutant("guard", "on_double_free"), [calm], (7,), {})
+    row = fate(Mutant("guard", "on_double_free"), [calm], (7,), reached)
     assert row.outcome == "survived" and row.by == "only raises, and nothing springs it"
+
+
+def test_a_stack_that_breaks_elsewhere_has_not_sprung_the_trap(
+    workload: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "_said", lambda *_: "the stack itself: AssertionError of something else")
+    row = fate(Mutant("guard", "on_double_free"), [workload], (7,), {workload.name: Sites()})
+    assert (row.outcome, row.by) == ("survived", "only raises, and nothing springs it")
 
 
 def test_an_acknowledgement_that_never_had_to_wait_is_asked_for_its_orders(sites: Sites) -> None:
@@ -144,9 +154,37 @@ def test_a_scenario_with_a_defect_is_no_workload() -> None:
 
 
 def test_a_run_that_goes_round_in_circles_ends_by_its_processor_time() -> None:
-    with pytest.raises(study._Over, match="never ends"), study._bounded(0.05):
+    with study._bounded(0.05) as over:
         while True:
             pass
-    with study._bounded(60.0):
+    assert over == [study.CIRCLES] and "never ends" in study.CIRCLES
+    with study._bounded(60.0) as over:
         pass  # and nothing goes off afterwards
+    assert over == []
     assert signal.getitimer(signal.ITIMER_PROF) == signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_run_that_swallows_what_was_to_end_it_is_not_believed(
+    workload: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallowing(workload: Scenario, seed: int, root: Path) -> str:
+        try:
+            while True:
+                pass
+        except Exception:
+            return "ownership"
+
+    monkeypatch.setattr(study, "PROCESSOR_S_MIN", 0.05)
+    monkeypatch.setattr(study, "_said", swallowing)
+    assert study._noticed(workload, 7, 0.0) == study.CIRCLES
+
+
+def test_a_workload_whose_usual_time_nobody_knows_has_no_processor_bound(
+    workload: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def armed(workload: Scenario, seed: int, root: Path) -> str:
+        return repr([signal.getitimer(timer)[0] > 0 for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL)])
+
+    monkeypatch.setattr(study, "_said", armed)
+    assert study._noticed(workload, 7) == "[False, True]"
+    assert study._noticed(workload, 7, 0.0) == "[True, True]"
