@@ -141,11 +141,11 @@ def run_scenario(
             closed=closed,
         )  # fmt: skip
         records = [_told(record) for record in observed.records] if options.redact else observed.records
-        judgement = judge(
-            verdicts, result, records, faults=faults, counts=injector.counts, exercised=observed.exercise.counts,
-            floors=scenario.exercise, cut=limits.reached,
-        )  # fmt: skip
         corruptions = {} if corruptor is None else corruptor.aftermath.counts
+        judgement = judge(
+            verdicts, result, records, faults=faults, counts=injector.counts, corruptions=corruptions,
+            exercised=observed.exercise.counts, floors=scenario.exercise, cut=limits.reached,
+        )  # fmt: skip
         outcome = _close(
             folder, named, options, observed, injector, verdicts, judgement, result, target.context_tokens_max,
             corruptions,

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from detectors.base import Verdict
+from repro.fault.aftermath import Corruptions
 from repro.fault.injector import FaultCounts
 from repro.fault.plan import Fault
 from repro.load.answer import WHOLE
@@ -41,6 +42,7 @@ def judge(
     *,
     faults: Sequence[Fault] = (),
     counts: Mapping[str, FaultCounts] | None = None,
+    corruptions: Mapping[str, Corruptions] | None = None,
     exercised: Exercised | None = None,
     floors: Mapping[str, int] | None = None,
     cut: str = "",
@@ -52,11 +54,12 @@ def judge(
     failures = _failures(result, records)
     if failures:
         return Judgement("failed", failures)
-    missing = _unanswered(records) + ((f"{cut}; the figures are of what was done",) if cut else ())
+    changed = corruptions or {}
+    missing = _unanswered(records) + ((f"{cut}; the figures are of what was done",) if cut else ()) + _missed(changed)
     convicted = tuple(_conviction(verdict) for verdict in detectors if verdict.answer == "anomaly")
     if convicted:
         return Judgement("anomaly", convicted + missing)
-    empty = _vacuous_faults(faults, counts or {}) + _missed_floors(exercised or Exercised(), floors or {})
+    empty = _vacuous_faults(faults, counts or {}, changed) + _missed_floors(exercised or Exercised(), floors or {})
     if empty and not cut:
         return Judgement("vacuous", empty + missing)
     unknown = tuple(f"{verdict.detector}: {verdict.why}" for verdict in detectors if verdict.answer == "unknown")
@@ -109,14 +112,29 @@ def _error_kind(record: RequestRecord) -> str:
     return record.error.partition(":")[0]
 
 
-def _vacuous_faults(faults: Sequence[Fault], counts: Mapping[str, FaultCounts]) -> tuple[str, ...]:
+def _missed(corruptions: Mapping[str, Corruptions]) -> tuple[str, ...]:
+    """Return which wrong bytes of a fault's making were read, and no detector noticed."""
+    return tuple(
+        f"{name}: of {each.read} changes that a step read, {each.read - each.detected} were not noticed"
+        for name, each in corruptions.items()
+        if each.detected < each.read
+    )
+
+
+def _vacuous_faults(
+    faults: Sequence[Fault], counts: Mapping[str, FaultCounts], corruptions: Mapping[str, Corruptions]
+) -> tuple[str, ...]:
     why = []
     for fault in {fault.name: fault for fault in faults}.values():
-        count = counts[fault.name]
+        count, changes = counts[fault.name], corruptions.get(fault.name, Corruptions())
         if not count.fired:
             why.append(f"{fault.name} never fired ({count.reached} hits of its point)")
         elif fault.timing and not count.reordered:
             why.append(f"{fault.name} fired {count.fired} times and never changed an order")
+        elif fault.corrupting and not changes.changed:
+            why.append(f"{fault.name} fired {count.fired} times and never changed a byte")
+        elif fault.corrupting and not changes.read:
+            why.append(f"{fault.name} changed bytes {changes.changed} times, and no step read them")
     return tuple(why)
 
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from detectors.base import Answer, Finding, Verdict
+from repro.fault.aftermath import Corruptions
 from repro.fault.injector import FaultCounts
 from repro.fault.plan import Do, Fault
 from repro.load.lag import Quantiles
@@ -16,6 +17,7 @@ from repro.verdict import EXIT_CODES, Judgement, judge
 from tests.builders import make_request
 
 DELAY = Fault("loadback.copy_layer", Do("delay", us=5))
+FLIP = Fault("memory.host", Do("flip"))
 ABORT = Fault("client.abort", Do("abort", us=5))
 NONE = Quantiles(0, 0.0, 0.0, 0.0)
 
@@ -60,6 +62,27 @@ def test_a_timing_fault_that_changed_no_order_proves_nothing_and_another_kind_do
     judgement = judge([said()], result(), faults=[DELAY, DELAY], counts={DELAY.name: fired})
     assert judgement.why == ("loadback.copy_layer.delay fired 3 times and never changed an order",)
     assert judge([said()], result(), faults=[ABORT], counts={ABORT.name: fired}).word == "clean"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "memory.host.flip fired 3 times and never changed a byte"),
+        ({FLIP.name: Corruptions(changed=2)}, "memory.host.flip changed bytes 2 times, and no step read them"),
+    ],
+)
+def test_wrong_bytes_that_nobody_read_prove_nothing(changes: dict[str, Corruptions], why: str) -> None:
+    counts = {FLIP.name: FaultCounts(reached=4, fired=3)}
+    judgement = judge([said()], result(), faults=[FLIP], counts=counts, corruptions=changes)
+    assert judgement == Judgement("vacuous", (why,))
+
+
+def test_wrong_bytes_that_were_read_and_not_noticed_are_never_clean() -> None:
+    counts, changes = {FLIP.name: FaultCounts(reached=4, fired=3)}, {FLIP.name: Corruptions(3, read=2, detected=1)}
+    for answer, word in (("clean", "inconclusive"), ("anomaly", "anomaly")):
+        judgement = judge([said(answer)], result(), faults=[FLIP], counts=counts, corruptions=changes)
+        assert judgement.word == word
+        assert judgement.why[-1] == "memory.host.flip: of 2 changes that a step read, 1 were not noticed"
 
 
 def test_a_floor_that_is_missed_is_told_with_both_numbers() -> None:
