@@ -36,7 +36,10 @@ class OneRank:
 
 
 class VirtualClock:
-    """Stands where SGLang's cache has the module `time`: virtual seconds, and no two moments alike."""
+    """Stands where SGLang's cache has the module `time`: virtual seconds, and no two moments alike.
+
+    One for all modules of a cache: the radix tree's files age the same nodes.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -77,8 +80,9 @@ class SglangCache:
         self.evicted_tokens = 0
         gc.collect()  # the pools of the engine before are held by cycles alone, hundreds of megabytes
         kernels.bind(sglang)
+        clock = VirtualClock(device)
         for module in (sglang.radix_cache, sglang.hiradix_cache, sglang.cache_controller):
-            module.time = VirtualClock(device)
+            module.time = clock
         tokens = config.device_pages * PAGE_TOKENS
         self.pool: Any = sglang.memory_pool.NSATokenToKVPool(
             size=tokens, page_size=PAGE_TOKENS, kv_lora_rank=KV_LORA, dtype=torch.bfloat16, qk_rope_head_dim=ROPE,
