@@ -19,6 +19,7 @@ from repro.sglang_server import threads
 from repro.sglang_server.switches import Plan, Switches
 
 ADDRESS, KEY = "REPRO_SGLANG_ADDRESS", "REPRO_SGLANG_KEY"  # of the launcher, in the environment
+TAKEN_S = 30.0
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -56,6 +57,10 @@ def prove(controller: str, switches: Switches) -> None:
     connection = Client((host, int(port)), authkey=bytes.fromhex(os.environ[KEY]))
     proof = Proof(os.getpid(), controller, _module("sglang.version").__version__)
     connection.send_bytes(msgspec.json.encode(proof))
+    # The server is up only behind this: else the launcher could find it up, and the proof still on its way.
+    if not connection.poll(TAKEN_S):
+        raise TimeoutError(f"the launcher has not taken the proof within {TAKEN_S:.0f} s")
+    connection.recv_bytes()
     threading.Thread(target=_obey, args=(connection, switches), daemon=True).start()
 
 
