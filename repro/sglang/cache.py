@@ -122,9 +122,10 @@ class SglangCache:
                 await acks[0].finish_event.event.synchronize("a transfer has ended, and its nodes may be evicted")
         self.tree.check_hicache_events()
 
-    def match(self, tokens: list[int]) -> Any:
+    def match(self, tokens: list[int], extra_key: str | None) -> Any:
         """Return SGLang's MatchResult of a prompt: at least its last token is computed."""
-        return self.tree.match_prefix(self._sglang.prefix_cache.MatchPrefixParams(key=self._key(tokens[:-1])))
+        key = self._sglang.radix_cache.RadixKey(tokens[:-1], extra_key)
+        return self.tree.match_prefix(self._sglang.prefix_cache.MatchPrefixParams(key=key))
 
     def load_back(self, match: Any, request: str) -> tuple[Any, Any]:
         """Queue the load-back of what a match has on the host; return (device slots, the tree's node)."""
@@ -151,9 +152,6 @@ class SglangCache:
         everything = 2**40
         self.tree.evict(self._sglang.prefix_cache.EvictParams(num_tokens=everything))
         self.tree.evict_host(everything)
-
-    def _key(self, tokens: list[int]) -> Any:
-        return self._sglang.radix_cache.RadixKey(tokens)
 
     def _params(self) -> Any:
         return self._sglang.init_params.CacheInitParams(

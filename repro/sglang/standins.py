@@ -82,7 +82,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextmanager
 def in_place() -> Iterator[None]:
-    """Let SGLang be imported without a GPU inside; what it has imported stays, the GPU's packages go."""
+    """Let SGLang be imported without a GPU inside; what it has imported whole stays, the GPU's packages go."""
     spec = importlib.util.find_spec("sglang")
     assert spec is not None and spec.submodule_search_locations is not None, "sglang is not installed"
     [root] = spec.submodule_search_locations
@@ -92,10 +92,12 @@ def in_place() -> Iterator[None]:
         package.__path__ = ["/".join((root, *name.split(".")[1:]))]
         sys.modules[name] = package
     sys.meta_path.insert(0, finder)
+    gone: tuple[str, ...] = ("sglang", *PACKAGES)  # half of an import would break the next attempt
     try:
         yield
+        gone = PACKAGES
     finally:
         sys.meta_path.remove(finder)
         for name in sorted(set(sys.modules) - before):
-            if name.partition(".")[0] in PACKAGES:
+            if name.partition(".")[0] in gone:
                 del sys.modules[name]
