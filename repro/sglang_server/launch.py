@@ -190,7 +190,7 @@ def write_plugin(folder: Path) -> None:
         package, _, module = path.partition(".")
         if importlib.util.find_spec(package) is None:
             lines = [f'{name} = placeholder("{path}.{name}")' for name in names]
-            text = "\n".join(("from repro.sglang_server.absent import placeholder", "", *lines, ""))
+            text = "\n".join(("from repro.sglang.placeholders import placeholder", "", *lines, ""))
             (folder / package).mkdir()
             (folder / package / "__init__.py").write_text("")
             (folder / package / f"{module}.py").write_text(text)
