@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import torch
 
+from repro.sglang.host_memory import unpin
 from repro.sglang_server import threads
 from repro.sglang_server.switches import Plan, Switches
 
@@ -81,8 +82,7 @@ def _play_on_threads(switches: Switches) -> None:
     host = _module("sglang.srt.mem_cache.memory_pool_host")
     for controller in ("managers.cache_controller", "mem_cache.hybrid_cache.hybrid_cache_controller"):
         _module(f"sglang.srt.{controller}").device_module = threads
-    host.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
-    host.ALLOC_MEMORY_FUNCS.default_factory = lambda: _unpinned
+    unpin(host)
 
     def transfer_kv_direct(
         src_layers: Sequence[torch.Tensor],
@@ -108,9 +108,3 @@ def _play_on_threads(switches: Switches) -> None:
 
 def _module(name: str) -> Any:
     return importlib.import_module(name)
-
-
-def _unpinned(
-    dims: tuple[int, ...], dtype: torch.dtype, device: str, pin_memory: bool, allocator: object
-) -> torch.Tensor:
-    return torch.zeros(dims, dtype=dtype, device=device)
