@@ -49,7 +49,7 @@ def serve(
         engine = thread.start()
         try:
             app = create_app(engine, tokenizer, clock=clock, seed=seed, is_alive=lambda: engine.is_alive, limits=limits)
-            with _sigterm_as_interrupt():
+            with as_interrupt(signal.SIGTERM):
                 HttpServer(app, engine, grace_s, lambda: on_ready(url_of(listener))).run([listener])
         except KeyboardInterrupt:
             pass  # uvicorn has shut down and passes the signal on; this is the ordinary end
@@ -132,13 +132,17 @@ def _bind_text(host: str, port: int, error: OSError) -> str:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the server as Ctrl-C does, so that the engine thread is stopped in order."""
+def as_interrupt(*signals: signal.Signals) -> Iterator[None]:
+    """Let signals end a server as Ctrl-C does, so that all of it is stopped in order; ignored ones stay so (nohup)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {each: signal.getsignal(each) for each in signals}
+    taken = [each for each in signals if before[each] is not signal.SIG_IGN]
+    for each in taken:
+        signal.signal(each, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each in taken:
+            signal.signal(each, before[each])

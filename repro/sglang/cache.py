@@ -36,7 +36,10 @@ class OneRank:
 
 
 class VirtualClock:
-    """Stands where SGLang's cache has the module `time`: virtual seconds, and no two moments alike."""
+    """Stands where SGLang's cache has the module `time`: virtual seconds, and no two moments alike.
+
+    One for all modules of a cache: the radix tree's files age the same nodes.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -77,8 +80,9 @@ class SglangCache:
         self.evicted_tokens = 0
         gc.collect()  # the pools of the engine before are held by cycles alone, hundreds of megabytes
         kernels.bind(sglang)
+        clock = VirtualClock(device)
         for module in (sglang.radix_cache, sglang.hiradix_cache, sglang.cache_controller):
-            module.time = VirtualClock(device)
+            module.time = clock
         tokens = config.device_pages * PAGE_TOKENS
         self.pool: Any = sglang.memory_pool.NSATokenToKVPool(
             size=tokens, page_size=PAGE_TOKENS, kv_lora_rank=KV_LORA, dtype=torch.bfloat16, qk_rope_head_dim=ROPE,
@@ -118,9 +122,10 @@ class SglangCache:
                 await acks[0].finish_event.event.synchronize("a transfer has ended, and its nodes may be evicted")
         self.tree.check_hicache_events()
 
-    def match(self, tokens: list[int]) -> Any:
+    def match(self, tokens: list[int], extra_key: str | None) -> Any:
         """Return SGLang's MatchResult of a prompt: at least its last token is computed."""
-        return self.tree.match_prefix(self._sglang.prefix_cache.MatchPrefixParams(key=self._key(tokens[:-1])))
+        key = self._sglang.radix_cache.RadixKey(tokens[:-1], extra_key)
+        return self.tree.match_prefix(self._sglang.prefix_cache.MatchPrefixParams(key=key))
 
     def load_back(self, match: Any, request: str) -> tuple[Any, Any]:
         """Queue the load-back of what a match has on the host; return (device slots, the tree's node)."""
@@ -147,9 +152,6 @@ class SglangCache:
         everything = 2**40
         self.tree.evict(self._sglang.prefix_cache.EvictParams(num_tokens=everything))
         self.tree.evict_host(everything)
-
-    def _key(self, tokens: list[int]) -> Any:
-        return self._sglang.radix_cache.RadixKey(tokens)
 
     def _params(self) -> Any:
         return self._sglang.init_params.CacheInitParams(

@@ -48,7 +48,6 @@ class Request:
     last_node: Any = None
     req_pool_idx: int | None = None
     cache_protected_len: int = 0  # leading tokens whose slots are the tree's
-    extra_key: None = None
 
     @property
     def id(self) -> str:
@@ -59,6 +58,11 @@ class Request:
     def origin_input_ids(self) -> list[int]:
         """Return the prompt."""
         return list(self.wire.tokens)
+
+    @property
+    def extra_key(self) -> str | None:
+        """Return among whom its prefixes are shared; None: all that name nothing."""
+        return self.wire.cache_key or None
 
     def pop_committed_kv_cache(self) -> int:
         """Return how many tokens have rows: the prompt's, for an answer's last token is never stored."""
@@ -143,7 +147,8 @@ class SglangEngine:
         try:
             yield await submitted.updates.get()
         finally:
-            self.abort(request.id)
+            if self._requests.get(request.id) is submitted:  # another may have the id of one that has ended
+                self.abort(request.id)
 
     def abort(self, request_id: str) -> None:
         """Abort at any stage; unknown ids are ignored."""
@@ -254,7 +259,7 @@ class SglangEngine:
     def _place(self, request: Request) -> bool:
         """Give a request its cached prefix and slots for the rest of its prompt; False without room."""
         cache, tree, tokens = self.cache, self.cache.tree, request.origin_input_ids
-        match = cache.match(tokens)
+        match = cache.match(tokens, request.extra_key)
         tree.inc_lock_ref(match.last_device_node)
         device_hit = len(match.device_indices)
         room = cache.allocator.available_size() + tree.evictable_size()

@@ -5,7 +5,7 @@ current stream and returns. Indices and addresses are fixed at the launch; bytes
 starts and written when it ends.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from repro.serve.device.base import Commit, Device, Recorder
 from repro.serve.device.cost import CostModel
 from repro.serve.kv.pool import PageSets
 from repro.sglang.fits import PAGE_TOKENS
+from repro.sglang.host_memory import unpin
 from repro.sglang.launches import Launches, Launching, note
 from repro.sglang.pinned import Sglang
 from repro.sglang.rows import INDEX_KEY_BYTES, INDEX_SCALE_BYTES
@@ -72,8 +73,7 @@ class Kernels(Launches):
         for controller in (sglang.cache_controller, sglang.hybrid_controller):
             controller.device_module = self._module
         sglang.memory_pool_host.transfer_kv_direct = self._transfer_kv_direct
-        sglang.memory_pool_host.ALLOC_MEMORY_FUNCS.default_factory = lambda: _unpinned
-        sglang.memory_pool_host.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0  # of a server's host, not of a test's
+        unpin(sglang.memory_pool_host)
         sglang.memory_pool.set_mla_kv_buffer_triton = self._set_mla_kv_buffer
         sglang.index_accessor.GetKAndS.execute = self._get_k_and_s
         sglang.index_accessor.SetKAndS.execute = self._set_k_and_s
@@ -226,10 +226,3 @@ def _gathered(
         keys.append(of_keys[used].flatten(0, 1)[:length])
         scales.append(of_scales[used].flatten(0, 1)[:length])
     return torch.cat(keys), torch.cat(scales)
-
-
-def _unpinned(
-    dims: tuple[int, ...], dtype: torch.dtype, device: str, pin_memory: bool, allocator: Callable[..., object]
-) -> torch.Tensor:
-    """Allocate host memory; nothing here has a GPU to pin it for."""
-    return torch.zeros(dims, dtype=dtype, device=device)

@@ -15,7 +15,7 @@ INSTALL = f"pip install --no-deps sglang=={VERSION} && pip install 'glm5-repro[s
 
 @dataclass(frozen=True)
 class Sglang:
-    """The modules of SGLang that are played; everything in them is its own but for `kernels.KERNELS`."""
+    """The modules of SGLang that are played; all is its own but for what `Kernels.bind` and `SglangCache` put in."""
 
     cache_controller: Any
     hybrid_controller: Any

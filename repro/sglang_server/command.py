@@ -1,20 +1,27 @@
 """`repro sglang -- ARGS`: a server with the plugin, until Ctrl-C."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 
+from repro.serve.launch import as_interrupt
 from repro.sglang_server.launch import SglangServer, control
 
 CHECK_S = 1.0
 
 
 def run_sglang(args: Sequence[str], told: Callable[[str], None]) -> None:
-    """Launch a server, say where it and its control are, and return on Ctrl-C.
+    """Launch a server, say where it and its control are, and return on Ctrl-C or SIGTERM.
 
     Raises UsageError and TargetError as `SglangServer` does, TargetError too when the server ends by itself.
     """
     server = SglangServer(args)
+    with as_interrupt(signal.SIGTERM, signal.SIGHUP):  # the server is in a session of its own, and outlives a terminal
+        _run(server, told)
+
+
+def _run(server: SglangServer, told: Callable[[str], None]) -> None:
     try:
         server.start()
         with control(server) as controls:

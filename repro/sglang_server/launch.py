@@ -6,12 +6,16 @@ GET  /counts what became of it: faults armed, reached and fired, waits kept and 
 
 import importlib.util
 import os
+import re
 import secrets
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
@@ -35,6 +39,8 @@ HEALTH_S = 5.0
 START_S = 600.0  # a server on a busy machine takes minutes to import and load
 POLL_S = 0.2
 STOP_S = 20.0
+ANSWER_S = 30.0  # a process answers from a thread of its own, whatever its scheduler does
+CONTROL_S = 30.0  # for a request of the control to arrive whole
 PLAN_BYTES_MAX = 1 << 20
 PROCESSES_MAX = 64  # schedulers of one server
 
@@ -80,7 +86,8 @@ class SglangServer:
             KEY: self._key.hex(),
         }
         threading.Thread(target=self._accept, daemon=True).start()
-        self._process = subprocess.Popen(self._command, env=environment)
+        # A group of its own: what it has started ends with it, also what has not learnt yet to die with its parent.
+        self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
         until = time.monotonic() + start_s
         while not self._is_up():
             self.check()
@@ -115,16 +122,24 @@ class SglangServer:
         return self._told(b"")
 
     def stop(self) -> None:
-        """End the server, by force if it takes too long."""
+        """End the server with all that it has started, by force what takes too long."""
         self._stopped = True
+        with suppress(OSError):  # closing alone would leave `_accept` waiting, and the port open with it
+            socket.create_connection(self._listener.address).close()
         self._listener.close()
         if self._process is not None:
-            self._process.terminate()
             try:
+                self._process.terminate()
                 self._process.wait(STOP_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                pass
+            finally:
+                with suppress(ProcessLookupError):  # all have ended
+                    os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+        with self._lock:
+            for _, connection in self._proven:
+                connection.close()
         self._folder.cleanup()
 
     def _told(self, message: bytes) -> tuple[Counts, ...]:
@@ -133,21 +148,25 @@ class SglangServer:
             for proof, connection in self._proven:
                 try:
                     connection.send_bytes(message)
+                    if not connection.poll(ANSWER_S):
+                        connection.close()  # a late answer would be taken for that to the next message
+                        raise TargetError(f"process {proof.pid} of SGLang has not answered within {ANSWER_S:.0f} s")
                     answers.append(msgspec.json.decode(connection.recv_bytes(), type=Counts))
                 except (EOFError, OSError) as error:
                     raise TargetError(f"process {proof.pid} of SGLang is gone ({error}); its log says why") from error
         return tuple(answers)
 
     def _accept(self) -> None:
-        """Take the proofs of the server's processes, one connection each."""
+        """Take the proofs of the server's processes, one connection each, and answer each once it counts."""
         while not self._stopped and len(self._proven) < PROCESSES_MAX:
             try:
                 connection = self._listener.accept()
                 proof = msgspec.json.decode(connection.recv_bytes(), type=Proof)
             except (EOFError, OSError, AuthenticationError, msgspec.MsgspecError):
                 continue  # somebody else's, or the listener was closed
-            with self._lock:
+            with self._lock, suppress(OSError):  # gone already: the next message to it tells
                 self._proven.append((proof, connection))
+                connection.send_bytes(b"")
 
 
 def url_of(args: Sequence[str]) -> str:
@@ -171,7 +190,7 @@ def write_plugin(folder: Path) -> None:
         package, _, module = path.partition(".")
         if importlib.util.find_spec(package) is None:
             lines = [f'{name} = placeholder("{path}.{name}")' for name in names]
-            text = "\n".join(("from repro.sglang_server.absent import placeholder", "", *lines, ""))
+            text = "\n".join(("from repro.sglang.placeholders import placeholder", "", *lines, ""))
             (folder / package).mkdir()
             (folder / package / "__init__.py").write_text("")
             (folder / package / f"{module}.py").write_text(text)
@@ -181,12 +200,14 @@ def control(server: SglangServer) -> ThreadingHTTPServer:
     """Return the control of a server on a free port of this machine; its `serve_forever` answers."""
 
     class Control(BaseHTTPRequestHandler):
+        timeout = CONTROL_S
+
         def do_POST(self) -> None:  # noqa: N802  http.server's name
-            length = int(self.headers.get("content-length") or 0)
-            if self.path != "/plan" or length > PLAN_BYTES_MAX:
+            length = self.headers.get("content-length") or "0"
+            if self.path != "/plan" or not re.fullmatch("[0-9]{1,7}", length) or int(length) > PLAN_BYTES_MAX:
                 return self._answer(404, {"error": "POST /plan takes a TOML text of at most 1 MiB"})
             try:
-                plan = read(self.rfile.read(length).decode("utf-8", "replace"), "plan")
+                plan = read(self.rfile.read(int(length)).decode("utf-8", "replace"), "plan")
                 self._answer(200, {"processes": server.use(plan)})
             except ScenarioError as error:
                 self._answer(400, {"error": str(error)})

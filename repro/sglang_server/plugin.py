@@ -15,10 +15,12 @@ from typing import Any
 import msgspec
 import torch
 
+from repro.sglang.host_memory import unpin
 from repro.sglang_server import threads
 from repro.sglang_server.switches import Plan, Switches
 
 ADDRESS, KEY = "REPRO_SGLANG_ADDRESS", "REPRO_SGLANG_KEY"  # of the launcher, in the environment
+TAKEN_S = 30.0
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -56,6 +58,10 @@ def prove(controller: str, switches: Switches) -> None:
     connection = Client((host, int(port)), authkey=bytes.fromhex(os.environ[KEY]))
     proof = Proof(os.getpid(), controller, _module("sglang.version").__version__)
     connection.send_bytes(msgspec.json.encode(proof))
+    # The server is up only behind this: else the launcher could find it up, and the proof still on its way.
+    if not connection.poll(TAKEN_S):
+        raise TimeoutError(f"the launcher has not taken the proof within {TAKEN_S:.0f} s")
+    connection.recv_bytes()
     threading.Thread(target=_obey, args=(connection, switches), daemon=True).start()
 
 
@@ -76,8 +82,7 @@ def _play_on_threads(switches: Switches) -> None:
     host = _module("sglang.srt.mem_cache.memory_pool_host")
     for controller in ("managers.cache_controller", "mem_cache.hybrid_cache.hybrid_cache_controller"):
         _module(f"sglang.srt.{controller}").device_module = threads
-    host.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
-    host.ALLOC_MEMORY_FUNCS.default_factory = lambda: _unpinned
+    unpin(host)
 
     def transfer_kv_direct(
         src_layers: Sequence[torch.Tensor],
@@ -103,9 +108,3 @@ def _play_on_threads(switches: Switches) -> None:
 
 def _module(name: str) -> Any:
     return importlib.import_module(name)
-
-
-def _unpinned(
-    dims: tuple[int, ...], dtype: torch.dtype, device: str, pin_memory: bool, allocator: object
-) -> torch.Tensor:
-    return torch.zeros(dims, dtype=dtype, device=device)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from repro.sglang import pinned
 from tests.sglang.builders import LAYERS, SLOW_COMPUTE, SLOW_LOAD, component, needs_sglang, run_component
 
 pytestmark = needs_sglang
@@ -72,3 +73,10 @@ def test_what_a_request_stores_after_a_wrong_read_poisons_who_reuses_it(tmp_path
     funnel = found.verdict["funnel"]
     assert isinstance(funnel, dict)
     assert funnel["poisoned"] > 0
+
+
+def test_all_files_of_the_tree_age_its_nodes_by_one_clock(tmp_path: Path) -> None:
+    run_component(tmp_path, component(""))
+    sglang = pinned.load()
+    assert sglang.radix_cache.time is sglang.hiradix_cache.time is sglang.cache_controller.time
+    assert sglang.radix_cache.time.monotonic() < sglang.hiradix_cache.time.monotonic()

@@ -1,17 +1,24 @@
 """A server that has no HiCache, that dies, or that does not prove the plugin is refused; no sglang is needed here."""
 
+import http.client
+import os
+import select
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from repro.base.errors import ScenarioError, TargetError, UsageError
 from repro.cli import app
 from repro.sglang import pinned
-from repro.sglang_server import threads
-from repro.sglang_server.launch import SglangServer, url_of, write_plugin
+from repro.sglang_server import launch, threads
+from repro.sglang_server.launch import SglangServer, control, url_of, write_plugin
 from repro.sglang_server.switches import Switches, read
 
 HICACHE = "--enable-hierarchical-cache"
@@ -33,8 +40,6 @@ def as_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def free_port() -> str:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as found:
         return str(found.getsockname()[1])
 
@@ -72,6 +77,90 @@ def test_a_server_that_does_not_come_up_is_given_up() -> None:
             server.start(start_s=0)
     finally:
         server.stop()
+
+
+def test_what_a_server_has_started_ends_with_it_and_nobody_listens_any_more(tmp_path: Path) -> None:
+    told = tmp_path / "child"
+    with_child = (
+        "import pathlib, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], stdout=subprocess.PIPE)\n"
+        f"pathlib.Path({str(told)!r}).write_text(str(child.pid))\n"
+        "raise SystemExit(7)\n"
+    )
+    server = SglangServer(["--port", free_port(), HICACHE], (sys.executable, "-c", with_child))
+    address = server._listener.address
+    try:
+        with pytest.raises(TargetError, match="exit code 7"):
+            server.start()
+        child = os.pidfd_open(int(told.read_text()))  # it runs
+    finally:
+        server.stop()
+    assert select.select([child], [], [], 10)[0], "the child still runs"
+    os.close(child)
+    with pytest.raises(ConnectionRefusedError):
+        for _ in range(100):  # the thread that accepts closes the port when it wakes up
+            socket.create_connection(address).close()
+
+
+PROVEN = (
+    """
+import os, sys, time, msgspec
+from multiprocessing.connection import Client
+from repro.sglang_server.plugin import ADDRESS, KEY, Proof
+host, _, port = os.environ[ADDRESS].rpartition(":")
+connection = Client((host, int(port)), authkey=bytes.fromhex(os.environ[KEY]))
+connection.send_bytes(msgspec.json.encode(Proof(os.getpid(), "none", "0")))
+connection.recv_bytes()
+"""
+    + WITHOUT_PLUGIN
+)
+
+
+def test_a_process_that_does_not_answer_is_told_and_the_control_bounds_what_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "ANSWER_S", 0.05)
+    server = SglangServer(["--port", free_port(), HICACHE], (sys.executable, "-c", PROVEN))
+    try:
+        server.start()
+        with control(server) as controls:
+            threading.Thread(target=controls.serve_forever, daemon=True).start()
+            at = f"http://127.0.0.1:{controls.server_port}"
+            answers = [httpx.get(f"{at}/counts") for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [502, 502]
+            assert "has not answered within" in answers[0].text and "is gone" in answers[1].text
+            for length in ("-1", "x", "1048577", "9" * 5000):
+                refusing = http.client.HTTPConnection("127.0.0.1", controls.server_port, timeout=10)
+                refusing.putrequest("POST", "/plan")
+                refusing.putheader("content-length", length)
+                refusing.endheaders()
+                refused = refusing.getresponse()
+                assert refused.status == 404 and b"at most 1 MiB" in refused.read()
+            controls.shutdown()
+    finally:
+        server.stop()
+
+
+def test_sigterm_ends_the_launcher_as_ctrl_c_does() -> None:
+    script = (
+        "import sys\n"
+        "from repro.sglang import pinned\n"
+        "from repro.sglang_server import command, launch\n"
+        "pinned.version = lambda name: pinned.VERSION\n"
+        "class Server(launch.SglangServer):\n"
+        "    def __init__(self, args): super().__init__(args, (sys.executable, '-c', 'import time; time.sleep(600)'))\n"
+        "    def check(self): print(self._process.pid, flush=True)\n"
+        "command.SglangServer = Server\n"
+        f"command.run_sglang({['--port', free_port(), HICACHE]!r}, print)\n"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    child = os.pidfd_open(int(launcher.stdout.readline()))
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == 0
+    assert select.select([child], [], [], 10)[0], "the server still runs"
+    os.close(child)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +235,6 @@ def test_a_wait_binds_to_the_latest_record_and_one_never_recorded_holds_nobody()
     gate.record(other)
     gate.synchronize()
     held = []
-    import threading
-
     release = threading.Event()
     other.put(release.wait)
     event.record(other)
