@@ -17,7 +17,7 @@ from repro.nightly.job import Job, JobResult
 from repro.nightly.worker import Answer
 
 RUN_TIMEOUT_S = 1800.0
-RUNS_OF_A_PROCESS_MAX = 50  # so that what leaks stays bounded: 2.4 GB were seen after 75 runs, half of them anomalous
+RUNS_OF_A_PROCESS_MAX = 50  # so that what leaks stays bounded, whatever it is
 LAST_WORDS_BYTES = 4096
 
 

@@ -1,6 +1,7 @@
 """The driver in virtual time: order, concurrency, faults, retries, interruption; a run repeats itself."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -155,6 +156,21 @@ def test_two_runs_are_the_same_run() -> None:
 
     first = once()
     assert len(first) > 110 and first == once()
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+def test_traces_are_kept_out_of_the_collectors_walks_in_real_time_only(virtual: bool) -> None:
+    frozen: list[int] = []
+
+    class Counting(ChatStub):
+        async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+            frozen.append(gc.get_freeze_count())
+            await super().__call__(scope, receive, send)
+
+    load = driven([session("a", 1)], Counting(), LoadPlan())
+    run_virtual(load, IdleWorld()) if virtual else asyncio.run(load)
+    assert [count > 0 for count in frozen] == [not virtual]
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_closed_load_is_never_late_for_want_of_a_place() -> None:
