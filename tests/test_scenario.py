@@ -116,7 +116,7 @@ def test_an_unknown_word_brings_the_nearest_one(text: str, told: str) -> None:
         (TINY.replace("rows = 4", "rows = true"), "[target]: rows = true; expected a whole number"),
         (TINY.replace("host_pages = 128", "host_pages = -5"), "[target]: host_pages = -5; must be at least 1"),
         (TINY.replace("= 64", "= 999999999"), "[target]: device_pages = 999999999; must be at least 2 and at most"),
-        (TINY.replace("= 64", "= 8"), "[target]: context_tokens = 1024: two such requests don't fit device_pages = 8"),
+        (TINY.replace("= 64", "= 8"), "[target]: context_tokens = 1024: more than 80% of device_pages = 8"),
         (tiny_text(target="page_tokens = 0"), "[target]: page_tokens = 0; must be at least 1"),
         (tiny_text(target="copy_group_pages = 0"), "[target]: copy_group_pages = 0; must be at least 1"),
         (TINY.replace("sessions = 2", "sessions = 0"), "[load]: sessions = 0; must be at least 1"),

@@ -78,7 +78,7 @@ def run_hunt(
     lightened(scenario, kept)  # what makes no sense is said before processes start
     options = RunOptions(command.seed, command.control, command.no_faults, kept=kept)
     before = _read_corpus(command.corpus)
-    searcher = Searcher(command.quarry.search, command.seed, before.entries, taken=before.taken)
+    searcher = Searcher(command.quarry.search, command.seed, before)
     folder = command.root / scenario.name / f"{datetime.now(UTC).strftime(STAMP)}-hunt"
     folder.mkdir(parents=True, exist_ok=True)
     with Live(console=errors, refresh_per_second=4, transient=True) as live:

@@ -39,6 +39,7 @@ class Orders:
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
+        self.operations: set[str] = set()  # of those that came in some order
         self._sets = PageSetTable()
         self._accesses: list[_Last] = []
         self._last: defaultdict[tuple[str, str], Grid] = defaultdict(_untouched)
@@ -73,4 +74,5 @@ class Orders:
         before, after, (inverted, overlapping), tier, component, layer = order
         how = ("inverted " if inverted else "") + ("beside" if overlapping else "after")
         what = f"{kind_of(after.stream)} {after.operation} {how} {kind_of(before.stream)} {before.operation}"
+        self.operations |= {before.operation, after.operation}
         self.seen.add(f"{what}: {kind_of(tier)} {component} {layer}")

@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import signal
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,8 @@ class Played(msgspec.Struct, frozen=True):
     word: str = "failed"
     found: tuple[Found, ...] = ()
     orders: frozenset[str] = frozenset()
+    operations: frozenset[str] = frozenset()  # of those orders
+    suspects: tuple[str, ...] = ()  # operations that nothing orders, those first that were enqueued first
     steps: int = 0
     weights: tuple[int, ...] = ()
     deviations: tuple[tuple[int, int], ...] = ()
@@ -96,6 +99,8 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
         said.verdict,
         tuple(first.values()),
         frozenset(orders.seen),
+        frozenset(orders.operations),
+        suspects(first.values()),
         len(explored.tape),
         weights_of(explored.contended),
         deviations_of(explored.tape),
@@ -105,6 +110,21 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
         said.fingerprint,
         said.run_dir,
     )
+
+
+def suspects(found: Iterable[Found]) -> tuple[str, ...]:
+    """Return the operations of the races that happens-before has told, whatever their order did to the bytes."""
+    earlier: list[str] = []
+    later: list[str] = []
+    for each in found:
+        if each.layer != "ordering":
+            continue
+        ends = [end for end in (each.evidence.get("first"), each.evidence.get("second")) if end and "name" in end]
+        ends.sort(key=lambda end: float(end["enqueued_us"]))
+        names = [end["name"] for end in ends] or [each.evidence[key] for key in ("op",) if key in each.evidence]
+        earlier += names[:1]
+        later += names[1:]
+    return tuple(dict.fromkeys([*earlier, *later]))
 
 
 def proves(scenario: Scenario, played: Played, root: Path) -> bool:

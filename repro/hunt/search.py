@@ -1,5 +1,6 @@
 """What to play next: one strategy with ever new seeds, or a portfolio that learns which pay."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -8,13 +9,19 @@ import msgspec
 from repro.base.rng import uniform
 from repro.hunt.play import Played
 from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule, Strategy
+from repro.schedule.strategies import number_of
 
 Search = Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
 MUTATION = "mutation"
+HOLD: Strategy = "hold"
+WINDOWS_HELD = (3, 4, 2, 1, 0)  # of WINDOWS_US: what shows most comes first
 NEW_DEVIATIONS_MAX = 3
 DEVIATIONS_MAX = 8  # of a mutant, so that a token holds it
 CORPUS_MAX = 1_000
+
+
+Hold = tuple[int, int]  # an operation, by number, and for how long: a window
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -30,25 +37,34 @@ class Corpus(msgspec.Struct, frozen=True):
 
     taken: int = 0
     entries: tuple[Entry, ...] = ()
+    held: tuple[Hold, ...] = ()
+
+
+NO_CORPUS = Corpus()
 
 
 class Searcher:
     """Proposes schedules by number and learns from what became of them.
+
+    The portfolio first holds back, one at a time, the operations that happens-before has told to be unordered: it
+    sees in the natural schedule already that an order is missing, and only the other order makes bytes wrong. To
+    hold others back, which meet at pages, is an arm like the strategies.
 
     The first is the natural one; it tells how many steps there are and who contends how often. The seeds of
     the others are their numbers and `first_seed`: small ones, so that tokens are short. A search that goes on
     from an earlier one's corpus goes on behind the schedules that were `taken` there.
     """
 
-    def __init__(
-        self, search: Search, seed: int, corpus: tuple[Entry, ...] = (), first_seed: int = 0, *, taken: int = 0
-    ) -> None:
+    def __init__(self, search: Search, seed: int, before: Corpus = NO_CORPUS, first_seed: int = 0) -> None:
         self.orders: set[str] = set()
-        self.corpus = list(corpus[-CORPUS_MAX:])
+        self.corpus = list(before.entries[-CORPUS_MAX:])
         self._search = search
         self._seed = seed
         self._first_seed = first_seed
-        self._taken_before = self._taken = taken
+        self._taken_before = self._taken = before.taken
+        self._held = set(before.held)
+        self._suspects: dict[Hold, None] = {}
+        self._others: dict[Hold, None] = {}
         self._steps = 0
         self._weights: tuple[int, ...] = ()
         arms: list[str] = [search]
@@ -62,7 +78,9 @@ class Searcher:
             return "natural", Schedule()
         place = self._taken_before + number
         self._taken = max(self._taken, place)
-        arm = self._arm(place)
+        arm = HOLD if self._suspects else self._arm(place)
+        if arm == HOLD:
+            return arm, self._holding(self._suspects or self._others)
         if arm == MUTATION:
             return arm, self._mutant(place)
         return arm, self._fresh(arm, place)
@@ -71,6 +89,9 @@ class Searcher:
         """Take what a schedule came to; return how many orders it brought that are new."""
         if arm == "natural":
             self._steps, self._weights = played.steps, played.weights
+        if self._search == "portfolio":
+            self._suspects |= self._holds(played.suspects)
+            self._others |= self._holds(sorted(played.operations))
         new = len(played.orders - self.orders)
         self.orders |= played.orders
         if arm in self._paid:
@@ -82,17 +103,31 @@ class Searcher:
 
     def left(self) -> Corpus:
         """Return what the next search can go on from."""
-        return Corpus(self._taken, tuple(self.corpus))
+        return Corpus(self._taken, tuple(self.corpus), tuple(sorted(self._held)))
 
     def _arm(self, number: int) -> str:
         """Return an arm, with the probability of the new orders that each of its schedules has brought."""
-        worth = {arm: new / runs for arm, (new, runs) in self._paid.items() if arm != MUTATION or self.corpus}
+        has = {MUTATION: self.corpus, HOLD: self._others}
+        worth = {arm: new / runs for arm, (new, runs) in self._paid.items() if has.get(arm, True)}
         draw = uniform(self._seed, "arm", number) * sum(worth.values())
         for arm, share in worth.items():
             draw -= share
             if draw < 0:
                 return arm
         return next(iter(worth))
+
+    def _holds(self, operations: Iterable[str]) -> dict[Hold, None]:
+        """Return how the operations can be held back, without what has been played."""
+        holds = ((number_of(name), window) for window in WINDOWS_HELD for name in operations)
+        return {hold: None for hold in holds if hold not in self._held}
+
+    def _holding(self, wanted: dict[Hold, None]) -> Schedule:
+        hold = next(iter(wanted))
+        self._held.add(hold)
+        self._suspects.pop(hold, None)
+        self._others.pop(hold, None)
+        operation, window = hold
+        return Schedule(HOLD, operation, window)
 
     def _fresh(self, arm: str, number: int) -> Schedule:
         strategy = msgspec.convert(arm, Strategy)

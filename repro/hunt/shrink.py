@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import islice, product
+from itertools import combinations, islice, product
+from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,11 +15,15 @@ from repro.run import RunOptions
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
 from repro.schedule.schedule import Schedule
+from repro.serve.config import CONTEXT_SHARE_MAX
 
 PROMPT_TOKENS_MIN = 400  # a system prompt and a turn
 CONTEXT_TOKENS_MIN = 512
+MEETING_REQUESTS = 3  # one fills the memory, one takes it, the first comes back
+MEETINGS_MAX = 28  # of eight sessions all
+ANSWER_SHARE = 1 / 16  # of a tight context, beside the prompt
+CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # of the device pages: some targets ask for room for two requests
 SHIFTS = (-1, 1, -2, 2)  # of later steps, when one that was taken elsewhere is gone
-PAGES_OF_ROOM = 2  # times a request's longest context: the least device_pages that a target takes
 
 
 class Shrinker:
@@ -51,11 +56,18 @@ class Shrinker:
         smaller = True
         while smaller and self._left:
             before = case.options
-            for candidates in (_faults, _sessions, _turns, _room, _requests, _lengths):
+            for candidates in (_faults, _tight, _sessions, self._meetings, _turns, _room, _requests, _lengths):
                 case = self._descend(case, candidates)
             smaller = case.options != before
         case = self._natural(case)
         return case if not case.options.schedule.deviations else self._descend(case, _fewer_deviations)
+
+    def _meetings(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
+        """Two of all sessions, one of which comes back: what it takes for pages to change hands and be asked for."""
+        if case.requests <= MEETING_REQUESTS:
+            return
+        for pair in islice(combinations(present(self._scenario, case.options.seed), 2), MEETINGS_MAX):
+            yield _kept(case, sessions=pair, requests=MEETING_REQUESTS)
 
     @property
     def _left(self) -> int:
@@ -143,13 +155,25 @@ def _requests(case: Played, base: Scenario) -> Iterator[RunOptions]:
         yield _kept(case, requests=fewer)
 
 
+def _tight(case: Played, base: Scenario) -> Iterator[RunOptions]:
+    """Prompts as they are, in hardly more memory than one of them takes."""
+    config, load = base.config, base.load
+    tokens = ceil(load.prompt_tokens * (1 + ANSWER_SHARE) / config.page_tokens) * config.page_tokens
+    if CONTEXT_TOKENS_MIN <= tokens < config.context_tokens:
+        for share in CONTEXT_SHARES:
+            yield _kept(case, context_tokens=tokens, device_pages=ceil(tokens / share / config.page_tokens))
+
+
 def _room(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Shorter contexts allow fewer pages. With prompts as long as before fewer requests fill them."""
     config, load = base.config, base.load
-    for tokens in _smaller(config.context_tokens, CONTEXT_TOKENS_MIN):
-        pages = -(-PAGES_OF_ROOM * tokens // config.page_tokens)
+    size = config.page_tokens
+    for pages_long in _smaller(config.context_tokens // size, CONTEXT_TOKENS_MIN // size):
+        tokens = pages_long * size
         shorter = max(PROMPT_TOKENS_MIN, load.prompt_tokens * tokens // config.context_tokens)
-        for prompt_tokens in (load.prompt_tokens, min(load.prompt_tokens, shorter)):
+        prompts = dict.fromkeys((load.prompt_tokens, min(load.prompt_tokens, shorter)))
+        for share, prompt_tokens in product(CONTEXT_SHARES, prompts):
+            pages = ceil(pages_long / share)
             yield _kept(case, context_tokens=tokens, device_pages=pages, prompt_tokens=prompt_tokens)
 
 

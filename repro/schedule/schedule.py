@@ -7,16 +7,19 @@ At each one of the contenders is taken; 0 is the one that a real machine would t
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Strategy = Literal["timed", "random", "pct2", "pct3", "pct5", "pos", "surw"]
+Strategy = Literal["timed", "random", "pct2", "pct3", "pct5", "pos", "surw", "hold"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-WINDOWS_US = (1e3, 1e4, 1e5, 1e6)  # hiccups of a driver, of a busy processor, of a network, of a whole host
+WINDOWS_US = (1e3, 1e4, 1e5, 1e6, 1e7)  # hiccups of a driver, a busy processor, a network, a whole host; a dead link
 WINDOW = 1
 STEPS_GUESSED = 4096  # where no earlier run has told how many there are
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One schedule of a run. `steps` and `weights` are what an earlier run has told, for PCT and SURW."""
+    """One schedule of a run. `steps` and `weights` are what an earlier run has told, for PCT and SURW.
+
+    `hold` draws nothing: its seed is the number of the operation that it holds back.
+    """
 
     strategy: Strategy = "timed"
     seed: int = 0

@@ -1,10 +1,13 @@
 """Strategies that search the schedules of a run, and the rules that all of them keep.
 
-PCT is after Burckhardt et al. (ASPLOS 2010), POS after Yuan et al. (CAV 2018), SURW after Zhao et al. (ASPLOS 2025).
+PCT is after Burckhardt et al. (ASPLOS 2010), POS after Yuan et al. (CAV 2018), SURW after Zhao et al. (ASPLOS 2025);
+to hold back one side of a race that happens-before has told is RaceFuzzer's way (Sen, PLDI 2008).
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
+from zlib import crc32
 
 from repro.base.probe import Access
 from repro.base.rng import generator, uniform
@@ -12,6 +15,7 @@ from repro.schedule.pickers import Candidate, Pick, RandomPicker, timed
 from repro.schedule.schedule import STEPS_GUESSED, WINDOWS_US, Schedule
 
 OVERTAKINGS_KEPT = 16  # more are no explanation
+OPERATION_BITS = 14  # two bytes of a token
 
 
 class Overtaking(NamedTuple):
@@ -138,6 +142,17 @@ class SurwPicker:
         return chosen
 
 
+class HoldPicker:
+    """The natural order, but that all others go before one operation, wherever it comes up."""
+
+    def __init__(self, operation: int) -> None:
+        self._operation = operation
+
+    def __call__(self, choices: Sequence[Candidate]) -> int:
+        others = (place for place, each in enumerate(choices) if number_of(each.name) != self._operation)
+        return next(others, 0)
+
+
 def explorer(schedule: Schedule) -> Exploring:
     """Return the device's picker of a schedule."""
     strategy = _strategy(schedule)
@@ -155,7 +170,15 @@ def _strategy(schedule: Schedule) -> Pick:
         return PosPicker(schedule.seed)
     if schedule.strategy == "surw":
         return SurwPicker(schedule.seed, schedule.weights)
+    if schedule.strategy == "hold":
+        return HoldPicker(schedule.seed)
     return PctPicker(schedule.seed, int(schedule.strategy[-1]), schedule.steps or STEPS_GUESSED)
+
+
+@lru_cache(maxsize=1024)
+def number_of(operation: str) -> int:
+    """Return the number by which a schedule that holds an operation back names it."""
+    return crc32(operation.encode()) & (1 << OPERATION_BITS) - 1
 
 
 def weights_of(contended: dict[int, int]) -> tuple[int, ...]:

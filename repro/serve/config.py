@@ -9,6 +9,7 @@ WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
 DRAFTS_MAX = 8  # a longer chain is hardly ever right to its end
 PD_ACTORS_MAX = 63  # hosts and streams that the detectors tell apart
+CONTEXT_SHARE_MAX = 0.8  # of the device pages, for one request: loads and writes under way hold some too
 RANKS_MAX = 12  # a rank has its host, and compute, collective, load and write streams
 
 
@@ -108,10 +109,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(said)
 
     def __post_init__(self) -> None:
-        if self.context_tokens > self.device_pages * self.page_tokens // 2:
+        if self.context_tokens > CONTEXT_SHARE_MAX * self.device_pages * self.page_tokens:
             raise ValueError(
-                f"context_tokens = {self.context_tokens}: two such requests don't fit device_pages = "
-                f"{self.device_pages} of {self.page_tokens} tokens; raise device_pages"
+                f"context_tokens = {self.context_tokens}: more than {CONTEXT_SHARE_MAX:.0%} of device_pages = "
+                f"{self.device_pages} of {self.page_tokens} tokens, and others need room too; raise device_pages"
             )
         if self.pd is not None:
             self._check_actors(self.pd)

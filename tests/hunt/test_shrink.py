@@ -16,7 +16,7 @@ from repro.hunt import play as playing
 from repro.hunt import reduce
 from repro.hunt.explain import explain
 from repro.hunt.play import Played, play
-from repro.hunt.shrink import Shrinker, _fewer_deviations, _lengths, _room, _sessions, _smaller, _subsets
+from repro.hunt.shrink import Shrinker, _fewer_deviations, _lengths, _room, _sessions, _smaller, _subsets, _tight
 from repro.hunt.testfile import pytest_text
 from repro.lighter import lightened
 from repro.run import RunOptions, run_scenario
@@ -76,6 +76,24 @@ def test_a_short_prompt_is_never_made_longer() -> None:
     case = Played(RunOptions())
     tried = [options.kept.prompt_tokens for each in (_room, _lengths) for options in each(case, base)]
     assert tried and all(tokens is None or tokens <= 300 for tokens in tried)
+
+
+def test_contexts_are_whole_pages_and_fit_their_share_of_the_memory() -> None:
+    base, case = race_scenario(), Played(RunOptions())
+    tried = [options.kept for each in (_tight, _room) for options in each(case, base)]
+    assert len(tried) > 4
+    for kept in tried:
+        assert kept.context_tokens % base.config.page_tokens == 0
+        lightened(base, kept)  # raises where a target refuses it
+
+
+def test_two_of_all_sessions_may_meet_again(tmp_path: Path) -> None:
+    case = Played(RunOptions(kept=Kept(sessions=(2,))), requests=5)
+    small = shrinker(tmp_path, FOREIGN, 7)
+    tried = [options.kept for options in small._meetings(case, race_scenario())]
+    assert [kept.sessions for kept in tried] == [(0, 1), (0, 2), (1, 2)]
+    assert {kept.requests for kept in tried} == {3}
+    assert list(small._meetings(msgspec.structs.replace(case, requests=3), race_scenario())) == []
 
 
 def test_sessions_are_dropped_of_those_that_are_asked() -> None:

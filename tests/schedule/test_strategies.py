@@ -13,12 +13,14 @@ from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule, deviations
 from repro.schedule.strategies import (
     Deviating,
     Exploring,
+    HoldPicker,
     PctPicker,
     PosPicker,
     SurwPicker,
     conflict,
     explorer,
     is_noticeable,
+    number_of,
     weights_of,
 )
 from tests.litmus.platform import SimPlatform
@@ -176,6 +178,21 @@ def test_weights_are_logarithms_of_how_often_an_actor_was_taken() -> None:
 def test_a_deviation_that_is_not_there_takes_the_last_contender() -> None:
     picker = Deviating(timed, ((1, 1), (2, 7)))
     assert [picker([Choice(0), Choice(1), Choice(2)]) for _ in range(4)] == [0, 1, 2, 0]
+
+
+def test_everybody_goes_before_the_operation_that_is_held_as_long_as_the_window_lasts() -> None:
+    picker = Exploring(HoldPicker(number_of("copy")), 100.0)
+    copy, copies = Choice(0, name="copy"), Choice(3, name="copy")
+    assert picker([copy, Choice(1, time_us=100.0)]) == 1
+    assert picker([copy, Choice(1, time_us=101.0)]) == 0
+    assert picker([copy, copies, Choice(1), Choice(2)]) == 2
+    assert picker([copy, copies]) == 0
+    assert picker([Choice(1), copy]) == 0
+
+
+@given(st.text(max_size=30))
+def test_the_number_of_an_operation_takes_two_bytes_of_a_token(name: str) -> None:
+    assert 0 <= number_of(name) < 1 << 14
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

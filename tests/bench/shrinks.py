@@ -1,0 +1,103 @@
+"""How small findings of the bank become: python -m tests.bench.shrinks [SCENARIO...] [--budget N].
+
+Each scenario with a defect, under the load that the suite `bank` gives it, seeds from 0 on until one is convicted. What
+`repro shrink` would then do with the first finding of a layer is done in this process.
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from repro.hunt.play import Played, discard, play
+from repro.hunt.shrink import Shrinker
+from repro.lighter import light
+from repro.run import RunOptions
+from repro.scenario import Scenario, find
+from tests.bench.small import small_loads
+from tests.hunt.race import HerePool
+
+BUNDLED = "bundled"
+SEEDS_MAX = 10
+REQUESTS_MAX, DEVIATIONS_MAX = 3, 5  # the goal
+LAYERS = ("ordering", "canary")
+
+
+class Shrunk(msgspec.Struct):
+    """What became of one scenario's finding."""
+
+    signature: str
+    before: int  # requests
+    requests: int
+    deviations: int
+    replays: int
+    silent: bool  # with the guard in place
+
+    @property
+    def is_small(self) -> bool:
+        """Return whether it meets the goal."""
+        return self.silent and self.requests <= REQUESTS_MAX and self.deviations <= DEVIATIONS_MAX
+
+
+def convicted(scenario: Scenario, layer: str, root: Path) -> Played | None:
+    """Return the first run that is convicted, under the suite's load or a hunt's."""
+    for kept in (small_loads()[scenario.name], light(scenario, stamps=True)):
+        for seed in range(SEEDS_MAX):
+            played = play(scenario, RunOptions(seed, kept=kept), root)
+            if any(each.layer == layer for each in played.found):
+                return played
+            discard(played)
+    return None
+
+
+def shrunk(scenario: Scenario, layer: str, budget: int, root: Path) -> Shrunk | None:
+    """Return what becomes of the scenario's first finding; None where there is none."""
+    case = convicted(scenario, layer, root)
+    if case is None:
+        return None
+    signature = next(each.signature for each in case.found if each.layer == layer)
+    before = case.requests
+    shrinker = Shrinker(
+        scenario, signature, HerePool(1), root=root, budget=budget - 1, workers=1, told=lambda *_: None  # type: ignore[arg-type]
+    )  # fmt: skip
+    case = shrinker.shrink(case)
+    control = play(scenario, replace(case.options, control=True), root)
+    silent = signature not in control.signatures and not control.error
+    return Shrunk(signature, before, case.requests, len(case.deviations), shrinker.replays + 1, silent)
+
+
+def main() -> None:
+    """Print a row as soon as it is known, and the table in the end."""
+    names = [name for name in small_loads() if (found := find(name)).defects and found.engine == BUNDLED]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenarios", nargs="*", default=names)
+    parser.add_argument("--budget", type=int, default=400)
+    parser.add_argument("--layer", choices=LAYERS, help="ordering, and the canary where that is silent, if not given")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    table = Table("scenario", "cause", "requests", "deviations", "replays", "guard silent", "small")
+    small = 0
+    for name in given.scenarios:
+        with tempfile.TemporaryDirectory(prefix="shrinks") as root:
+            layers = [given.layer] if given.layer else LAYERS
+            results = (shrunk(find(name), layer, given.budget, Path(root)) for layer in layers)
+            result = next((each for each in results if each is not None), None)
+        if result is None:
+            row = ("no finding", "", "", "", "", "no")
+        else:
+            small += result.is_small
+            sizes = (f"{result.before} -> {result.requests}", str(result.deviations), str(result.replays))
+            row = (result.signature, *sizes, *("yes" if each else "no" for each in (result.silent, result.is_small)))
+        print(name, *row, sep="  ", flush=True)
+        table.add_row(name, *row)
+    Console(width=200).print(table)
+    print(f"{small} of {len(given.scenarios)} come to {REQUESTS_MAX} requests and {DEVIATIONS_MAX} deviations at most")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The loads of the suite `bank` as what a token may keep of a scenario: the smallest that show each defect."""
+
+from repro.nightly.suite import find_suite
+from repro.scenario import Scenario
+from repro.schedule.kept import Kept
+
+
+def small_loads() -> dict[str, Kept]:
+    """Return for each scenario of the suite how much of its load the suite plays, in stamps."""
+    suite = find_suite("bank")
+    return {case.scenario: _kept(played) for case, played in zip(suite.cases, suite.scenarios, strict=True)}
+
+
+def _kept(played: Scenario) -> Kept:
+    load, config = played.load, played.config
+    return Kept(
+        stamps=True,
+        sessions=tuple(range(load.sessions)),
+        turns=load.turns,
+        prompt_tokens=load.prompt_tokens,
+        answer_tokens=load.answer_tokens_max,
+        device_pages=config.device_pages,
+        context_tokens=config.context_tokens,
+    )
