@@ -1,7 +1,7 @@
 """Findings of many races, each played again from its token in a process of its own: `python -m tests.bench.replays`.
 
-Every bundled scenario with a defect gives a token a seed, of random schedules of the light load of a hunt. A token that
-does not fit 64 characters points at its run's folder; such findings are counted and left out.
+Every bundled scenario with a defect gives a token a seed, of random schedules under the load of the suite `bank`. A
+token that does not fit 64 characters points at its run's folder; such findings are counted and left out.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from repro.hunt.play import Played, play
-from repro.lighter import light
 from repro.run import RunOptions
-from repro.scenario import Scenario, bundled_names, find
+from repro.scenario import Scenario, find
 from repro.schedule.schedule import Schedule
+from tests.bench.small import small_loads
 
 TRIES_MAX = 5  # schedules for one finding
 BUNDLED = "bundled"
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    scenarios = [scenario for name in bundled_names() if (scenario := find(name)).defects]
+    scenarios = [scenario for name in small_loads() if (scenario := find(name)).defects]
     scenarios = [scenario for scenario in scenarios if scenario.engine == BUNDLED]
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="replays") as root, ThreadPoolExecutor(options.workers) as replays:
@@ -66,7 +66,7 @@ def findings(scenarios: list[Scenario], tokens: int, root: Path, counts: Counter
 
 def finding(scenario: Scenario, seed: int, root: Path, counts: Counter[str]) -> Played | None:
     """Return a finding with a token, None where TRIES_MAX schedules give none."""
-    kept = light(scenario, stamps=True, seed=seed)
+    kept = small_loads()[scenario.name]
     for attempt in range(TRIES_MAX):
         schedule = Schedule("random", seed * TRIES_MAX + attempt)
         played = play(scenario, RunOptions(seed, schedule=schedule, kept=kept), root)

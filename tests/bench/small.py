@@ -1,10 +1,13 @@
 """The loads of the suite `bank` as what a token may keep of a scenario: the smallest that show each defect."""
 
+from functools import lru_cache
+
 from repro.nightly.suite import find_suite
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
 
 
+@lru_cache(maxsize=1)
 def small_loads() -> dict[str, Kept]:
     """Return for each scenario of the suite how much of its load the suite plays, in stamps."""
     suite = find_suite("bank")

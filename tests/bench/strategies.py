@@ -1,13 +1,15 @@
 """Schedules to the first wrong bytes, by search strategy: python -m tests.bench.strategies [SCENARIO...].
 
-What counts is the canary, or a divergence: ordering convicts a missing wait in any schedule, and would make
-all strategies equal. The first schedule of each search is the natural one; a scenario whose natural schedule
-shows wrong bytes tells nothing about strategies, and is said to.
+No fault helps, and the load is the suite bank's. Where ordering convicts the natural schedule, as it does a missing
+wait in any schedule, what counts is the canary, or a divergence; elsewhere any finding. The first schedule of each
+search is the natural one; a scenario whose natural schedule shows wrong bytes tells nothing about strategies, and is
+said to.
 """
 
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -18,35 +20,38 @@ from scipy.stats import binom
 
 from repro.hunt.play import Played, discard, play
 from repro.hunt.search import SEARCHES, Search, Searcher
-from repro.lighter import light
 from repro.run import RunOptions
 from repro.scenario import Scenario, find
+from repro.schedule.kept import Kept
+from tests.bench.small import small_loads
 from tests.hunt.race import race_scenario
 
-LAYERS = {"canary", "divergence"}
+WRONG_BYTES = frozenset(("canary", "divergence"))
 RACE = "race"  # tests/hunt/race.py: hicache_early_read with six requests
 CONFIDENCE = 0.95
 
 
 def schedules_to_first(
-    scenario: Scenario, options: RunOptions, natural: Played, search: Search, repetition: int, budget: int, root: Path
+    scenario: Scenario, natural: Played, search: Search, repetition: int, budget: int, root: Path
 ) -> int:
     """Return how many schedules a search takes, the natural one counted; budget + 1 when that is not enough."""
     searcher = Searcher(search, repetition, first_seed=repetition * budget)
     searcher.learn("natural", natural)
     for number in range(1, budget):
         arm, schedule = searcher.propose(number)
-        played = play(scenario, RunOptions(options.seed, schedule=schedule, kept=options.kept), root)
+        played = play(scenario, replace(natural.options, schedule=schedule), root)
         discard(played)
-        if shows(played):
+        if shows(played, unlike=natural):
             return number + 1
         searcher.learn(arm, played)
     return budget + 1
 
 
-def shows(played: Played) -> bool:
-    """Return whether wrong bytes were seen."""
-    return any(found.layer in LAYERS for found in played.found)
+def shows(played: Played, unlike: Played | None = None) -> bool:
+    """Return whether wrong bytes were seen, or anything at all where the other run, `unlike` this one, saw nothing."""
+    if unlike is not None and not unlike.found:
+        return bool(played.found)
+    return any(found.layer in WRONG_BYTES for found in played.found)
 
 
 def told(counts: Sequence[int], budget: int) -> str:
@@ -64,21 +69,23 @@ def main() -> None:
     parser.add_argument("scenarios", nargs="*", default=[RACE])
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--budget", type=int, default=100)
+    parser.add_argument("--strategy", action="append", choices=SEARCHES, help="may be repeated; all if none")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table("scenario", *SEARCHES, title=f"{given.repetitions} repetitions, median (95 %)")
+    table = Table("scenario", *(given.strategy or SEARCHES), title=f"{given.repetitions} repetitions, median (95 %)")
     with tempfile.TemporaryDirectory() as folder:
         for name in given.scenarios:
             scenario = race_scenario() if name == RACE else find(name)
-            options = RunOptions(kept=light(scenario, stamps=True))
+            kept = Kept(stamps=True) if name == RACE else small_loads()[name]
+            options = RunOptions(no_faults=True, kept=kept)
             natural = play(scenario, options, Path(folder))
             if shows(natural):
                 table.add_row(name, "1: its natural schedule shows it")
                 continue
             cells = []
-            for search in SEARCHES:
+            for search in given.strategy or SEARCHES:
                 counts = [
-                    schedules_to_first(scenario, options, natural, search, repetition, given.budget, Path(folder))
+                    schedules_to_first(scenario, natural, search, repetition, given.budget, Path(folder))
                     for repetition in range(given.repetitions)
                 ]
                 cells.append(told(counts, given.budget))
