@@ -4,7 +4,7 @@ from typing import Any
 
 from repro.hunt.play import Found, Played
 from repro.schedule.schedule import WINDOWS_US
-from repro.schedule.strategies import Overtaking
+from repro.schedule.strategies import Overtaking, number_of
 
 # What a reader calls the operations of the stack.
 NOUNS = {
@@ -42,10 +42,10 @@ def explain(found: Found, case: Played) -> str:
     elif len(case.overtakings) <= OVERTAKINGS_TOLD and schedule.strategy == "timed":
         told += [f"At step {each.step}, {_overtaking(each)}." for each in case.overtakings]
     else:
+        held = {each.overtaken for each in case.overtakings if number_of(each.overtaken) == schedule.seed}
+        what = f"holds {_noun(min(held))} back" if schedule.strategy == "hold" and held else "leaves the natural order"
         window_ms = WINDOWS_US[schedule.window] / 1e3
-        told.append(
-            f"Its schedule leaves the natural order at {len(case.deviations)} steps, by {window_ms:g} ms at most."
-        )
+        told.append(f"Its schedule {what} at {len(case.deviations)} steps, by {window_ms:g} ms at most.")
     return "\n".join(told)
 
 

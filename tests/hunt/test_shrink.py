@@ -23,6 +23,7 @@ from repro.run import RunOptions, run_scenario
 from repro.scenario import find, parse
 from repro.schedule.kept import Kept
 from repro.schedule.schedule import Schedule
+from repro.schedule.strategies import number_of
 from tests.hunt.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
 from tests.tiny import UTC_RUN
 
@@ -172,6 +173,14 @@ def test_the_explanation_names_operations_layer_and_request(tmp_path: Path) -> N
     assert told.startswith("The indexer of layer ") or told.startswith("Load-back of layer ")
     assert " for request code-review-0-" in told and "nothing orders them." in told
     assert "It takes no special schedule" in told and "Missing edge: compute waits for no event" in told
+
+
+def test_what_a_schedule_holds_back_is_told(tmp_path: Path) -> None:
+    case = played(tmp_path, Schedule("hold", number_of("loadback.copy_layer"), 2))
+    found = next(each for each in case.found if each.signature == FOREIGN)
+    assert "Its schedule holds load-back back at " in explain(found, case) and "by 100 ms at most." in explain(
+        found, case
+    )
 
 
 def test_an_overtaking_is_told_by_name(tmp_path: Path) -> None:
