@@ -114,6 +114,10 @@ def test_an_unknown_word_brings_the_nearest_one(text: str, told: str) -> None:
     [
         (TINY.replace("rows = 4", "rows = 0"), "[target]: rows = 0; must be at least 1 and at most 4,096"),
         (TINY.replace("rows = 4", "rows = true"), "[target]: rows = true; expected a whole number"),
+        (
+            tiny_text(target="reclaim_host = true"),
+            '[target]: reclaim_host goes with write_policy = "write_back", not "write_',
+        ),
         (TINY.replace("host_pages = 128", "host_pages = -5"), "[target]: host_pages = -5; must be at least 1"),
         (TINY.replace("= 64", "= 999999999"), "[target]: device_pages = 999999999; must be at least 2 and at most"),
         (TINY.replace("= 64", "= 8"), "[target]: context_tokens = 1024: two such requests don't fit device_pages = 8"),

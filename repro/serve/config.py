@@ -81,6 +81,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waiting_max: int = 256  # requests queued; one more is refused with 503
     hicache: bool = True
     write_policy: WritePolicy = "write_through"
+    reclaim_host: bool = False  # under write_back: what is on the device too loses its host pages first
     free_list: FreeList = "lifo"
     index_store_waits: bool = False
     copy_group_pages: int = 16  # pages that one copy operation moves
@@ -112,6 +113,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"context_tokens = {self.context_tokens}: two such requests don't fit device_pages = "
                 f"{self.device_pages} of {self.page_tokens} tokens; raise device_pages"
+            )
+        if self.reclaim_host and self.write_policy != "write_back":
+            raise ValueError(
+                f'reclaim_host goes with write_policy = "write_back", not "{self.write_policy}": what is written '
+                "through keeps its copy on the host; drop one"
             )
         if self.pd is not None:
             self._check_actors(self.pd)

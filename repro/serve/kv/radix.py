@@ -235,7 +235,8 @@ class RadixTree:
         A leaf is a resident node without resident children. A backed-up one stays as evicted; another
         is deleted, with any host copies below it, unless `back_up` (write_back) takes it: then the
         callback has pinned it and given it host pages, it counts as pending, and its ack unpins it.
-        The callback may call `evict_host` and pins nothing else; when it declines, the node is deleted.
+        The callback may call `evict_host` and `reclaim_host`, and pins nothing else; when it declines,
+        the node is deleted.
         """
         leaves = [(node.last_access, node.id) for node in self._device_leaves.values()]
         heapq.heapify(leaves)
@@ -284,6 +285,26 @@ class RadixTree:
             freed_pages += len(node.host_pages)
             if parent.id in self._host_leaves:
                 heapq.heappush(leaves, (parent.last_access, parent.id))
+        return _joined(freed)
+
+    def reclaim_host(self, num_pages: int) -> Pages:
+        """Let resident nodes go without their host copies and return those pages to free, which may be fewer.
+
+        Leaves that `evict_device` may take come last, for they would have to be written again at once; in each part
+        the least recently used are first. A host-pinned copy stays: somebody reads it, or still writes it.
+        """
+        copies = [node for node in self._nodes() if node.resident and node.backed_up and node.host_ref == 0]
+        copies.sort(key=lambda node: (_is_device_leaf(node), node.last_access, node.id))
+        freed: list[Pages] = []
+        freed_pages = 0
+        for node in copies:
+            if freed_pages >= num_pages:
+                break
+            assert node.host_pages is not None
+            freed.append(node.host_pages)
+            freed_pages += len(node.host_pages)
+            self._host_pages -= len(node.host_pages)
+            node.host_pages = None
         return _joined(freed)
 
     def reset(self) -> tuple[Pages, Pages]:

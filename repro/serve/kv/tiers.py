@@ -8,6 +8,7 @@ A node of the radix tree owns its pages on each tier. Load-back gives a node its
 any byte has arrived; only the guards stand between those pages and a reader.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +29,12 @@ WRITE_COPIES_MAX = 4096  # on their way at once: with one transfer more, what a 
 
 @dataclass(frozen=True)
 class Transfer:
-    """A copy between tiers; the path to `leaf` is pinned on both tiers until its ack."""
+    """A copy between tiers; the path to `leaf` is pinned until its ack, on the host too if `host_pinned`."""
 
     leaf: Node
     source: Pages
     target: Pages
+    host_pinned: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,10 @@ class HiCache:
         source = np.concatenate([node.host_pages for node in nodes if node.host_pages is not None])
         again_source, again_target = self._loaded_again(match)
         loaded = np.concatenate((again_source, source)), np.concatenate((again_target, target))
-        self._load_queue.append(Transfer(match.host_node, *loaded))
+        released = self._guards.before_host_release(False)
+        if released:
+            self.tree.unpin_host(match.host_node)
+        self._load_queue.append(Transfer(match.host_node, *loaded, host_pinned=not released))
         tokens = count * self._config.page_tokens
         self.load_back_tokens += tokens
         self._probes.emit(CacheEvent("load_back", tokens, self._device.now_us, request))
@@ -228,14 +233,7 @@ class HiCache:
         if sum(flight.copies for flight in self._writes) >= WRITE_COPIES_MAX:
             self._probes.emit(LimitEvent("write_copies", self._device.now_us, {"max": WRITE_COPIES_MAX}))
             return False
-        count = len(node.device_pages)
-        short = count - self.host_pages.free_pages
-        if short > 0:
-            freed = self.tree.evict_host(short)
-            if len(freed):
-                self.host_pages.free(freed)
-                self._probes.emit(CacheEvent("evict_host", len(freed) * self._config.page_tokens, self._device.now_us))
-        target = self.host_pages.alloc(count, f"node:{node.id}")
+        target = self._allocate_host(len(node.device_pages), f"node:{node.id}")
         if target is None:
             return False
         self.tree.set_host_pages(node, target)
@@ -243,6 +241,20 @@ class HiCache:
         self.tree.pin_host(node)
         self._write_queue.append(Transfer(node, node.device_pages, target))
         return True
+
+    def _allocate_host(self, pages: int, owner: str) -> Pages | None:
+        """Return host pages, letting go of others as needed; None when too many of them are in use."""
+        if self._config.reclaim_host:
+            self._let_go("reclaim_host", self.tree.reclaim_host, pages)
+        self._let_go("evict_host", self.tree.evict_host, pages)
+        return self.host_pages.alloc(pages, owner)
+
+    def _let_go(self, what: str, choose: Callable[[int], Pages], pages: int) -> None:
+        """Free what `choose` gives up of the host pages, as far as fewer than `pages` are free."""
+        freed = choose(max(0, pages - self.host_pages.free_pages))
+        if len(freed):
+            self.host_pages.free(freed)
+            self._probes.emit(CacheEvent(what, len(freed) * self._config.page_tokens, self._device.now_us))
 
     def _start_writing(self) -> None:
         """Merge all queued back-ups into one operation on the write stream."""
@@ -264,7 +276,8 @@ class HiCache:
         for flights in (self._loads, self._writes):
             while flights and flights[0].done.query():
                 for transfer in flights.pop(0).transfers:
-                    self.tree.unpin_host(transfer.leaf)
+                    if transfer.host_pinned:
+                        self.tree.unpin_host(transfer.leaf)
                     self.tree.unpin(transfer.leaf)
         if not self._loads:
             self._unawaited = None
