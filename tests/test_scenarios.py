@@ -39,7 +39,7 @@ def test_without_faults_the_missing_wait_is_still_convicted_by_ordering(tmp_path
     assert findings["ordering"] > 0
 
 
-@pytest.mark.parametrize("name", ["hicache_host_evict_early"])
+@pytest.mark.parametrize("name", ["hicache_host_evict_early", "hicache_partial_prefetch"])
 def test_a_defect_of_the_tiers_below_the_device_is_found_and_its_control_silent(name: str, tmp_path: Path) -> None:
     scenario = in_stamps(find(name))
     scenario = replace(scenario, load=replace(scenario.load, sessions=8, turns=3, answer_tokens_max=24))

@@ -135,6 +135,13 @@ DEFECTS: dict[str, Defect] = {
             lambda guards: replace(guards, before_write_back=_no_wait),
         ),
         Defect(
+            "hicache_partial_prefetch",
+            "a prefetch from storage restores latents, and counts as whole without their index keys",
+            "https://github.com/sgl-project/sglang/issues/30057",
+            lambda guards: replace(guards, page_restored=_look_at_the_latents_only),
+            needs="storage_pages",
+        ),
+        Defect(
             "hicache_host_evict_early",
             "host pages are reclaimed while the load-back that reads them is in flight",
             "https://github.com/sgl-project/sglang/pull/31427",

@@ -130,6 +130,13 @@ def keep_until_read(ended: bool) -> bool:
     return ended
 
 
+def restored_whole(failed: frozenset[Component]) -> bool:
+    """Return whether a page that was prefetched from storage may be used: when no component of it has `failed`. The
+    files of latents and index keys are read one by one; without those of one, the host page keeps its previous
+    owner's."""
+    return not failed
+
+
 async def wait_for_upload(uploaded: Event) -> None:
     """The staging buffer's last asynchronous copy may not have run yet. Without this wait the host
     rewrites what that copy is still to read."""
@@ -247,6 +254,7 @@ class Guards:
     before_page_reuse: EventGuard = wait_for_last_use
     before_write_back: EventGuard = wait_for_store
     before_host_release: OwnerGuard = keep_until_read
+    page_restored: ArrivalGuard = restored_whole
     before_staging_reuse: HostGuard = wait_for_upload
     before_row_reuse: EventGuard = wait_for_row_users
     before_row_read: EventGuard = wait_for_rows

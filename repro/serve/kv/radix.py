@@ -164,6 +164,25 @@ class RadixTree:
             duplicate_pages=_joined(duplicates),
         )
 
+    def insert_host(self, tokens: TokensLike, pages: Pages) -> Pages:
+        """Cache the last pages of these tokens in host pages alone; return those that the tree did not take.
+
+        It takes none where the tokens before them are not cached (any more), and none for tokens that are cached on
+        either tier already. What it takes is an evicted node, the most recently used, and not pinned.
+        """
+        run = self._whole_pages(tokens)
+        path = self._walk(run)
+        covered = sum(node.num_pages for node in path)
+        given_from = len(run) // self.page_tokens - len(pages)
+        if covered < given_from:
+            return pages
+        left, taken = np.split(pages, [covered - given_from])
+        if len(taken):
+            parent = path[-1] if path else self.root
+            path.append(self._add_host_leaf(parent, run[covered * self.page_tokens :], taken))
+        self._touch(path)
+        return left
+
     def nodes_to_back_up(self, node: Node, threshold: int) -> list[Node]:
         """Return the nodes on the path to `node` that are due for a host copy, top-down.
 
@@ -329,6 +348,10 @@ class RadixTree:
         """
         path = [node for node in self._path_down(host_node) if not node.resident]
         return (self._parent(path[0]) if path else host_node), path
+
+    def tokens(self, node: Node) -> TokenRun:
+        """Return all tokens from the root to the end of `node`."""
+        return np.concatenate([np.empty(0, np.int64), *(each.key for each in self._path_down(node))])
 
     def host_copy(self, node: Node) -> Pages | None:
         """Return the host pages of all tokens up to the end of `node`; None where a part has no copy."""
@@ -514,6 +537,14 @@ class RadixTree:
         node = Node(self._next_id(), run, parent)
         parent.children[self._first_page(run)] = node
         self._make_resident(node, pages)
+        return node
+
+    def _add_host_leaf(self, parent: Node, run: TokenRun, pages: Pages) -> Node:
+        node = Node(self._next_id(), run, parent, host_pages=pages.copy())
+        parent.children[self._first_page(run)] = node
+        self._host_pages += len(pages)
+        self._refresh_leaf(node)
+        self._refresh_leaf(parent)
         return node
 
     def _make_resident(self, node: Node, pages: Pages) -> None:

@@ -4,8 +4,9 @@
                             ^                             │
                             └───────── load stream ───────┘   layer by layer
 
-A node of the radix tree owns its pages on each tier. Load-back gives a node its device pages before
-any byte has arrived; only the guards stand between those pages and a reader.
+Below the host there may be files (`kv.storage_tier`). A node of the radix tree owns its pages on each tier.
+Load-back gives a node its device pages before any byte has arrived; only the guards stand between those pages and
+a reader.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from repro.serve.kv.loadback import LayerEvents
 from repro.serve.kv.page import PageAllocator, PageChange
 from repro.serve.kv.pool import KVPool, Names, Pages, Place
 from repro.serve.kv.radix import Match, Node, RadixTree
+from repro.serve.kv.storage_tier import Prefetch, StorageTier
 
 LOAD_BACK_MIN_PAGES = 1
 WRITE_COPIES_MAX = 4096  # on their way at once: with one transfer more, what a stream's queue can take
@@ -76,6 +78,7 @@ class HiCache:
         self._writes: list[Flight] = []
         self._transfers = 0
         self._last_step = np.full(config.device_pages, -1, np.int64)  # last step enqueued that used the page
+        self.storage = self._storage(names) if config.storage_pages else None
         self.load_back_tokens = 0
         self.evicted_tokens = 0
 
@@ -86,6 +89,19 @@ class HiCache:
             self._probes.emit(PageEvent(what, self._pools[place].tier, number, owner, tick, now_us))
 
         return PageAllocator(pages, self._config.free_list, changed, on_double_free=self._guards.on_double_free)
+
+    def _storage(self, names: Names) -> StorageTier:
+        return StorageTier(
+            self._config,
+            self._device,
+            self._pools["host"],
+            self.tree,
+            self.host_pages,
+            self._allocate_host,
+            names,
+            self._guards,
+            self._probes,
+        )
 
     # -- pages ----------------------------------------------------------------------------------
 
@@ -210,6 +226,10 @@ class HiCache:
         self._loads.append(Flight(queue, loading.done))
         self._unawaited = loading.events
 
+    def prefetch_ended(self, prefetch: Prefetch | None) -> bool:
+        """Return whether a request need not wait for its prefetch (any more)."""
+        return prefetch is None or self.storage is None or self.storage.ended(prefetch)
+
     # -- backing up -------------------------------------------------------------------------------
 
     def insert(self, tokens: tuple[int, ...], pages: Pages, counted_pages: int = 0) -> tuple[Node, Pages]:
@@ -276,11 +296,15 @@ class HiCache:
         for flights in (self._loads, self._writes):
             while flights and flights[0].done.query():
                 for transfer in flights.pop(0).transfers:
+                    if self.storage is not None and flights is self._writes:
+                        self.storage.back_up(transfer.leaf, transfer.target)
                     if transfer.host_pinned:
                         self.tree.unpin_host(transfer.leaf)
                     self.tree.unpin(transfer.leaf)
         if not self._loads:
             self._unawaited = None
+        if self.storage is not None:
+            self.storage.poll()
 
     async def drain(self) -> None:
         """Run every transfer to its end and unlock its nodes, what is only queued included."""
@@ -292,20 +316,30 @@ class HiCache:
         for flight in (*self._loads, *self._writes):
             await flight.done.synchronize("drain transfers")
         self.poll()
+        if self.storage is not None:
+            await self.storage.settle()
 
     @property
     def pending(self) -> bool:
         """Return whether any transfer is queued or in flight."""
-        return bool(self._loads or self._writes or self._load_queue or self._write_queue)
+        stored = self.storage is not None and self.storage.pending
+        return bool(self._loads or self._writes or self._load_queue or self._write_queue or stored)
 
     def reset(self) -> None:
-        """Forget all prefixes on both tiers. Nothing may run or be in flight."""
+        """Forget all prefixes on all tiers. Nothing may run or be in flight."""
         assert not self.pending, "reset with transfers in flight"
         device_pages, host_pages = self.tree.reset()
         if len(device_pages):
             self.device_pages.free(device_pages)
         if len(host_pages):
             self.host_pages.free(host_pages)
+        if self.storage is not None:
+            self.storage.files.clear()
+
+    def close(self) -> None:
+        """Let go of what is outside this process's memory."""
+        if self.storage is not None:
+            self.storage.files.close()
 
 
 def _parts(pages: Pages, nodes: list[Node]) -> list[Pages]:
