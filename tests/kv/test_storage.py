@@ -1,5 +1,6 @@
 """The files of the storage tier: what comes back is what was written, or it is a miss."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -179,6 +180,17 @@ def test_a_temporary_folder_is_there_from_the_first_write_until_the_end(
     assert files.read(KEYS[0], "index") is None
     with pytest.raises(OSError, match="closed"):
         files.write(KEYS[1], "index", made("index"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_temporary_folder_goes_with_an_engine_that_was_never_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files = make_files(None)
+    stored(files, KEYS[0])
+    del files
+    gc.collect()
     assert os.listdir(tmp_path) == []
 
 

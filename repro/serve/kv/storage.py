@@ -15,7 +15,9 @@ import os
 import re
 import shutil
 import tempfile
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,8 +62,8 @@ class PageFiles:
     def __init__(self, folder: Path | None, pool: KVPool, pages_max: int) -> None:
         self._pool = pool
         self._pages_max = pages_max
-        self._named = folder is not None
         self._folder = folder
+        self._remove: Callable[[], object] | None = None  # the temporary folder; runs by itself if `close` never does
         self._closed = False
         self.written: set[Key] = set()  # in this run; only asked whether one is in it
         self._pages: OrderedDict[Key, None] = OrderedDict()  # complete ones, least recently used first
@@ -149,14 +151,15 @@ class PageFiles:
     def close(self) -> None:
         """Write nothing from now on; a temporary folder goes with all that is in it."""
         self._closed = True
-        if not self._named and self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._remove is not None:
+            self._remove()
 
     def _path(self, key: Key, component: Component) -> Path:
         if self._closed:
             raise FileNotFoundError("the storage tier is closed")
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="repro-storage-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder / f"{key}.{component}"
 
 
