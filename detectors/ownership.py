@@ -120,7 +120,8 @@ class OwnershipDetector:
         signature = f"ownership: {op.name} {verb} a {kind_of(tier)} page {what}"
         if self._is_known(signature):
             return
-        claim = f"{op.name} on stream {op.stream}, layer {op.layer}, {verb} {tier} page {page} {what}"
+        layer = f", layer {op.layer}," if op.layer >= 0 else ""
+        claim = f"{op.name} on stream {op.stream}{layer} {verb} {tier} page {page} {what}"
         evidence: dict[str, object] = {
             "stream": op.stream,
             "index": op.index,

@@ -51,6 +51,7 @@ TARGET_RANGES = {
     "page_tokens": (1, 4096),
     "device_pages": (2, 1_000_000),
     "host_pages": (1, 1_000_000),
+    "storage_pages": (0, 1_000_000),
     "rows": (1, 4096),
     "context_tokens": (256, 10_000_000),
     "chunk_tokens": (1, 1_000_000),

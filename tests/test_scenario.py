@@ -114,6 +114,15 @@ def test_an_unknown_word_brings_the_nearest_one(text: str, told: str) -> None:
     [
         (TINY.replace("rows = 4", "rows = 0"), "[target]: rows = 0; must be at least 1 and at most 4,096"),
         (TINY.replace("rows = 4", "rows = true"), "[target]: rows = true; expected a whole number"),
+        (
+            tiny_text(target="reclaim_host = true"),
+            '[target]: reclaim_host goes with write_policy = "write_back", not "write_',
+        ),
+        (tiny_text(target="storage_pages = -1"), "[target]: storage_pages = -1; must be at least 0 and at most"),
+        (tiny_text(target="storage_pages = 9\nhicache = false"), "[target]: storage_pages: the storage tier is below"),
+        (tiny_text(target="storage_pages = 9\npd = {}"), "[target]: pd and storage_pages don't go together"),
+        (tiny_text(target="storage_pages = 9\nlayersplit = {}"), "[target]: layersplit and storage_pages don't go"),
+        (tiny_text(target='storage_folder = "/tmp/x"'), "[target]: storage_folder says where, and storage_pages = 0"),
         (TINY.replace("host_pages = 128", "host_pages = -5"), "[target]: host_pages = -5; must be at least 1"),
         (TINY.replace("= 64", "= 999999999"), "[target]: device_pages = 999999999; must be at least 2 and at most"),
         (TINY.replace("= 64", "= 8"), "[target]: context_tokens = 1024: more than 80% of device_pages = 8"),

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from repro.mutate.study import in_stamps
+from repro.scenario import find
 from repro.verdict import EXIT_CODES
 from tests.small import run_small, small_scenario
 
@@ -34,3 +37,14 @@ def test_without_faults_the_missing_wait_is_still_convicted_by_ordering(tmp_path
     findings = found.verdict["findings"]
     assert isinstance(findings, dict)
     assert findings["ordering"] > 0
+
+
+@pytest.mark.parametrize("name", ["hicache_host_evict_early", "hicache_partial_prefetch"])
+def test_a_defect_of_the_tiers_below_the_device_is_found_and_its_control_silent(name: str, tmp_path: Path) -> None:
+    scenario = in_stamps(find(name))
+    scenario = replace(scenario, load=replace(scenario.load, sessions=8, turns=3, answer_tokens_max=24))
+    found = run_small(tmp_path, scenario)
+    assert set(found.verdict["findings"]) >= set(scenario.expect.detectors)  # type: ignore[call-overload]
+    control = run_small(tmp_path, scenario, control=True)
+    assert control.judgement.exit_code == EXIT_CODES["clean"], control.judgement.why
+    assert control.verdict["findings"] == {}

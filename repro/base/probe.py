@@ -135,7 +135,8 @@ class Tokens(Event, frozen=True, tag="tokens"):
 
 
 class CacheEvent(Event, frozen=True, tag="cache"):
-    """A cache movement: load_back, write_back, evict_device, evict_host, prefix_hit, insert."""
+    """A cache movement: load_back, write_back, evict_device, evict_host, reclaim_host, prefix_hit, store, prefetch,
+    storage_miss, storage_full, transfer, ..."""
 
     what: str
     tokens: int

@@ -11,6 +11,7 @@ from repro.fault.plan import CORRUPTING, POINTS
 PLANES = {
     "loadback": "from host memory to the device",
     "writeback": "from the device to host memory",
+    "storage": "between host memory and files ([target] storage_pages)",
     "forward": "a step's kernels and copies",
     "spec": "passes of the draft layer ([target] speculative_drafts)",
     "transfer": "one-sided writes of a prefill worker ([target] pd)",
@@ -22,6 +23,11 @@ PLANES = {
 WHERE = {
     "loadback.copy_layer": "a copy of some pages of one layer and component, host to device,",
     "writeback.copy_layer": "a copy of some pages of one layer and component, device to host,",
+    "storage.read": "the read of a page's file, latents or index keys, into host memory",
+    "storage.write": "the write of a page's file",
+    "storage.latent": "the read of a page's latents",
+    "storage.index": "the read of a page's index keys",
+    "storage.file": "a page's file, when it is written,",
     "forward.upload": "the copy of request rows to the device",
     "forward.embed": "the embedding of a step's tokens",
     "forward.store": "the store of a layer's new latents and index keys",
@@ -75,6 +81,7 @@ WHAT = {
     "drop": "is lost",
     "duplicate": "comes twice",
     "fail": "delivers nothing, and its completion says so",
+    "tear": "is cut short, and nobody is told",
     "kill": "is gone from one moment to the next; what it had posted still lands",
     "evict": "gives up `tokens` of what nobody holds",
     "abort": "is cancelled `us` after it was asked for; the session goes on with what there is",

@@ -50,6 +50,10 @@ def _leave_it_to_the_loader(enqueue: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(enqueue)
 
 
+def _release_what_is_enqueued(ended: bool) -> bool:
+    return True
+
+
 async def _go_on_at_once(event: Event) -> None:
     """Order nothing."""
 
@@ -129,6 +133,20 @@ DEFECTS: dict[str, Defect] = {
             "a page is backed up before the kernel that writes it has run",
             "https://github.com/vllm-project/vllm/issues/45704",
             lambda guards: replace(guards, before_write_back=_no_wait),
+        ),
+        Defect(
+            "hicache_partial_prefetch",
+            "a prefetch from storage restores latents, and counts as whole without their index keys",
+            "https://github.com/sgl-project/sglang/issues/30057",
+            lambda guards: replace(guards, page_restored=_look_at_the_latents_only),
+            needs="storage_pages",
+        ),
+        Defect(
+            "hicache_host_evict_early",
+            "host pages are reclaimed while the load-back that reads them is in flight",
+            "https://github.com/sgl-project/sglang/pull/31427",
+            lambda guards: replace(guards, before_host_release=_release_what_is_enqueued),
+            needs="reclaim_host",
         ),
         Defect(
             "hicache_load_war",

@@ -16,6 +16,11 @@ PLACES = ("memory.in_use", "memory.cached", "memory.host", "memory.in_flight", "
 POINTS: dict[str, tuple[str, ...]] = {
     "loadback.copy_layer": TIMING,
     "writeback.copy_layer": TIMING,
+    "storage.read": TIMING,
+    "storage.write": TIMING,
+    "storage.latent": ("fail",),
+    "storage.index": ("fail",),
+    "storage.file": ("fail", "tear"),
     "forward.upload": TIMING,
     "forward.embed": TIMING,
     "forward.store": TIMING,
@@ -66,7 +71,7 @@ POINTS: dict[str, tuple[str, ...]] = {
 DELAY_US_MAX = 60e6
 STALL_UNTIL_US_MAX = 3600e6
 NEED_US = ("delay", "stall", "slow", "burst")
-WITHOUT_US = ("reorder", "evict", "drop", "duplicate", "fail", "kill", *CORRUPTING)
+WITHOUT_US = ("reorder", "evict", "drop", "duplicate", "fail", "tear", "kill", *CORRUPTING)
 
 
 class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -10,6 +10,8 @@ from repro.schedule.strategies import Overtaking, number_of
 NOUNS = {
     "loadback.copy_layer": "load-back",
     "writeback.copy_layer": "write-back",
+    "storage.read": "the prefetch from storage",
+    "storage.write": "the backup to storage",
     "forward.upload": "the upload of request rows",
     "forward.embed": "the embedding",
     "forward.store": "the store of new rows",

@@ -23,6 +23,10 @@ class Exercised(msgspec.Struct):
     broadcasts: int = 0  # of a layer's index keys or latents, from the rank that owns it
     reads_overlapping_broadcast: int = 0  # index reads during a broadcast of latents: what hides its time
     late_results: int = 0  # of steps, for requests that were aborted while they ran
+    host_reclaims: int = 0  # of host pages whose prefix is on the device too
+    prefetches: int = 0  # of prefixes, from storage to the host
+    storage_hit_tokens: int = 0  # that came so
+    storage_misses: int = 0  # prefetches of which a page was gone, damaged or not read
 
 
 class ExerciseMeter:
@@ -68,6 +72,13 @@ class ExerciseMeter:
             self.counts.host_hit_tokens += event.tokens
         elif event.what == "evict_device":
             self.counts.evictions += 1
+        elif event.what == "reclaim_host":
+            self.counts.host_reclaims += 1
+        elif event.what == "prefetch":
+            self.counts.prefetches += 1
+            self.counts.storage_hit_tokens += event.tokens
+        elif event.what == "storage_miss":
+            self.counts.storage_misses += 1
         elif event.what == "transfer":
             self.counts.transfers += 1
         elif event.what == "transfer_abort":

@@ -82,6 +82,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waiting_max: int = 256  # requests queued; one more is refused with 503
     hicache: bool = True
     write_policy: WritePolicy = "write_through"
+    reclaim_host: bool = False  # under write_back: what is on the device too loses its host pages first
+    storage_pages: int = 0  # of the storage tier below the host, in files; 0: there is none
+    storage_folder: str = ""  # where its files are, and stay; "": in a temporary folder, as long as the engine runs
     free_list: FreeList = "lifo"
     index_store_waits: bool = False
     copy_group_pages: int = 16  # pages that one copy operation moves
@@ -99,6 +102,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def in_words(self) -> str:
         """Return what tells this configuration from others."""
         said = [f"{self.context_tokens:,} tokens of context", f"{'with' if self.hicache else 'without'} host tier"]
+        if self.storage_pages:
+            said.append(f"storage for {self.storage_pages:,} pages")
         if self.speculative_drafts:
             said.append(f"{self.speculative_drafts} drafts a step")
         if self.pd is not None:
@@ -114,6 +119,12 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"context_tokens = {self.context_tokens}: more than {CONTEXT_SHARE_MAX:.0%} of device_pages = "
                 f"{self.device_pages} of {self.page_tokens} tokens, and others need room too; raise device_pages"
             )
+        if self.reclaim_host and self.write_policy != "write_back":
+            raise ValueError(
+                f'reclaim_host goes with write_policy = "write_back", not "{self.write_policy}": what is written '
+                "through keeps its copy on the host; drop one"
+            )
+        self._check_storage()
         if self.pd is not None:
             self._check_actors(self.pd)
         for other in ("pd", "upload_stream", "speculative_drafts", "graph_tokens_max"):
@@ -134,6 +145,16 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"speculative_drafts = {self.speculative_drafts}: must be between 0 (no speculation) and {DRAFTS_MAX}"
             )
+
+    def _check_storage(self) -> None:
+        """Raise ValueError for a storage tier that this stack can't have."""
+        if self.storage_folder and not self.storage_pages:
+            raise ValueError("storage_folder says where, and storage_pages = 0 that there is no storage; set it too")
+        if self.storage_pages and not self.hicache:
+            raise ValueError("storage_pages: the storage tier is below the host tier, and hicache = false has none")
+        for other in ("pd", "layersplit"):
+            if self.storage_pages and getattr(self, other):
+                raise ValueError(f"{other} and storage_pages don't go together: one engine alone has storage; drop one")
 
     def _check_actors(self, pd: PdConfig) -> None:
         """Raise ValueError for more hosts and streams than one simulation tells apart.

@@ -8,10 +8,10 @@ then reads the samples of step N.
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -256,6 +256,12 @@ class Engine:
 
     async def run(self) -> None:
         """Serve until `stop`. Raises what a broken invariant raises: a dead engine is never silent."""
+        try:
+            await self._rounds()
+        finally:
+            self.cache.close()
+
+    async def _rounds(self) -> None:
         flying: Work | None = None
         while not (self._stopping and flying is None and not self.scheduler.busy and not self._duties.busy):
             self._wake.clear()  # whoever calls from here on is not overslept
@@ -301,8 +307,11 @@ class Engine:
 
     async def _rest(self) -> None:
         """Nothing runs and nothing could be planned: wait for transfers to free pages, or for somebody's call."""
-        if self.cache.pending:
-            await self._woken_or_drained()
+        storage = self.cache.storage
+        if storage is not None and storage.patience_s is not None:
+            await self._woken_or(storage.prefetched(), storage.patience_s)
+        elif self.cache.pending:
+            await self._woken_or(self.cache.drain())
         elif self.scheduler.held or self._duties.busy:
             await self._wake.wait()
         elif self.scheduler.busy:
@@ -313,11 +322,12 @@ class Engine:
             if not self._stopping:  # `stop` may have called while the last request was reaped
                 await self._wake.wait()
 
-    async def _woken_or_drained(self) -> None:
+    async def _woken_or(self, drained: Coroutine[Any, Any, None], patience_s: float | None = None) -> None:
+        """Wait for somebody's call, or for transfers; `patience_s` at most."""
         waking = asyncio.create_task(self._wake.wait(), name="engine.wake")
-        draining = asyncio.create_task(self.cache.drain(), name="engine.drain")
+        draining = asyncio.create_task(drained, name="engine.drain")
         try:
-            await asyncio.wait((waking, draining), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((waking, draining), timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
             if draining.done():
                 draining.result()
         finally:

@@ -124,6 +124,19 @@ def wait_for_store(write: Stream, stored: Event) -> None:
     write.wait(stored, "the step that stores these pages has finished")
 
 
+def keep_until_read(ended: bool) -> bool:
+    """Return whether the host pages of a load-back may go to somebody else. Until it has `ended` its copies are still
+    to read them: with True for an answer a write-back overwrites them first."""
+    return ended
+
+
+def restored_whole(failed: frozenset[Component]) -> bool:
+    """Return whether a page that was prefetched from storage may be used: when no component of it has `failed`. The
+    files of latents and index keys are read one by one; without those of one, the host page keeps its previous
+    owner's."""
+    return not failed
+
+
 async def wait_for_upload(uploaded: Event) -> None:
     """The staging buffer's last asynchronous copy may not have run yet. Without this wait the host
     rewrites what that copy is still to read."""
@@ -240,6 +253,8 @@ class Guards:
     on_load_start: StartGuard = start_at_once
     before_page_reuse: EventGuard = wait_for_last_use
     before_write_back: EventGuard = wait_for_store
+    before_host_release: OwnerGuard = keep_until_read
+    page_restored: ArrivalGuard = restored_whole
     before_staging_reuse: HostGuard = wait_for_upload
     before_row_reuse: EventGuard = wait_for_row_users
     before_row_read: EventGuard = wait_for_rows

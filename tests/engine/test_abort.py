@@ -43,20 +43,33 @@ clients = st.builds(
     leaves=st.sampled_from(["stays", "stays", "stays", "aborts", "disconnects", "cancels"]),
     after_us=st.integers(0, 10 * STEP_US),
 )
+policies = st.sampled_from(
+    [
+        {"write_policy": "write_through"},
+        {"write_policy": "write_through_selective"},
+        {"write_policy": "write_back"},
+        {"write_policy": "write_back", "reclaim_host": True},
+    ]
+)
 configs = st.builds(
-    make_config,
+    lambda policy, **fields: make_config(**policy, **fields),
+    policies,
     device_pages=st.sampled_from([16, 17, 24]),
     host_pages=st.sampled_from([6, 24, 1]),
     rows=st.integers(1, 4),
     chunk_tokens=st.sampled_from([1, 5, 8, 32]),
     waiting_max=st.sampled_from([2, 64]),
     free_list=st.sampled_from(["lifo", "fifo", "deferred_sorted"]),
-    write_policy=st.sampled_from(["write_through", "write_through_selective", "write_back"]),
+    storage_pages=st.sampled_from([0, 40, 6]),
 )
 FAULTS = (
     delay("loadback.copy_layer", 3 * STEP_US, probability=0.2),
     delay("writeback.copy_layer", 3 * STEP_US, probability=0.2),
     delay("forward.store", STEP_US, probability=0.1),
+    delay("storage.read", 50 * STEP_US, probability=0.1),
+    delay("storage.write", 3 * STEP_US, probability=0.2),
+    Fault("storage.index", Do("fail"), When(probability=0.2)),
+    Fault("storage.file", Do("tear"), When(probability=0.1)),
     Fault("memory.evict", Do("evict", tokens=8 * PAGE), When(probability=0.8)),
 )
 

@@ -12,7 +12,7 @@ from repro.run import Outcome, RunOptions, run_scenario
 from repro.scenario import find
 
 NUMBERS = {"delay": 3000.0, "stall": 2e6, "slow": 20_000.0, "burst": 100_000.0, "abort": 200_000.0, "order": 1e6}
-OFTEN = {"loadback": 0.2, "writeback": 0.2, "transfer": 0.02, "pd": 0.2, "client": 0.3}
+OFTEN = {"loadback": 0.2, "writeback": 0.2, "transfer": 0.02, "pd": 0.2, "client": 0.3, "storage": 0.1}
 PER_STEP = ("upload", "embed", "sample", "download", "propose", "tokens", "evict")
 SELDOM, NOW_AND_THEN = 0.02, 0.1  # of hits of a point that every layer of every step comes by, or every step
 

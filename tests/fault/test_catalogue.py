@@ -11,7 +11,13 @@ from repro.run import Outcome
 from tests.fault.builders import fired, planned, run_with, some
 
 ENGINE = ("loadback", "writeback", "forward", "spec", "memory.evict", "client")
-WORKLOADS = {"generic_hicache": ENGINE, "generic_pd": ("transfer", "pd"), "generic_layersplit": ("split",)}
+WORKLOADS = {
+    "generic_hicache": ENGINE,
+    "generic_pd": ("transfer", "pd"),
+    "generic_layersplit": ("split",),
+    "generic_storage": ("storage",),
+}
+LOADS = {"generic_storage": {"sessions": 14, "concurrency": 14}}  # fewer fit into the host tier
 KILLS = {"pd.prefill_worker.kill", "split.rank.kill"}
 LEGAL = {each.name: each.plane for each in catalogue() if each.legal}
 
@@ -20,7 +26,10 @@ LEGAL = {each.name: each.plane for each in catalogue() if each.legal}
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """Return a run of each workload under all of its legal faults."""
     root = tmp_path_factory.mktemp("legal")
-    return {workload: run_with(planned(*points), workload, root) for workload, points in WORKLOADS.items()}
+    return {
+        workload: run_with(planned(*points), workload, root, **LOADS.get(workload, {}))
+        for workload, points in WORKLOADS.items()
+    }
 
 
 def test_every_point_and_kind_is_in_words() -> None:

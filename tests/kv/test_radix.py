@@ -362,6 +362,22 @@ def test_host_eviction_takes_the_younger_node_when_it_was_used_longer_ago() -> N
     assert tree.evict_host(1).tolist() == [60]
 
 
+def test_reclaiming_takes_host_copies_of_resident_nodes_and_those_that_could_be_evicted_next_last() -> None:
+    tree = RadixTree(PAGE_TOKENS)
+    leaf = backed_up(tree, grown(tree, "a", 10).node, 50)
+    held = backed_up(tree, grown(tree, "bc", 20).node, 60)
+    read = backed_up(tree, grown(tree, "d", 30).node, 70)
+    evicted = backed_up(tree, grown(tree, "e", 40).node, 80)
+    tree.pin(held)
+    tree.pin_host(read)
+    tree.drop_device_pages(evicted)
+    assert tree.reclaim_host(1).tolist() == [60, 61]
+    assert not held.backed_up and leaf.backed_up
+    assert tree.reclaim_host(9).tolist() == [50]
+    assert read.backed_up and evicted.backed_up and tree.host_pages_total == 2
+    tree.check()
+
+
 def test_both_parts_of_a_split_keep_the_hits() -> None:
     tree = RadixTree(PAGE_TOKENS)
     leaf = grown(tree, "abc", 10).node
@@ -525,7 +541,9 @@ class TreeAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: self.writes)
     @rule()
     def ack_write(self) -> None:
-        self.tree.unpin(self.writes.pop(0)[0])
+        node, _ = self.writes.pop(0)
+        self.tree.unpin_host(node)
+        self.tree.unpin(node)
 
     @precondition(lambda self: self.host.keys() - self.device.keys())
     @rule(data=st.data(), write_back=st.booleans())
@@ -581,6 +599,13 @@ class TreeAgainstModel(RuleBasedStateMachine):
         left = [node for node in self.nodes() if not node.resident and not node.children and not node.host_ref]
         assert len(freed) >= num_pages or not left
 
+    @rule(num_pages=st.integers(1, 8))
+    def reclaim_host(self, num_pages: int) -> None:
+        freed = self.tree.reclaim_host(num_pages)
+        self.forget_host(freed)
+        left = [node for node in self.nodes() if node.resident and node.backed_up and not node.host_ref]
+        assert len(freed) >= num_pages or not left
+
     @precondition(lambda self: not (self.pins or self.writes or self.loads))
     @rule()
     def reset(self) -> None:
@@ -622,6 +647,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
             return False
         self.tree.set_host_pages(node, pages)
         self.tree.pin(node)
+        self.tree.pin_host(node)
         self.writes.append((node, spelled(node)))
         covered = prefixes(spelled(node))[-node.num_pages :]
         self.host.update(zip(covered, pages.tolist(), strict=True))
@@ -631,8 +657,8 @@ class TreeAgainstModel(RuleBasedStateMachine):
         by_page = {page: prefix for prefix, page in self.host.items()}
         for page in pages.tolist():
             prefix = by_page[page]
-            loading = [spelled(node) for node, _, _ in self.loads]
-            assert not any(source[: len(prefix)] == prefix for source in loading), "freed under a load-back"
+            in_use = [spelled(node) for node, _, _ in self.loads] + [prefix for _, prefix in self.writes]
+            assert not any(copied[: len(prefix)] == prefix for copied in in_use), "freed under a copy"
             del self.host[prefix]
         self.host_pool.free(pages)
 

@@ -479,6 +479,68 @@ def test_write_back_counts_what_is_being_backed_up_and_evicts_no_more_for_it() -
     tiers.run(main)
 
 
+async def short_of_host_pages(tiers: Tiers) -> tuple[Node, Node]:
+    """Let a prefix that is loaded back fill the host together with one that is on the device alone; return both."""
+    one = tiers.insert(1, 2)
+    tiers.cache.evict_device(2)
+    await tiers.cache.drain()
+    tiers.cache.evict_device(2)
+    assert one.backed_up and not one.resident
+    other = tiers.insert(2, 6)
+    assert tiers.load(1, 2) is not None
+    return one, other
+
+
+SHORT = {"write_policy": "write_back", "reclaim_host": True, "host_pages": 6}
+
+
+def test_a_copy_of_what_is_on_the_device_too_makes_room_once_its_load_back_is_acknowledged() -> None:
+    tiers = Tiers(**SHORT)
+
+    async def main() -> None:
+        one, other = await short_of_host_pages(tiers)
+        tiers.cache.start_loading()
+        await tiers.cache.drain()
+        tiers.cache.evict_device(1)  # the younger is the leaf used longest ago: loading has matched the other since
+        assert other.backed_up and not one.backed_up and one.resident
+        await tiers.cache.drain()
+        assert tiers.holds("device", one.device_pages, 1) and tiers.holds("host", other.host_pages, 2)
+
+    tiers.run(main)
+    [event] = [event for event in tiers.events if isinstance(event, CacheEvent) and event.what == "reclaim_host"]
+    assert event.tokens == 2 * PAGE
+
+
+def test_a_queued_load_back_keeps_its_host_pages_from_being_reclaimed() -> None:
+    tiers = Tiers(**SHORT)
+
+    async def main() -> None:
+        one, other = await short_of_host_pages(tiers)
+        tiers.cache.evict_device(1)
+        assert one.backed_up and other.parent is None, "what has no room on the host is lost"
+        tiers.cache.start_loading()
+        await tiers.cache.drain()
+        assert tiers.holds("device", one.device_pages, 1)
+
+    tiers.run(main)
+
+
+def test_without_its_guard_a_write_back_overwrites_what_a_load_back_is_still_to_read() -> None:
+    guards = replace(Guards(), before_host_release=lambda ended: True)
+    tiers = Tiers(guards=guards, faults=(delay("loadback.copy_layer", 5000),), **SHORT)
+
+    async def main() -> None:
+        one, other = await short_of_host_pages(tiers)
+        tiers.cache.evict_device(1)
+        assert other.backed_up and not one.backed_up
+        tiers.cache.start_loading()
+        await tiers.cache.drain()
+        assert tiers.holds("device", one.device_pages, 2), "the other prefix's bytes"
+        assert tiers.pinned == 0 and one.host_ref == other.host_ref == 0
+
+    tiers.run(main)
+
+
 @pytest.mark.parametrize("policy", ["write_through", "write_back"])
 def test_without_room_on_the_host_what_is_evicted_is_lost_but_nothing_stops(policy: str) -> None:
     tiers = Tiers(write_policy=policy, host_pages=1)

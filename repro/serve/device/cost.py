@@ -58,6 +58,11 @@ class CostModel:
     # after another (tests.bench.links). 20 us stand for launches in a captured graph, and are assumed.
     nvlink_bytes_per_us: float = 360e3
     collective_fixed_us: float = 20.0
+    # One data-centre SSD on PCIe 4 x4 (7.9 GB/s), as datasheets give them: about 6.8 GB/s read in sequence, 4 GB/s
+    # written, and some 100 us to a read's first byte.
+    storage_read_bytes_per_us: float = 6.8e3
+    storage_write_bytes_per_us: float = 4.0e3
+    storage_fixed_us: float = 100.0
     kernel_fixed_us: float = 10.0
     # The host. A prefill runs eagerly: each operation here stands for some 25 kernels at 6 us of Python
     # and launch, as eager transformers in PyTorch show; a decode step is one graph replay.
@@ -129,6 +134,14 @@ class CostModel:
     def write_us(self, tokens: int, row_bytes: int) -> float:
         """One-sided write of `tokens` rows of one layer and component to another machine."""
         return self.write_fixed_us + tokens * self.scale * row_bytes / self.network_bytes_per_us
+
+    def storage_read_us(self, rows: int, component: Component) -> float:
+        """Read of a file with `rows` rows of a component, those of all its layers together."""
+        return self.storage_fixed_us + rows * self.scale * self.row_bytes(component) / self.storage_read_bytes_per_us
+
+    def storage_write_us(self, rows: int, component: Component) -> float:
+        """Write of such a file."""
+        return self.storage_fixed_us + rows * self.scale * self.row_bytes(component) / self.storage_write_bytes_per_us
 
     def broadcast_us(self, tokens: int, row_bytes: int) -> float:
         """Broadcast of `tokens` cached rows from one rank to the others: a ring passes on what it gets."""

@@ -138,6 +138,25 @@ class KVPool:
         self.taint[component][place, pages] = rows.taint
         self.tainted |= bool(rows.taint.any())
 
+    def read_page(self, component: Component, page: int) -> Rows:
+        """Return a copy of all layers of one page, (layers, page_tokens, ...)."""
+        values = self.values[component]
+        return Rows(
+            None if values is None else values[:, page].clone(),
+            self.stamps[component][:, page].copy(),
+            self.taint[component][:, page].copy(),
+        )
+
+    def write_page(self, component: Component, page: int, rows: Rows) -> None:
+        """Overwrite all layers of one page with what `read_page` returned."""
+        values = self.values[component]
+        if values is not None:
+            assert rows.values is not None
+            values[:, page] = rows.values
+        self.stamps[component][:, page] = rows.stamps
+        self.taint[component][:, page] = rows.taint
+        self.tainted |= bool(rows.taint.any())
+
     def stamps_at(self, component: Component, layer: int, pages: NDArray[np.int64], read: NDArray[np.bool_]) -> Words:
         """Return the stamps of these pages, (..., page_tokens); those of rows that are `read` without the checksum
         of the values that are there now."""

@@ -164,6 +164,25 @@ class RadixTree:
             duplicate_pages=_joined(duplicates),
         )
 
+    def insert_host(self, tokens: TokensLike, pages: Pages) -> Pages:
+        """Cache the last pages of these tokens in host pages alone; return those that the tree did not take.
+
+        It takes none where the tokens before them are not cached (any more), and none for tokens that are cached on
+        either tier already. What it takes is an evicted node, the most recently used, and not pinned.
+        """
+        run = self._whole_pages(tokens)
+        path = self._walk(run)
+        covered = sum(node.num_pages for node in path)
+        given_from = len(run) // self.page_tokens - len(pages)
+        if covered < given_from:
+            return pages
+        left, taken = np.split(pages, [covered - given_from])
+        if len(taken):
+            parent = path[-1] if path else self.root
+            path.append(self._add_host_leaf(parent, run[covered * self.page_tokens :], taken))
+        self._touch(path)
+        return left
+
     def nodes_to_back_up(self, node: Node, threshold: int) -> list[Node]:
         """Return the nodes on the path to `node` that are due for a host copy, top-down.
 
@@ -235,7 +254,8 @@ class RadixTree:
         A leaf is a resident node without resident children. A backed-up one stays as evicted; another
         is deleted, with any host copies below it, unless `back_up` (write_back) takes it: then the
         callback has pinned it and given it host pages, it counts as pending, and its ack unpins it.
-        The callback may call `evict_host` and pins nothing else; when it declines, the node is deleted.
+        The callback may call `evict_host` and `reclaim_host`, and pins nothing else; when it declines,
+        the node is deleted.
         """
         leaves = [(node.last_access, node.id) for node in self._device_leaves.values()]
         heapq.heapify(leaves)
@@ -286,6 +306,26 @@ class RadixTree:
                 heapq.heappush(leaves, (parent.last_access, parent.id))
         return _joined(freed)
 
+    def reclaim_host(self, num_pages: int) -> Pages:
+        """Let resident nodes go without their host copies and return those pages to free, which may be fewer.
+
+        Leaves that `evict_device` may take come last, for they would have to be written again at once; in each part
+        the least recently used are first. A host-pinned copy stays: somebody reads it, or still writes it.
+        """
+        copies = [node for node in self._nodes() if node.resident and node.backed_up and node.host_ref == 0]
+        copies.sort(key=lambda node: (_is_device_leaf(node), node.last_access, node.id))
+        freed: list[Pages] = []
+        freed_pages = 0
+        for node in copies:
+            if freed_pages >= num_pages:
+                break
+            assert node.host_pages is not None
+            freed.append(node.host_pages)
+            freed_pages += len(node.host_pages)
+            self._host_pages -= len(node.host_pages)
+            node.host_pages = None
+        return _joined(freed)
+
     def reset(self) -> tuple[Pages, Pages]:
         """Forget everything and return (device pages, host pages), all the caller's to free.
 
@@ -308,6 +348,10 @@ class RadixTree:
         """
         path = [node for node in self._path_down(host_node) if not node.resident]
         return (self._parent(path[0]) if path else host_node), path
+
+    def tokens(self, node: Node) -> TokenRun:
+        """Return all tokens from the root to the end of `node`."""
+        return np.concatenate([np.empty(0, np.int64), *(each.key for each in self._path_down(node))])
 
     def host_copy(self, node: Node) -> Pages | None:
         """Return the host pages of all tokens up to the end of `node`; None where a part has no copy."""
@@ -493,6 +537,14 @@ class RadixTree:
         node = Node(self._next_id(), run, parent)
         parent.children[self._first_page(run)] = node
         self._make_resident(node, pages)
+        return node
+
+    def _add_host_leaf(self, parent: Node, run: TokenRun, pages: Pages) -> Node:
+        node = Node(self._next_id(), run, parent, host_pages=pages.copy())
+        parent.children[self._first_page(run)] = node
+        self._host_pages += len(pages)
+        self._refresh_leaf(node)
+        self._refresh_leaf(parent)
         return node
 
     def _make_resident(self, node: Node, pages: Pages) -> None:

@@ -4,10 +4,12 @@
                             ^                             │
                             └───────── load stream ───────┘   layer by layer
 
-A node of the radix tree owns its pages on each tier. Load-back gives a node its device pages before
-any byte has arrived; only the guards stand between those pages and a reader.
+Below the host there may be files (`kv.storage_tier`). A node of the radix tree owns its pages on each tier.
+Load-back gives a node its device pages before any byte has arrived; only the guards stand between those pages and
+a reader.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ from repro.serve.kv.loadback import LayerEvents
 from repro.serve.kv.page import PageAllocator, PageChange
 from repro.serve.kv.pool import KVPool, Names, Pages, Place
 from repro.serve.kv.radix import Match, Node, RadixTree
+from repro.serve.kv.storage_tier import Prefetch, StorageTier
 
 LOAD_BACK_MIN_PAGES = 1
 WRITE_COPIES_MAX = 4096  # on their way at once: with one transfer more, what a stream's queue can take
@@ -28,11 +31,12 @@ WRITE_COPIES_MAX = 4096  # on their way at once: with one transfer more, what a 
 
 @dataclass(frozen=True)
 class Transfer:
-    """A copy between tiers; the path to `leaf` is pinned on both tiers until its ack."""
+    """A copy between tiers; the path to `leaf` is pinned until its ack, on the host too if `host_pinned`."""
 
     leaf: Node
     source: Pages
     target: Pages
+    host_pinned: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class HiCache:
         self._writes: list[Flight] = []
         self._transfers = 0
         self._last_step = np.full(config.device_pages, -1, np.int64)  # last step enqueued that used the page
+        self.storage = self._storage(names) if config.storage_pages else None
         self.load_back_tokens = 0
         self.evicted_tokens = 0
 
@@ -84,6 +89,19 @@ class HiCache:
             self._probes.emit(PageEvent(what, self._pools[place].tier, number, owner, tick, now_us))
 
         return PageAllocator(pages, self._config.free_list, changed, on_double_free=self._guards.on_double_free)
+
+    def _storage(self, names: Names) -> StorageTier:
+        return StorageTier(
+            self._config,
+            self._device,
+            self._pools["host"],
+            self.tree,
+            self.host_pages,
+            self._allocate_host,
+            names,
+            self._guards,
+            self._probes,
+        )
 
     # -- pages ----------------------------------------------------------------------------------
 
@@ -172,7 +190,10 @@ class HiCache:
         source = np.concatenate([node.host_pages for node in nodes if node.host_pages is not None])
         again_source, again_target = self._loaded_again(match)
         loaded = np.concatenate((again_source, source)), np.concatenate((again_target, target))
-        self._load_queue.append(Transfer(match.host_node, *loaded))
+        released = self._guards.before_host_release(False)
+        if released:
+            self.tree.unpin_host(match.host_node)
+        self._load_queue.append(Transfer(match.host_node, *loaded, host_pinned=not released))
         tokens = count * self._config.page_tokens
         self.load_back_tokens += tokens
         self._probes.emit(CacheEvent("load_back", tokens, self._device.now_us, request))
@@ -205,6 +226,10 @@ class HiCache:
         self._loads.append(Flight(queue, loading.done))
         self._unawaited = loading.events
 
+    def prefetch_ended(self, prefetch: Prefetch | None) -> bool:
+        """Return whether a request need not wait for its prefetch (any more)."""
+        return prefetch is None or self.storage is None or self.storage.ended(prefetch)
+
     # -- backing up -------------------------------------------------------------------------------
 
     def insert(self, tokens: tuple[int, ...], pages: Pages, counted_pages: int = 0) -> tuple[Node, Pages]:
@@ -228,14 +253,7 @@ class HiCache:
         if sum(flight.copies for flight in self._writes) >= WRITE_COPIES_MAX:
             self._probes.emit(LimitEvent("write_copies", self._device.now_us, {"max": WRITE_COPIES_MAX}))
             return False
-        count = len(node.device_pages)
-        short = count - self.host_pages.free_pages
-        if short > 0:
-            freed = self.tree.evict_host(short)
-            if len(freed):
-                self.host_pages.free(freed)
-                self._probes.emit(CacheEvent("evict_host", len(freed) * self._config.page_tokens, self._device.now_us))
-        target = self.host_pages.alloc(count, f"node:{node.id}")
+        target = self._allocate_host(len(node.device_pages), f"node:{node.id}")
         if target is None:
             return False
         self.tree.set_host_pages(node, target)
@@ -243,6 +261,20 @@ class HiCache:
         self.tree.pin_host(node)
         self._write_queue.append(Transfer(node, node.device_pages, target))
         return True
+
+    def _allocate_host(self, pages: int, owner: str) -> Pages | None:
+        """Return host pages, letting go of others as needed; None when too many of them are in use."""
+        if self._config.reclaim_host:
+            self._let_go("reclaim_host", self.tree.reclaim_host, pages)
+        self._let_go("evict_host", self.tree.evict_host, pages)
+        return self.host_pages.alloc(pages, owner)
+
+    def _let_go(self, what: str, choose: Callable[[int], Pages], pages: int) -> None:
+        """Free what `choose` gives up of the host pages, as far as fewer than `pages` are free."""
+        freed = choose(max(0, pages - self.host_pages.free_pages))
+        if len(freed):
+            self.host_pages.free(freed)
+            self._probes.emit(CacheEvent(what, len(freed) * self._config.page_tokens, self._device.now_us))
 
     def _start_writing(self) -> None:
         """Merge all queued back-ups into one operation on the write stream."""
@@ -264,10 +296,15 @@ class HiCache:
         for flights in (self._loads, self._writes):
             while flights and flights[0].done.query():
                 for transfer in flights.pop(0).transfers:
-                    self.tree.unpin_host(transfer.leaf)
+                    if self.storage is not None and flights is self._writes:
+                        self.storage.back_up(transfer.leaf, transfer.target)
+                    if transfer.host_pinned:
+                        self.tree.unpin_host(transfer.leaf)
                     self.tree.unpin(transfer.leaf)
         if not self._loads:
             self._unawaited = None
+        if self.storage is not None:
+            self.storage.poll()
 
     async def drain(self) -> None:
         """Run every transfer to its end and unlock its nodes, what is only queued included."""
@@ -279,20 +316,30 @@ class HiCache:
         for flight in (*self._loads, *self._writes):
             await flight.done.synchronize("drain transfers")
         self.poll()
+        if self.storage is not None:
+            await self.storage.settle()
 
     @property
     def pending(self) -> bool:
         """Return whether any transfer is queued or in flight."""
-        return bool(self._loads or self._writes or self._load_queue or self._write_queue)
+        stored = self.storage is not None and self.storage.pending
+        return bool(self._loads or self._writes or self._load_queue or self._write_queue or stored)
 
     def reset(self) -> None:
-        """Forget all prefixes on both tiers. Nothing may run or be in flight."""
+        """Forget all prefixes on all tiers. Nothing may run or be in flight."""
         assert not self.pending, "reset with transfers in flight"
         device_pages, host_pages = self.tree.reset()
         if len(device_pages):
             self.device_pages.free(device_pages)
         if len(host_pages):
             self.host_pages.free(host_pages)
+        if self.storage is not None:
+            self.storage.files.clear()
+
+    def close(self) -> None:
+        """Let go of what is outside this process's memory."""
+        if self.storage is not None:
+            self.storage.files.close()
 
 
 def _parts(pages: Pages, nodes: list[Node]) -> list[Pages]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from repro.serve.kv.radix import Node
 from repro.serve.kv.stamps import Words, prefix_words
+from repro.serve.kv.storage_tier import Prefetch
 from repro.serve.spec.acceptance import Acceptance
 from repro.serve.types import GenerateRequest, PromptScore, SamplingParams, Update
 
@@ -41,6 +42,7 @@ class Request:
     pages: list[int] = field(default_factory=list)
     shared_pages: int = 0  # leading pages that the radix tree owns
     counted_pages: int = 0  # leading pages that count this request as a hit already
+    prefetch: Prefetch | None = None  # what continues its prefix in storage, on its way to the host
     node: Node | None = None  # the pinned node that holds the shared pages
     computed: int = 0  # tokens whose rows are stored by enqueued steps
     planned: int = 0  # answer tokens that enqueued steps will sample at least

@@ -90,6 +90,8 @@ class Scheduler:
     def submit(self, wire: GenerateRequest) -> Request:
         """Queue a request. Raises RejectedError when it can never run or the queue is full."""
         request = self.register(wire, len(self.waiting))
+        if self._cache.storage is not None:
+            request.prefetch = self._cache.storage.prefetch(self._prefix_keys(request), request.id)
         self.waiting.append(request)
         return request
 
@@ -211,11 +213,15 @@ class Scheduler:
             if not request.prefilled and budget:
                 members.append(self._chunk(request, budget))
                 budget -= members[-1].count
-        while budget and self.waiting and self._free_rows and self._admit(self.waiting[0], staging):
-            request = self.waiting.popleft()
-            members.append(self._chunk(request, budget))
+        while budget and self._free_rows and (first := self._next_waiting()) and self._admit(first, staging):
+            self.waiting.remove(first)
+            members.append(self._chunk(first, budget))
             budget -= members[-1].count
         return members
+
+    def _next_waiting(self) -> Request | None:
+        """Return who has waited longest, of those whose prefetch is not under way."""
+        return next((each for each in self.waiting if self._cache.prefetch_ended(each.prefetch)), None)
 
     def _chunk(self, request: Request, budget: int) -> Member:
         first = request.computed
@@ -259,9 +265,7 @@ class Scheduler:
 
         Room is counted for the longest answer of everybody, so nobody has to be thrown out later.
         """
-        wire, most = request.wire, len(request.prompt) - 1
-        hit_max = most if wire.score_from is None else min(most, wire.score_from)  # what is judged is computed
-        match = self._cache.match(self._keys(wire.tokens, hit_max, wire.cache_key))
+        match = self._cache.match(self._prefix_keys(request))
         self._cache.tree.pin(match.device_node)
         total = -(-request.limit // self._config.page_tokens)
         promised = sum(self._still_needed(other) for other in self.running)
@@ -282,6 +286,12 @@ class Scheduler:
         self._place(request, node, len(match.device_pages), pages, own, staging)
         return True
 
+    def _prefix_keys(self, request: Request) -> tuple[int, ...]:
+        """Return what the longest prefix that a request may hit is cached under: what is judged is computed."""
+        wire, most = request.wire, len(request.prompt) - 1
+        hit_max = most if wire.score_from is None else min(most, wire.score_from)
+        return self._keys(wire.tokens, hit_max, wire.cache_key)
+
     def _place(
         self, request: Request, node: Node, device_hit: int, shared: Pages, own: Pages, staging: Staging
     ) -> None:
@@ -298,6 +308,8 @@ class Scheduler:
             "device_hit": request.cached_device_tokens,
             "host_hit": request.cached_host_tokens,
         }
+        if request.prefetch is not None:
+            detail["storage_hit"] = request.prefetch.restored * size
         self._tell("admitted", request, detail)
         if len(shared):
             self._probes.emit(CacheEvent("prefix_hit", request.computed, self._device.now_us, request.id, detail))
