@@ -3,42 +3,33 @@
 For each page, layer and component the last writer and, per stream, the last reader are kept as
 epochs (FastTrack). An access conflicts with an epoch that its vector clock does not cover. A missing
 wait is missing in every schedule, so this convicts also where the bytes happened to be right.
+
+Operations of one stream and one clock, between which no other stream touches a page, are compared at once: their
+own stream orders them, so none can race with the other. What is not silent is then gone through one by one.
 """
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from detectors.base import Answer, Finding, Verdict
+from detectors.epochs import Epochs, Flags, Numbers, Touches, covered_by
 from detectors.happens_before import ACTORS_MAX, Clock, HappensBefore
-from detectors.pages import Grid, PageHistory, Pages, PageSetTable, kind_of
-from repro.base.probe import Access, Component, Event, Op, OpRef, Tier
+from detectors.pages import PageHistory, Pages, PageSetTable, kind_of
+from repro.base.probe import Access, Component, Event, Op, OpRef, PageEvent, Tier
 
 EXAMPLES_MAX = 5  # findings of one signature that keep their evidence
 OPERATIONS_KEPT = 4096  # finished operations that a finding may still name in full
+OPERATIONS_AT_ONCE_MAX = 256
 
-# An epoch is one number, operation x ACTORS_MAX + actor, so that one gather fetches both.
-NOBODY = -1
-Flags = NDArray[np.bool_]
-_ACTORS = np.arange(ACTORS_MAX)
+_PLACE = attrgetter("write", "tier", "component", "layer")
+_PAGES = attrgetter("pages")
 _VERBS = {True: "writes", False: "reads"}
 _KINDS = {True: "write", False: "read"}
-
-
-def _untouched() -> Grid:
-    return Grid(NOBODY)
-
-
-@dataclass
-class _Epochs:
-    """Who touched each (layer, page) of one tier and component last."""
-
-    written: Grid = field(default_factory=_untouched)
-    read: defaultdict[int, Grid] = field(default_factory=lambda: defaultdict(_untouched))  # by actor
 
 
 class _Touch(NamedTuple):
@@ -75,32 +66,40 @@ class OrderingDetector:
         self._order = HappensBefore()
         self._sets = PageSetTable()
         self._history = PageHistory(self._sets)
-        self._epochs: defaultdict[tuple[Tier, Component], _Epochs] = defaultdict(_Epochs)
+        self._epochs: defaultdict[Tier, Epochs] = defaultdict(Epochs)
         self._operations: dict[OpRef, Op] = {}
         self._remembered: deque[OpRef] = deque()
         self._findings: dict[str, list[Finding]] = {}
         self._counts: dict[str, int] = {}
-        self.raced: dict[str, str] = {}  # request -> signature of its first race
+        self._raced: dict[str, str] = {}
         self._checked = 0
+        self._pending: list[Op] = []  # of one stream and clock, not compared yet
+        self._clock: Clock | None = None  # theirs
+        self._touches: defaultdict[tuple[Tier, bool], Touches] = defaultdict(Touches)  # theirs, writes apart
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
         clock = self._order.feed(event)
         if clock is None or not isinstance(event, Op):
+            if isinstance(event, PageEvent):
+                self._settle()  # a finding tells what had become of its page until then
             self._sets.feed(event)
             self._history.feed(event)
         elif event.accesses:
-            self._remember(event)
-            # What of each actor's doings is covered, in the numbers of epochs; nobody's always is.
-            covered = np.maximum(clock * ACTORS_MAX + _ACTORS, NOBODY)
-            for touch in self._touches(event):
-                self._checked += len(touch.pages)
-                epochs = self._epochs[touch.tier, touch.component]
-                self._compare(touch, epochs, covered)
-                self._advance(touch, epochs)
+            if clock is not self._clock or len(self._pending) >= OPERATIONS_AT_ONCE_MAX:
+                self._settle()
+                self._clock = clock
+            self._add(event)
+
+    @property
+    def raced(self) -> dict[str, str]:
+        """Return the signature of each request's first race."""
+        self._settle()
+        return self._raced
 
     def verdict(self) -> Verdict:
         """Return the answer about all events fed so far."""
+        self._settle()
         findings: list[Finding] = []
         for signature, examples in self._findings.items():
             rest = self._counts[signature] - len(examples)
@@ -110,6 +109,54 @@ class OrderingDetector:
         why = "" if self._checked else "no page access was recorded: the target does not tell them"
         return Verdict(self.name, answer, tuple(findings), why, self._checked)
 
+    def _add(self, op: Op) -> None:
+        self._pending.append(op)
+        for (write, tier, component, layer), accesses in groupby(op.accesses, _PLACE):
+            assert layer >= 0, f"{op.name} of stream {op.stream} touches pages of no layer"
+            pages, stop = self._sets.union(tuple(map(_PAGES, accesses)))
+            self._checked += len(pages)
+            row = self._epochs[tier].row(component, layer, stop)
+            self._touches[tier, write].add(row, op.index, pages)
+
+    def _settle(self) -> None:
+        """Compare what is pending with whoever touched those pages last."""
+        if not self._pending or self._clock is None:
+            return
+        actor, covered = self._order.actor(self._pending[0].stream), covered_by(self._clock)
+        cells = {key: self._epochs[key[0]].cells(touches) for key, touches in self._touches.items()}
+        if any(self._epochs[tier].are_unordered(cells[tier, write], write, covered) for tier, write in cells):
+            self._go_through(actor, covered)
+        else:
+            for op in self._pending:
+                self._remember(op)
+            for (tier, write), touches in self._touches.items():
+                self._epochs[tier].advance(cells[tier, write], write, actor, touches.epochs(actor))
+        self._pending.clear()
+        self._touches.clear()
+
+    def _go_through(self, actor: int, covered: Numbers) -> None:
+        """Compare the pending operations one by one, and convict those that race."""
+        for op in self._pending:
+            self._remember(op)
+            for touch in self._touches_of(op):
+                epochs, alone = self._epochs[touch.tier], Touches()
+                alone.add(epochs.row(touch.component, touch.layer, touch.stop), op.index, touch.pages)
+                cells = epochs.cells(alone)
+                for unordered, others, wrote in epochs.unordered(cells, touch.write, covered):
+                    self._convict(touch, unordered, others, wrote)
+                epochs.advance(cells, touch.write, actor, alone.epochs(actor))
+
+    def _touches_of(self, op: Op) -> list[_Touch]:
+        """Return what the operation did, reads and writes and each layer and component apart."""
+        groups: dict[tuple[bool, Tier, Component, int], list[Access]] = {}
+        for key, accesses in groupby(op.accesses, _PLACE):
+            groups.setdefault(key, []).extend(accesses)
+        touches = []
+        for key, of_place in groups.items():
+            union = self._sets.union(tuple(map(_PAGES, of_place)))
+            touches.append(_Touch(op, *key, of_place, union.pages, union.stop))
+        return touches
+
     def _remember(self, op: Op) -> None:
         ref = (op.stream, op.index)
         self._operations[ref] = op
@@ -117,41 +164,7 @@ class OrderingDetector:
         if len(self._remembered) > OPERATIONS_KEPT:
             del self._operations[self._remembered.popleft()]
 
-    def _touches(self, op: Op) -> list[_Touch]:
-        """Return what the operation did, reads and writes and each layer and component apart."""
-        groups: dict[tuple[bool, Tier, Component, int], list[Access]] = {}
-        for access in op.accesses:
-            key = (access.write, access.tier, access.component, access.layer)
-            group = groups.get(key)
-            if group is None:
-                groups[key] = [access]
-            else:
-                group.append(access)
-        touches = []
-        for key, accesses in groups.items():
-            assert key[3] >= 0, f"{op.name} of stream {op.stream} touches pages of no layer"
-            union = self._sets.union(tuple([access.pages for access in accesses]))
-            touches.append(_Touch(op, *key, accesses, union.pages, union.stop))
-        return touches
-
-    def _compare(self, touch: _Touch, epochs: _Epochs, covered: Clock) -> None:
-        written = epochs.written.row(touch.layer, touch.stop).take(touch.pages)
-        unordered = written > covered.take(written & (ACTORS_MAX - 1))
-        if np.count_nonzero(unordered):
-            self._convict(touch, unordered, written, True)
-        if touch.write:
-            for actor, grid in epochs.read.items():
-                read = grid.row(touch.layer, touch.stop).take(touch.pages)
-                unordered = read > covered[actor]
-                if np.count_nonzero(unordered):
-                    self._convict(touch, unordered, read, False)
-
-    def _advance(self, touch: _Touch, epochs: _Epochs) -> None:
-        actor = self._order.actor(touch.op.stream)
-        grid = epochs.written if touch.write else epochs.read[actor]
-        grid.row(touch.layer, touch.stop)[touch.pages] = touch.op.index * ACTORS_MAX + actor
-
-    def _convict(self, touch: _Touch, unordered: Flags, epochs: Pages, other_wrote: bool) -> None:
+    def _convict(self, touch: _Touch, unordered: Flags, epochs: Numbers, other_wrote: bool) -> None:
         """Add one finding; the pair that it names is the one of the lowest page."""
         raced = touch.pages[unordered]
         others = [self._other(epoch, other_wrote) for epoch in np.unique(epochs[unordered]).tolist()]
@@ -160,7 +173,7 @@ class OrderingDetector:
         signature = _signature(other, touch)
         requests = self._requests(touch, others, pages)
         for request in requests:
-            self.raced.setdefault(request, signature)
+            self._raced.setdefault(request, signature)
         self._counts[signature] = self._counts.get(signature, 0) + 1
         examples = self._findings.setdefault(signature, [])
         if len(examples) < EXAMPLES_MAX:

@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from detectors.base import Verdict
 from detectors.ordering import EXAMPLES_MAX, OPERATIONS_KEPT, OrderingDetector
-from repro.base.probe import PAGE_SETS_VALID, PageSet
+from repro.base.probe import PAGE_SETS_VALID, OpRef, PageSet
 from tests.detectors.events import World, judged, only
 
 
@@ -269,6 +271,39 @@ def test_what_was_looked_at_is_counted() -> None:
     world.read("load", 1)
     verdict = answer(world)
     assert (verdict.answer, verdict.checked) == ("clean", 4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["compute", "load"]),
+            st.booleans(),
+            st.sets(st.integers(0, 3), min_size=1),
+            st.integers(0, 1),
+            st.sampled_from(["nothing", "waits", "told", "freed"]),
+        ),
+        max_size=30,
+    )
+)
+def test_operations_compared_at_once_are_judged_as_one_by_one(program: list[Any]) -> None:
+    world, last = World(), dict[str, OpRef]()
+    for stream, write, pages, layer, before in program:
+        other = last.get("load" if stream == "compute" else "compute")
+        if before == "told" and other is not None:
+            world.sync(other)
+        elif before == "freed":
+            world.page_event("free", *sorted(pages))
+        how = {"layer": layer, "request": f"r{min(pages)}", "after": (other,) if before == "waits" and other else ()}
+        last[stream] = (world.write if write else world.read)(stream, *sorted(pages), **how)
+    at_once = OrderingDetector()
+    verdict = judged(at_once, world.events)
+    one_by_one = OrderingDetector()
+    for event in world.events:
+        one_by_one.feed(event)
+        assert one_by_one.raced.items() <= at_once.raced.items()  # asking makes it compare what is pending
+    assert one_by_one.verdict() == verdict
+    assert one_by_one.raced == at_once.raced
 
 
 def test_a_page_of_no_layer_is_refused() -> None:
