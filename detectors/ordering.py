@@ -6,6 +6,9 @@ wait is missing in every schedule, so this convicts also where the bytes happene
 
 Operations of one stream and one clock, between which no other stream touches a page, are compared at once: their
 own stream orders them, so none can race with the other. What is not silent is then gone through one by one.
+
+With a sample only its pages are watched, and of them everything: clocks know all operations, and no page's epochs
+depend on another's. So what is found is as true as without, and what races on other pages alone is missed.
 """
 
 from collections import defaultdict, deque
@@ -19,12 +22,14 @@ import numpy as np
 from detectors.base import Answer, Finding, Verdict
 from detectors.epochs import Epochs, Flags, Numbers, Touches, covered_by
 from detectors.happens_before import ACTORS_MAX, Clock, HappensBefore
-from detectors.pages import PageHistory, Pages, PageSetTable, kind_of
+from detectors.pages import ALL, PageHistory, Pages, PageSetTable, Sample, kind_of
 from repro.base.probe import Access, Component, Event, Op, OpRef, PageEvent, Tier
 
 EXAMPLES_MAX = 5  # findings of one signature that keep their evidence
 OPERATIONS_KEPT = 4096  # finished operations that a finding may still name in full
 OPERATIONS_AT_ONCE_MAX = 256
+
+METADATA: frozenset[Component] = frozenset(("slot", "row"))  # no pages, and few: always watched
 
 _PLACE = attrgetter("write", "tier", "component", "layer")
 _PAGES = attrgetter("pages")
@@ -62,10 +67,16 @@ class OrderingDetector:
 
     name = "ordering"
 
-    def __init__(self) -> None:
+    def __init__(self, sample: Sample = ALL) -> None:
         self._order = HappensBefore()
-        self._sets = PageSetTable()
-        self._history = PageHistory(self._sets)
+        self._why_nothing = (
+            "no page access was recorded: the target does not tell them"
+            if sample.every == 1
+            else f"no access to a page of the sample, 1 in {sample.every}, was recorded"
+        )
+        self._all = PageSetTable()
+        self._sampled = self._all if sample.every == 1 else PageSetTable(sample)
+        self._history = PageHistory(self._all)
         self._epochs: defaultdict[Tier, Epochs] = defaultdict(Epochs)
         self._operations: dict[OpRef, Op] = {}
         self._remembered: deque[OpRef] = deque()
@@ -83,13 +94,16 @@ class OrderingDetector:
         if clock is None or not isinstance(event, Op):
             if isinstance(event, PageEvent):
                 self._settle()  # a finding tells what had become of its page until then
-            self._sets.feed(event)
+            self._all.feed(event)
+            if self._sampled is not self._all:
+                self._sampled.feed(event)
             self._history.feed(event)
         elif event.accesses:
             if clock is not self._clock or len(self._pending) >= OPERATIONS_AT_ONCE_MAX:
                 self._settle()
                 self._clock = clock
-            self._add(event)
+            if self._add(event):
+                self._pending.append(event)
 
     @property
     def raced(self) -> dict[str, str]:
@@ -106,17 +120,24 @@ class OrderingDetector:
             findings.append(msgspec.structs.replace(examples[0], count=rest + 1))
             findings.extend(examples[1:])
         answer: Answer = "anomaly" if findings else ("clean" if self._checked else "not_applicable")
-        why = "" if self._checked else "no page access was recorded: the target does not tell them"
+        why = "" if self._checked else self._why_nothing
         return Verdict(self.name, answer, tuple(findings), why, self._checked)
 
-    def _add(self, op: Op) -> None:
-        self._pending.append(op)
+    def _add(self, op: Op) -> bool:
+        """Add what an operation touched to what is to be compared; return whether it is anything watched."""
+        watched = False
         for (write, tier, component, layer), accesses in groupby(op.accesses, _PLACE):
             assert layer >= 0, f"{op.name} of stream {op.stream} touches pages of no layer"
-            pages, stop = self._sets.union(tuple(map(_PAGES, accesses)))
-            self._checked += len(pages)
-            row = self._epochs[tier].row(component, layer, stop)
-            self._touches[tier, write].add(row, op.index, pages)
+            pages, stop = self._sets(component).union(tuple(map(_PAGES, accesses)))
+            if len(pages):
+                self._checked += len(pages)
+                row = self._epochs[tier].row(component, layer, stop)
+                self._touches[tier, write].add(row, op.index, pages)
+                watched = True
+        return watched
+
+    def _sets(self, component: Component) -> PageSetTable:
+        return self._all if component in METADATA else self._sampled
 
     def _settle(self) -> None:
         """Compare what is pending with whoever touched those pages last."""
@@ -153,8 +174,9 @@ class OrderingDetector:
             groups.setdefault(key, []).extend(accesses)
         touches = []
         for key, of_place in groups.items():
-            union = self._sets.union(tuple(map(_PAGES, of_place)))
-            touches.append(_Touch(op, *key, of_place, union.pages, union.stop))
+            union = self._sets(key[2]).union(tuple(map(_PAGES, of_place)))
+            if len(union.pages):
+                touches.append(_Touch(op, *key, of_place, union.pages, union.stop))
         return touches
 
     def _remember(self, op: Op) -> None:
@@ -194,7 +216,7 @@ class OrderingDetector:
             if other.op is not None and not other.write:
                 reads = [access for access in other.op.accesses if not access.write]
                 accesses += [each for each in reads if (each.tier, each.component, each.layer) == place]
-        hit = [each.request for each in accesses if np.isin(self._sets[each.pages], pages).any()]
+        hit = [each.request for each in accesses if np.isin(self._all[each.pages], pages).any()]
         return sorted({request for request in hit if request})
 
     def _finding(self, signature: str, touch: _Touch, other: _Other, pages: Pages, requests: list[str]) -> Finding:
