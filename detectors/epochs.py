@@ -1,6 +1,6 @@
 """Who touched each page of a tier last, as numbers that one gather fetches and one comparison judges."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,10 @@ _ACTORS = np.arange(ACTORS_MAX)
 _WRITTEN = 0  # the writers' table; those of the readers follow
 
 
-def covered_by(clock: Clock) -> Numbers:
-    """Return the latest epoch of each actor that a clock covers, (actors,); nobody's always is."""
-    covered: Numbers = np.maximum(clock * ACTORS_MAX + _ACTORS, NOBODY)
-    return covered
+def covered_by(clocks: Sequence[Clock]) -> Numbers:
+    """Return the latest epoch of each actor that each clock covers, (clocks x actors,); nobody's always is."""
+    covered: Numbers = np.maximum(np.array(clocks) * ACTORS_MAX + _ACTORS, NOBODY)
+    return covered.ravel()
 
 
 class Touches:
@@ -29,27 +29,39 @@ class Touches:
     def __init__(self) -> None:
         self._rows: list[int] = []
         self._indices: list[int] = []  # of the operations
+        self._clocks: list[int] = []  # theirs, by number, ascending
         self._pages: list[Pages] = []
+        self._cells: tuple[int, Numbers] | None = None  # for which width; they are asked for twice
 
-    def add(self, row: int, index: int, pages: Pages) -> None:
-        """Add pages of one row of the tables."""
+    def add(self, row: int, index: int, clock: int, pages: Pages) -> None:
+        """Add pages of one row of the tables, touched by operation `index` with clock number `clock`."""
         self._rows.append(row)
         self._indices.append(index)
+        self._clocks.append(clock)
         self._pages.append(pages)
 
     def cells(self, width: int) -> Numbers:
-        """Return where the pages are in a table with rows of `width`, (pages,)."""
-        if len(self._rows) == 1:
-            return self._pages[0] + self._rows[0] * width
-        cells: Numbers = np.concatenate(self._pages)
-        cells += (np.array(self._rows) * width).repeat(list(map(len, self._pages)))
-        return cells
+        """Return where the pages are in a table with rows of `width`, (pages,); nothing may be added from then on."""
+        if self._cells is None or self._cells[0] != width:
+            cells: Numbers = np.concatenate(self._pages)
+            cells += self._rows[0] * width if len(self._rows) == 1 else self._each(np.array(self._rows) * width)
+            self._cells = width, cells
+        return self._cells[1]
+
+    def clocks(self) -> Numbers | int:
+        """Return where `covered_by` has the clock of each page, (pages,), or the one of all."""
+        if self._clocks[0] == self._clocks[-1]:
+            return self._clocks[0] * ACTORS_MAX
+        return self._each(np.array(self._clocks) * ACTORS_MAX)
 
     def epochs(self, actor: int) -> Numbers | int:
         """Return the epoch of each page, (pages,), or the one of all."""
         if len(self._indices) == 1:
             return self._indices[0] * ACTORS_MAX + actor
-        return (np.array(self._indices) * ACTORS_MAX + actor).repeat(list(map(len, self._pages)))
+        return self._each(np.array(self._indices) * ACTORS_MAX + actor)
+
+    def _each(self, of_touches: Numbers) -> Numbers:
+        return of_touches.repeat(list(map(len, self._pages)))
 
 
 class Epochs:
@@ -68,34 +80,31 @@ class Epochs:
         self._reach(0, row, stop)
         return row
 
-    def cells(self, touches: Touches) -> Numbers:
-        """Return where these pages are in a table, (pages,); valid until the next `row`."""
-        return touches.cells(self._tables.shape[2])
-
-    def unordered(self, cells: Numbers, write: bool, covered: Numbers) -> Iterator[tuple[Flags, Numbers, bool]]:
-        """Yield what an access of these cells races with: (which of them, the epochs there, whether those wrote).
+    def unordered(self, touches: Touches, write: bool, covered: Numbers) -> Iterator[tuple[Flags, Numbers, bool]]:
+        """Yield what these accesses race with: (which of the pages, the epochs there, whether those wrote).
 
         The writers come first, then, for a write, the readers of each actor.
         """
+        cells, clocks = touches.cells(self._tables.shape[2]), touches.clocks()
         written = self._tables[_WRITTEN].take(cells)
-        unordered = written > covered.take(written & (ACTORS_MAX - 1))
+        unordered = written > covered.take((written & (ACTORS_MAX - 1)) + clocks)
         if np.count_nonzero(unordered):
             yield unordered, written, True
         for actor, table in self._readers.items() if write else ():
             read = self._tables[table].take(cells)
-            unordered = read > covered[actor]
+            unordered = read > covered.take(clocks + actor)
             if np.count_nonzero(unordered):
                 yield unordered, read, False
 
-    def are_unordered(self, cells: Numbers, write: bool, covered: Numbers) -> bool:
-        """Return whether an access of these cells races with anything."""
-        return next(self.unordered(cells, write, covered), None) is not None
+    def are_unordered(self, touches: Touches, write: bool, covered: Numbers) -> bool:
+        """Return whether these accesses race with anything."""
+        return next(self.unordered(touches, write, covered), None) is not None
 
-    def advance(self, cells: Numbers, write: bool, actor: int, epochs: Numbers | int) -> None:
-        """Note who touched these cells last, (cells,) or one for all; of a cell there twice, the latter."""
+    def advance(self, touches: Touches, write: bool, actor: int) -> None:
+        """Note that `actor` was the last; of its touches of one page the latter counts."""
         table = _WRITTEN if write else self._readers.setdefault(actor, len(self._readers) + 1)
         self._reach(table, 0, 0)
-        np.put(self._tables[table], cells, epochs)
+        np.put(self._tables[table], touches.cells(self._tables.shape[2]), touches.epochs(actor))
 
     def _reach(self, table: int, row: int, stop: int) -> None:
         """Have tables up to `table`, with rows up to `row` and the pages below `stop`."""

@@ -4,8 +4,8 @@ For each page, layer and component the last writer and, per stream, the last rea
 epochs (FastTrack). An access conflicts with an epoch that its vector clock does not cover. A missing
 wait is missing in every schedule, so this convicts also where the bytes happened to be right.
 
-Operations of one stream and one clock, between which no other stream touches a page, are compared at once: their
-own stream orders them, so none can race with the other. What is not silent is then gone through one by one.
+Operations of one stream, between which no other stream touches a page, are compared at once: their own stream orders
+them, so none can race with the other. What is not silent is then gone through one by one.
 
 With a sample only its pages are watched, and of them everything: clocks know all operations, and no page's epochs
 depend on another's. So what is found is as true as without, and what races on other pages alone is missed.
@@ -14,7 +14,7 @@ depend on another's. So what is found is as true as without, and what races on o
 from collections import defaultdict, deque
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -29,7 +29,8 @@ EXAMPLES_MAX = 5  # findings of one signature that keep their evidence
 OPERATIONS_KEPT = 4096  # finished operations that a finding may still name in full
 OPERATIONS_AT_ONCE_MAX = 256
 
-METADATA: frozenset[Component] = frozenset(("slot", "row"))  # no pages, and few: always watched
+METADATA: tuple[Component, ...] = ("slot", "row")  # no pages, and few: always watched
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 _PLACE = attrgetter("write", "tier", "component", "layer")
 _PAGES = attrgetter("pages")
@@ -76,6 +77,7 @@ class OrderingDetector:
         )
         self._all = PageSetTable()
         self._sampled = self._all if sample.every == 1 else PageSetTable(sample)
+        self._sets = {component: self._all if component in METADATA else self._sampled for component in COMPONENTS}
         self._history = PageHistory(self._all)
         self._epochs: defaultdict[Tier, Epochs] = defaultdict(Epochs)
         self._operations: dict[OpRef, Op] = {}
@@ -84,8 +86,8 @@ class OrderingDetector:
         self._counts: dict[str, int] = {}
         self._raced: dict[str, str] = {}
         self._checked = 0
-        self._pending: list[Op] = []  # of one stream and clock, not compared yet
-        self._clock: Clock | None = None  # theirs
+        self._pending: list[tuple[Op, int]] = []  # of one stream, not compared yet; each with its clock's number
+        self._clocks: list[Clock] = []  # theirs
         self._touches: defaultdict[tuple[Tier, bool], Touches] = defaultdict(Touches)  # theirs, writes apart
 
     def feed(self, event: Event) -> None:
@@ -99,11 +101,7 @@ class OrderingDetector:
                 self._sampled.feed(event)
             self._history.feed(event)
         elif event.accesses:
-            if clock is not self._clock or len(self._pending) >= OPERATIONS_AT_ONCE_MAX:
-                self._settle()
-                self._clock = clock
-            if self._add(event):
-                self._pending.append(event)
+            self._touch(event, clock)
 
     @property
     def raced(self) -> dict[str, str]:
@@ -123,49 +121,54 @@ class OrderingDetector:
         why = "" if self._checked else self._why_nothing
         return Verdict(self.name, answer, tuple(findings), why, self._checked)
 
-    def _add(self, op: Op) -> bool:
-        """Add what an operation touched to what is to be compared; return whether it is anything watched."""
-        watched = False
+    def _touch(self, op: Op, clock: Clock) -> None:
+        """Have an operation's accesses compared, at once with others of its stream."""
+        if self._pending and self._pending[-1][0].stream != op.stream:
+            self._settle()
+        if not self._pending:
+            self._clocks = [clock]
+        elif clock is not self._clocks[-1]:
+            self._clocks.append(clock)
+        number, watched = len(self._clocks) - 1, False
         for (write, tier, component, layer), accesses in groupby(op.accesses, _PLACE):
             assert layer >= 0, f"{op.name} of stream {op.stream} touches pages of no layer"
-            pages, stop = self._sets(component).union(tuple(map(_PAGES, accesses)))
+            pages, stop = self._sets[component].union(tuple(map(_PAGES, accesses)))
             if len(pages):
                 self._checked += len(pages)
                 row = self._epochs[tier].row(component, layer, stop)
-                self._touches[tier, write].add(row, op.index, pages)
+                self._touches[tier, write].add(row, op.index, number, pages)
                 watched = True
-        return watched
-
-    def _sets(self, component: Component) -> PageSetTable:
-        return self._all if component in METADATA else self._sampled
+        if watched:
+            self._pending.append((op, number))
+            if len(self._pending) == OPERATIONS_AT_ONCE_MAX:
+                self._settle()
 
     def _settle(self) -> None:
         """Compare what is pending with whoever touched those pages last."""
-        if not self._pending or self._clock is None:
+        if not self._pending:
             return
-        actor, covered = self._order.actor(self._pending[0].stream), covered_by(self._clock)
-        cells = {key: self._epochs[key[0]].cells(touches) for key, touches in self._touches.items()}
-        if any(self._epochs[tier].are_unordered(cells[tier, write], write, covered) for tier, write in cells):
+        actor, covered = self._order.actor(self._pending[0][0].stream), covered_by(self._clocks)
+        groups = [(self._epochs[tier], touches, write) for (tier, write), touches in self._touches.items()]
+        if any(epochs.are_unordered(touches, write, covered) for epochs, touches, write in groups):
             self._go_through(actor, covered)
         else:
-            for op in self._pending:
+            for op, _ in self._pending:
                 self._remember(op)
-            for (tier, write), touches in self._touches.items():
-                self._epochs[tier].advance(cells[tier, write], write, actor, touches.epochs(actor))
+            for epochs, touches, write in groups:
+                epochs.advance(touches, write, actor)
         self._pending.clear()
         self._touches.clear()
 
     def _go_through(self, actor: int, covered: Numbers) -> None:
         """Compare the pending operations one by one, and convict those that race."""
-        for op in self._pending:
+        for op, number in self._pending:
             self._remember(op)
             for touch in self._touches_of(op):
                 epochs, alone = self._epochs[touch.tier], Touches()
-                alone.add(epochs.row(touch.component, touch.layer, touch.stop), op.index, touch.pages)
-                cells = epochs.cells(alone)
-                for unordered, others, wrote in epochs.unordered(cells, touch.write, covered):
+                alone.add(epochs.row(touch.component, touch.layer, touch.stop), op.index, number, touch.pages)
+                for unordered, others, wrote in epochs.unordered(alone, touch.write, covered):
                     self._convict(touch, unordered, others, wrote)
-                epochs.advance(cells, touch.write, actor, alone.epochs(actor))
+                epochs.advance(alone, touch.write, actor)
 
     def _touches_of(self, op: Op) -> list[_Touch]:
         """Return what the operation did, reads and writes and each layer and component apart."""
@@ -174,7 +177,7 @@ class OrderingDetector:
             groups.setdefault(key, []).extend(accesses)
         touches = []
         for key, of_place in groups.items():
-            union = self._sets(key[2]).union(tuple(map(_PAGES, of_place)))
+            union = self._sets[key[2]].union(tuple(map(_PAGES, of_place)))
             if len(union.pages):
                 touches.append(_Touch(op, *key, of_place, union.pages, union.stop))
         return touches
