@@ -104,7 +104,8 @@ class Epochs:
         """Note that `actor` was the last; of its touches of one page the latter counts."""
         table = _WRITTEN if write else self._readers.setdefault(actor, len(self._readers) + 1)
         self._reach(table, 0, 0)
-        np.put(self._tables[table], touches.cells(self._tables.shape[2]), touches.epochs(actor))
+        flat = self._tables[table].reshape(-1)
+        flat[touches.cells(self._tables.shape[2])] = touches.epochs(actor)
 
     def _reach(self, table: int, row: int, stop: int) -> None:
         """Have tables up to `table`, with rows up to `row` and the pages below `stop`."""

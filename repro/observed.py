@@ -59,8 +59,7 @@ class Observed:
         """Show the detectors what they have not seen yet; they judge what they were shown."""
         unseen, self._unseen = self._unseen, []
         for detector in (self.ordering, self.ownership, self.canary, self.exercise):
-            for event in unseen:
-                detector.feed(event)
+            feed_all(detector, unseen)
 
     def asked(self, request: str, prompt: str) -> Sequence[TextDetector]:
         """Take a request that is about to be sent; return the text detectors of its answer."""
@@ -94,3 +93,11 @@ class Observed:
         assert isinstance(finding, Finding)
         kept = self.acceptance_findings if finding.layer == "acceptance" else self.text_findings
         kept.append(msgspec.structs.replace(finding, request=request))
+
+
+def feed_all(
+    detector: OrderingDetector | OwnershipDetector | CanaryDetector | ExerciseMeter, events: list[Event]
+) -> None:
+    """Feed a detector these events."""
+    for event in events:
+        detector.feed(event)
