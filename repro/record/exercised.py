@@ -23,6 +23,7 @@ class Exercised(msgspec.Struct):
     broadcasts: int = 0  # of a layer's index keys or latents, from the rank that owns it
     reads_overlapping_broadcast: int = 0  # index reads during a broadcast of latents: what hides its time
     late_results: int = 0  # of steps, for requests that were aborted while they ran
+    retractions: int = 0  # of requests whose pages others needed
 
 
 class ExerciseMeter:
@@ -44,6 +45,7 @@ class ExerciseMeter:
             self._cache(event)
         elif isinstance(event, RequestEvent):
             self.counts.late_results += event.what == "late_result"
+            self.counts.retractions += event.what == "retracted"
         elif isinstance(event, Op) and event.name == "loadback.copy_layer":
             self._copies.append((event.start_us, event.end_us))
             # A read that ended before this copy did could only be counted now.
