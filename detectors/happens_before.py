@@ -10,7 +10,7 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
-from repro.base.probe import Event, HostMessage, HostSync, Op, OpRef
+from repro.base.probe import Edge, Event, HostMessage, HostSync, Op, OpRef
 
 Clock = NDArray[np.int64]  # by actor: the last index known to have happened before; -1 for none
 
@@ -19,7 +19,7 @@ CLOCKS_KEPT = 16_384  # per stream: a load-back of 78 layers and 100,000 tokens 
 
 
 class _Kept:
-    """The latest clocks of one actor, by an index that only grows."""
+    """The latest clocks of one actor, each by the index from which it holds; indices only grow."""
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
@@ -34,24 +34,37 @@ class _Kept:
             del self.indices[: self._kept], self.clocks[: self._kept]
 
 
+class _Stream:
+    """The clocks of a stream. One serves all operations that learn nothing new; its own column is the last one's."""
+
+    def __init__(self, column: int, last: int, kept: int) -> None:
+        self.column = column
+        self.last = last
+        self.known: Clock | None = None  # of the host, when the last operation was enqueued
+        self.clock: Clock = np.full(ACTORS_MAX, -1, np.int64)
+        self.kept = _Kept(kept)
+
+
 class HappensBefore:
     """The clocks of the operations seen so far. Operations must come in the order they ended.
 
-    What is older than the last `kept` operations of a stream is forgotten. A wait for such an operation
+    What is older than the last `kept` clocks of a stream is forgotten. A wait for such an operation
     is no problem as long as the waiter knows it already, which it does unless it slept all that time.
     """
 
     def __init__(self, kept: int = CLOCKS_KEPT) -> None:
         self.actors: dict[str, int] = {}
         self._kept = kept
-        self._streams: dict[str, _Kept] = {}
+        self._streams: dict[str, _Stream] = {}
         self._hosts: dict[str, _Kept] = {}
         self._host("")
 
     def actor(self, stream: str) -> int:
         """Return the column of a stream."""
-        column = self.actors.setdefault(stream, len(self.actors))
-        assert column < ACTORS_MAX, f"stream {stream} is one more than the {ACTORS_MAX - 1} that are told apart"
+        column = self.actors.get(stream)
+        if column is None:
+            column = self.actors[stream] = len(self.actors)
+            assert column < ACTORS_MAX, f"stream {stream} is one more than the {ACTORS_MAX - 1} that are told apart"
         return column
 
     def host_clock(self, name: str) -> Clock:
@@ -59,7 +72,11 @@ class HappensBefore:
         return self._host(name).clocks[-1]
 
     def feed(self, event: Event) -> Clock | None:
-        """Take an event; return the clock of an operation, None for anything else."""
+        """Take an event; return the clock of an operation, None for anything else.
+
+        Valid until the stream's next operation, which has the same array, and another number in its own
+        column, unless it has learnt of something that its predecessor did not know.
+        """
         if isinstance(event, Op):
             return self._operation(event)
         if isinstance(event, HostSync):
@@ -93,23 +110,42 @@ class HappensBefore:
         target.append(message.received, clock)
 
     def _operation(self, op: Op) -> Clock:
-        stream = self._streams.setdefault(op.stream, _Kept(self._kept))
-        clock = self._known(op.by, op.host).copy()
-        if stream.clocks:
-            last = stream.indices[-1]
-            assert op.index == last + 1, f"{op.stream}: operation {op.index} came after {last}; some are missing"
-            np.maximum(clock, stream.clocks[-1], out=clock)
+        known = self._known(op.by, op.host)
+        stream = self._streams.get(op.stream)
+        if stream is None:
+            stream = self._streams[op.stream] = _Stream(self.actor(op.stream), op.index, self._kept)
+        else:
+            assert op.index == stream.last + 1, (
+                f"{op.stream}: operation {op.index} came after {stream.last}; some are missing"
+            )
+        if known is not stream.known or (op.after and not self._covers(stream.clock, op.after)):
+            self._learn(stream, op, known)
+        stream.last = op.index
+        stream.clock[stream.column] = op.index
+        return stream.clock
+
+    def _covers(self, clock: Clock, edges: tuple[Edge, ...]) -> bool:
+        for edge in edges:
+            name, index = edge.source
+            if clock[self.actor(name)] < index:
+                return False
+        return True
+
+    def _learn(self, stream: _Stream, op: Op, known: Clock) -> None:
+        """Begin a new clock: of what the stream and the host knew, and of what is waited for."""
+        clock = np.maximum(known, stream.clock)
         for edge in op.after:
             self._join(clock, edge.source)
         host = self.actor(_host_column(op.by))
         clock[host] = max(clock[host], op.host)
-        clock[self.actor(op.stream)] = op.index
-        stream.append(op.index, clock)
-        return clock
+        stream.known, stream.clock = known, clock
+        stream.kept.append(op.index, clock)
 
     def _known(self, name: str, at: int) -> Clock:
         """Return what a host knew when its clock was `at`."""
         host = self._host(name)
+        if host.indices[-1] <= at:
+            return host.clocks[-1]
         place = bisect_right(host.indices, at) - 1
         assert place >= 0, (
             f"what {_host_column(name)} knew at its clock {at} is more than {self._kept} host synchronisations old; "
@@ -120,18 +156,20 @@ class HappensBefore:
     def _join(self, clock: Clock, source: OpRef) -> None:
         """Let `clock` cover an operation and everything that happened before it."""
         name, index = source
-        if clock[self.actor(name)] >= index:
+        column = self.actor(name)
+        if clock[column] >= index:
             return  # covered already, and with it all that it covers
         stream = self._streams.get(name)
-        assert stream is not None and index <= stream.indices[-1], (
+        assert stream is not None and index <= stream.last, (
             f"somebody waited for operation {index} of stream {name}, which was never seen to end"
         )
-        place = index - stream.indices[0]
+        place = bisect_right(stream.kept.indices, index) - 1
         assert place >= 0, (
-            f"somebody waited for operation {index} of stream {name}, {stream.indices[-1] - index} operations "
-            f"back; only {self._kept} are kept for sure: raise CLOCKS_KEPT"
+            f"somebody waited for operation {index} of stream {name}, {stream.last - index} operations "
+            f"back; only {self._kept} clocks are kept for sure: raise CLOCKS_KEPT"
         )
-        np.maximum(clock, stream.clocks[place], out=clock)
+        np.maximum(clock, stream.kept.clocks[place], out=clock)
+        clock[column] = index  # of a clock that serves several, the column may be a later one's
 
 
 def _host_column(name: str) -> str:

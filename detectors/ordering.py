@@ -3,42 +3,39 @@
 For each page, layer and component the last writer and, per stream, the last reader are kept as
 epochs (FastTrack). An access conflicts with an epoch that its vector clock does not cover. A missing
 wait is missing in every schedule, so this convicts also where the bytes happened to be right.
+
+Operations of one stream, between which no other stream touches a page, are compared at once: their own stream orders
+them, so none can race with the other. What is not silent is then gone through one by one.
+
+With a sample only its pages are watched, and of them everything: clocks know all operations, and no page's epochs
+depend on another's. So what is found is as true as without, and what races on other pages alone is missed.
 """
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple, get_args
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from detectors.base import Answer, Finding, Verdict
+from detectors.epochs import Epochs, Flags, Numbers, Touches, covered_by
 from detectors.happens_before import ACTORS_MAX, Clock, HappensBefore
-from detectors.pages import Grid, PageHistory, Pages, PageSetTable, kind_of
-from repro.base.probe import Access, Component, Event, Op, OpRef, Tier
+from detectors.pages import ALL, PageHistory, Pages, PageSetTable, Sample, kind_of
+from repro.base.probe import Access, Component, Event, Op, OpRef, PageEvent, Tier
 
 EXAMPLES_MAX = 5  # findings of one signature that keep their evidence
 OPERATIONS_KEPT = 4096  # finished operations that a finding may still name in full
+OPERATIONS_AT_ONCE_MAX = 256
 
-# An epoch is one number, operation x ACTORS_MAX + actor, so that one gather fetches both.
-NOBODY = -1
-Flags = NDArray[np.bool_]
-_ACTORS = np.arange(ACTORS_MAX)
+METADATA: tuple[Component, ...] = ("slot", "row")  # no pages, and few: always watched
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+_PLACE = attrgetter("write", "tier", "component", "layer")
+_PAGES = attrgetter("pages")
 _VERBS = {True: "writes", False: "reads"}
 _KINDS = {True: "write", False: "read"}
-
-
-def _untouched() -> Grid:
-    return Grid(NOBODY)
-
-
-@dataclass
-class _Epochs:
-    """Who touched each (layer, page) of one tier and component last."""
-
-    written: Grid = field(default_factory=_untouched)
-    read: defaultdict[int, Grid] = field(default_factory=lambda: defaultdict(_untouched))  # by actor
 
 
 class _Touch(NamedTuple):
@@ -71,44 +68,119 @@ class OrderingDetector:
 
     name = "ordering"
 
-    def __init__(self) -> None:
+    def __init__(self, sample: Sample = ALL) -> None:
         self._order = HappensBefore()
-        self._sets = PageSetTable()
-        self._history = PageHistory(self._sets)
-        self._epochs: defaultdict[tuple[Tier, Component], _Epochs] = defaultdict(_Epochs)
+        self._why_nothing = (
+            "no page access was recorded: the target does not tell them"
+            if sample.every == 1
+            else f"no access to a page of the sample, 1 in {sample.every}, was recorded"
+        )
+        self._all = PageSetTable()
+        self._sampled = self._all if sample.every == 1 else PageSetTable(sample)
+        self._sets = {component: self._all if component in METADATA else self._sampled for component in COMPONENTS}
+        self._history = PageHistory(self._all)
+        self._epochs: defaultdict[Tier, Epochs] = defaultdict(Epochs)
         self._operations: dict[OpRef, Op] = {}
         self._remembered: deque[OpRef] = deque()
         self._findings: dict[str, list[Finding]] = {}
         self._counts: dict[str, int] = {}
-        self.raced: dict[str, str] = {}  # request -> signature of its first race
+        self._raced: dict[str, str] = {}
         self._checked = 0
+        self._pending: list[tuple[Op, int]] = []  # of one stream, not compared yet; each with its clock's number
+        self._clocks: list[Clock] = []  # theirs
+        self._touches: defaultdict[tuple[Tier, bool], Touches] = defaultdict(Touches)  # theirs, writes apart
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
         clock = self._order.feed(event)
         if clock is None or not isinstance(event, Op):
-            self._sets.feed(event)
+            if isinstance(event, PageEvent):
+                self._settle()  # a finding tells what had become of its page until then
+            self._all.feed(event)
+            if self._sampled is not self._all:
+                self._sampled.feed(event)
             self._history.feed(event)
         elif event.accesses:
-            self._remember(event)
-            # What of each actor's doings is covered, in the numbers of epochs; nobody's always is.
-            covered = np.maximum(clock * ACTORS_MAX + _ACTORS, NOBODY)
-            for touch in self._touches(event):
-                self._checked += len(touch.pages)
-                epochs = self._epochs[touch.tier, touch.component]
-                self._compare(touch, epochs, covered)
-                self._advance(touch, epochs)
+            self._touch(event, clock)
+
+    @property
+    def raced(self) -> dict[str, str]:
+        """Return the signature of each request's first race."""
+        self._settle()
+        return self._raced
 
     def verdict(self) -> Verdict:
         """Return the answer about all events fed so far."""
+        self._settle()
         findings: list[Finding] = []
         for signature, examples in self._findings.items():
             rest = self._counts[signature] - len(examples)
             findings.append(msgspec.structs.replace(examples[0], count=rest + 1))
             findings.extend(examples[1:])
         answer: Answer = "anomaly" if findings else ("clean" if self._checked else "not_applicable")
-        why = "" if self._checked else "no page access was recorded: the target does not tell them"
+        why = "" if self._checked else self._why_nothing
         return Verdict(self.name, answer, tuple(findings), why, self._checked)
+
+    def _touch(self, op: Op, clock: Clock) -> None:
+        """Have an operation's accesses compared, at once with others of its stream."""
+        if self._pending and self._pending[-1][0].stream != op.stream:
+            self._settle()
+        if not self._pending:
+            self._clocks = [clock]
+        elif clock is not self._clocks[-1]:
+            self._clocks.append(clock)
+        number, watched = len(self._clocks) - 1, False
+        for (write, tier, component, layer), accesses in groupby(op.accesses, _PLACE):
+            assert layer >= 0, f"{op.name} of stream {op.stream} touches pages of no layer"
+            pages, stop = self._sets[component].union(tuple(map(_PAGES, accesses)))
+            if len(pages):
+                self._checked += len(pages)
+                row = self._epochs[tier].row(component, layer, stop)
+                self._touches[tier, write].add(row, op.index, number, pages)
+                watched = True
+        if watched:
+            self._pending.append((op, number))
+            if len(self._pending) == OPERATIONS_AT_ONCE_MAX:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Compare what is pending with whoever touched those pages last."""
+        if not self._pending:
+            return
+        actor, covered = self._order.actor(self._pending[0][0].stream), covered_by(self._clocks)
+        groups = [(self._epochs[tier], touches, write) for (tier, write), touches in self._touches.items()]
+        if any(epochs.are_unordered(touches, write, covered) for epochs, touches, write in groups):
+            self._go_through(actor, covered)
+        else:
+            for op, _ in self._pending:
+                self._remember(op)
+            for epochs, touches, write in groups:
+                epochs.advance(touches, write, actor)
+        self._pending.clear()
+        self._touches.clear()
+
+    def _go_through(self, actor: int, covered: Numbers) -> None:
+        """Compare the pending operations one by one, and convict those that race."""
+        for op, number in self._pending:
+            self._remember(op)
+            for touch in self._touches_of(op):
+                epochs, alone = self._epochs[touch.tier], Touches()
+                alone.add(epochs.row(touch.component, touch.layer, touch.stop), op.index, number, touch.pages)
+                for unordered, others, wrote in epochs.unordered(alone, touch.write, covered):
+                    self._convict(touch, unordered, others, wrote)
+                epochs.advance(alone, touch.write, actor)
+
+    def _touches_of(self, op: Op) -> list[_Touch]:
+        """Return what the operation did, reads and writes and each layer and component apart."""
+        groups: dict[tuple[bool, Tier, Component, int], list[Access]] = {}
+        for key, accesses in groupby(op.accesses, _PLACE):
+            groups.setdefault(key, []).extend(accesses)
+        touches = []
+        for key, of_place in groups.items():
+            union = self._sets[key[2]].union(tuple(map(_PAGES, of_place)))
+            if len(union.pages):
+                touches.append(_Touch(op, *key, of_place, union.pages, union.stop))
+        return touches
 
     def _remember(self, op: Op) -> None:
         ref = (op.stream, op.index)
@@ -117,41 +189,7 @@ class OrderingDetector:
         if len(self._remembered) > OPERATIONS_KEPT:
             del self._operations[self._remembered.popleft()]
 
-    def _touches(self, op: Op) -> list[_Touch]:
-        """Return what the operation did, reads and writes and each layer and component apart."""
-        groups: dict[tuple[bool, Tier, Component, int], list[Access]] = {}
-        for access in op.accesses:
-            key = (access.write, access.tier, access.component, access.layer)
-            group = groups.get(key)
-            if group is None:
-                groups[key] = [access]
-            else:
-                group.append(access)
-        touches = []
-        for key, accesses in groups.items():
-            assert key[3] >= 0, f"{op.name} of stream {op.stream} touches pages of no layer"
-            union = self._sets.union(tuple([access.pages for access in accesses]))
-            touches.append(_Touch(op, *key, accesses, union.pages, union.stop))
-        return touches
-
-    def _compare(self, touch: _Touch, epochs: _Epochs, covered: Clock) -> None:
-        written = epochs.written.row(touch.layer, touch.stop).take(touch.pages)
-        unordered = written > covered.take(written & (ACTORS_MAX - 1))
-        if np.count_nonzero(unordered):
-            self._convict(touch, unordered, written, True)
-        if touch.write:
-            for actor, grid in epochs.read.items():
-                read = grid.row(touch.layer, touch.stop).take(touch.pages)
-                unordered = read > covered[actor]
-                if np.count_nonzero(unordered):
-                    self._convict(touch, unordered, read, False)
-
-    def _advance(self, touch: _Touch, epochs: _Epochs) -> None:
-        actor = self._order.actor(touch.op.stream)
-        grid = epochs.written if touch.write else epochs.read[actor]
-        grid.row(touch.layer, touch.stop)[touch.pages] = touch.op.index * ACTORS_MAX + actor
-
-    def _convict(self, touch: _Touch, unordered: Flags, epochs: Pages, other_wrote: bool) -> None:
+    def _convict(self, touch: _Touch, unordered: Flags, epochs: Numbers, other_wrote: bool) -> None:
         """Add one finding; the pair that it names is the one of the lowest page."""
         raced = touch.pages[unordered]
         others = [self._other(epoch, other_wrote) for epoch in np.unique(epochs[unordered]).tolist()]
@@ -160,7 +198,7 @@ class OrderingDetector:
         signature = _signature(other, touch)
         requests = self._requests(touch, others, pages)
         for request in requests:
-            self.raced.setdefault(request, signature)
+            self._raced.setdefault(request, signature)
         self._counts[signature] = self._counts.get(signature, 0) + 1
         examples = self._findings.setdefault(signature, [])
         if len(examples) < EXAMPLES_MAX:
@@ -181,7 +219,7 @@ class OrderingDetector:
             if other.op is not None and not other.write:
                 reads = [access for access in other.op.accesses if not access.write]
                 accesses += [each for each in reads if (each.tier, each.component, each.layer) == place]
-        hit = [each.request for each in accesses if np.isin(self._sets[each.pages], pages).any()]
+        hit = [each.request for each in accesses if np.isin(self._all[each.pages], pages).any()]
         return sorted({request for request in hit if request})
 
     def _finding(self, signature: str, touch: _Touch, other: _Other, pages: Pages, requests: list[str]) -> Finding:

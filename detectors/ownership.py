@@ -7,6 +7,8 @@ ended does). Running after the new owner is a violation.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
+from operator import attrgetter
 
 import msgspec
 import numpy as np
@@ -16,6 +18,9 @@ from detectors.pages import Grid, PageHistory, Pages, PageSetTable, kind_of
 from repro.base.probe import Access, Event, Op, PageEvent
 
 NEVER = -1
+PASSED_KEPT = 4096  # page sets that a tier's owners remember to have passed
+
+_PAGES = attrgetter("pages")
 
 
 class _Owners:
@@ -25,6 +30,8 @@ class _Owners:
         self.allocated = Grid(NEVER)
         self.freed = Grid(NEVER)
         self.touched = Grid(NEVER)  # the `allocated` of the youngest generation that was accessed
+        # The lowest clock at which these sets passed: they pass at every later one, until an owner changes.
+        self.passed: dict[tuple[int, ...], int] = {}
 
 
 class OwnershipDetector:
@@ -43,7 +50,11 @@ class OwnershipDetector:
     def feed(self, event: Event) -> None:
         """Take the next event."""
         if isinstance(event, Op):
-            for tier in sorted({access.tier for access in event.accesses}):
+            tiers = {access.tier for access in event.accesses}
+            if len(tiers) == 1:
+                self._check(event, tiers.pop(), event.accesses)
+                return
+            for tier in sorted(tiers):
                 self._check(event, tier, [access for access in event.accesses if access.tier == tier])
             return
         self._sets.feed(event)
@@ -63,6 +74,7 @@ class OwnershipDetector:
 
     def _change(self, event: PageEvent) -> None:
         owners = self._owners[event.tier]
+        owners.passed.clear()
         pages, stop = self._sets.union((event.pages,))
         allocated, freed = owners.allocated.row(0, stop), owners.freed.row(0, stop)
         owned = allocated.take(pages) > freed.take(pages)
@@ -89,17 +101,22 @@ class OwnershipDetector:
         }
         self._findings[signature] = Finding(self.name, "ordering", claim, signature, "", event.at_us, 1, evidence)
 
-    def _check(self, op: Op, tier: str, accesses: list[Access]) -> None:
+    def _check(self, op: Op, tier: str, accesses: Sequence[Access]) -> None:
         owners = self._owners[tier]
-        pages, stop = self._sets.union(tuple([access.pages for access in accesses]))
+        numbers, clock = tuple(map(_PAGES, accesses)), accesses[0].granted or op.host
+        pages, stop = self._sets.union(numbers)
         self._checked += len(pages)
+        if owners.passed.get(numbers, clock + 1) <= clock:
+            return
         allocated = owners.allocated.row(0, stop).take(pages)
         freed = owners.freed.row(0, stop).take(pages)
         touched = owners.touched.row(0, stop)
-        clock = accesses[0].granted or op.host
         current = clock >= allocated
         if np.count_nonzero(current) == len(pages) and not np.count_nonzero(freed > allocated):
             touched[pages] = allocated
+            if len(owners.passed) >= PASSED_KEPT:
+                owners.passed.clear()
+            owners.passed[numbers] = clock
             return
         # Enqueued after the last free, and not by whoever was given the page afterwards.
         after_free = (freed != NEVER) & (clock >= freed) & ((freed > allocated) | ~current)
@@ -109,7 +126,7 @@ class OwnershipDetector:
             if wrong.any():
                 self._convict_each(op, tier, accesses, pages[wrong], what)
 
-    def _convict_each(self, op: Op, tier: str, accesses: list[Access], wrong: Pages, what: str) -> None:
+    def _convict_each(self, op: Op, tier: str, accesses: Sequence[Access], wrong: Pages, what: str) -> None:
         for access in accesses:
             pages = np.intersect1d(self._sets[access.pages], wrong)
             if len(pages):

@@ -34,17 +34,32 @@ class Union(NamedTuple):
 EMPTY = Union(np.empty(0, np.int64), 0)
 
 
-class PageSetTable:
-    """The page sets named so far, as long as anybody may still refer to them."""
+class Sample(NamedTuple):
+    """Which pages are watched: of each run of `every` neighbours one, so that a long prefix always has some."""
 
-    def __init__(self) -> None:
+    every: int = 1
+    first: int = 0
+
+    def of(self, pages: Pages) -> Pages:
+        """Return the watched ones among these pages, in their order."""
+        return pages if self.every == 1 else pages[pages % self.every == self.first % self.every]
+
+
+ALL = Sample()
+
+
+class PageSetTable:
+    """The page sets named so far, as long as anybody may still refer to them; of each what is in the sample."""
+
+    def __init__(self, sample: Sample = ALL) -> None:
+        self._sample = sample
         self._sets: dict[int, Union] = {}
         self._unions: dict[tuple[int, ...], Union] = {}
 
     def feed(self, event: Event) -> None:
         """Take a `PageSet`; other events are ignored."""
         if isinstance(event, PageSet):
-            self._sets[event.id] = _pages_of(event.ranges)
+            self._sets[event.id] = self._sampled(_pages_of(event.ranges))
             self._sets.pop(event.id - PAGE_SETS_VALID, None)
 
     def __getitem__(self, number: int) -> Pages:
@@ -62,6 +77,12 @@ class PageSetTable:
             pages = np.concatenate([each.pages for each in sets])
             union = self._unions[numbers] = Union(pages, max(each.stop for each in sets))
         return union
+
+    def _sampled(self, union: Union) -> Union:
+        if self._sample.every == 1:
+            return union
+        pages = self._sample.of(union.pages)
+        return Union(pages, int(pages.max()) + 1) if len(pages) else EMPTY
 
     def __len__(self) -> int:
         return len(self._sets)

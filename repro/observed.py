@@ -17,6 +17,8 @@ from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord
 
+EVENTS_AT_ONCE = 1024  # between the steps of a run a detector's code and data are cold: one by one takes twice as long
+
 
 @dataclass
 class Observed:
@@ -34,6 +36,7 @@ class Observed:
     text_findings: list[Finding] = field(default_factory=list)
     acceptance_findings: list[Finding] = field(default_factory=list)
     prompts: dict[str, str] = field(default_factory=dict)  # of the answers that an online detector convicts
+    _unseen: list[Event] = field(default_factory=list)  # by the detectors
     _answers: dict[str, list[int]] = field(default_factory=dict)  # of requests under way, as the next three
     _logprobs: dict[str, list[float]] = field(default_factory=dict)
     _accepting: dict[str, Acceptance] = field(default_factory=dict)
@@ -43,13 +46,20 @@ class Observed:
         """Take an event of the stack."""
         self.limits.look()
         self.folder.emit(event)
-        for detector in (self.ordering, self.ownership, self.canary, self.exercise):
-            detector.feed(event)
+        self._unseen.append(event)
+        if len(self._unseen) >= EVENTS_AT_ONCE:
+            self.show()
         if isinstance(event, Tokens):
             self._answers.setdefault(event.request, []).extend(event.ids)
             self._logprobs.setdefault(event.request, []).extend(event.logprobs)
         elif isinstance(event, RequestEvent) and event.what == "admitted":
             self._admissions.setdefault(event.request, event)
+
+    def show(self) -> None:
+        """Show the detectors what they have not seen yet; they judge what they were shown."""
+        unseen, self._unseen = self._unseen, []
+        for detector in (self.ordering, self.ownership, self.canary, self.exercise):
+            feed_all(detector, unseen)
 
     def asked(self, request: str, prompt: str) -> Sequence[TextDetector]:
         """Take a request that is about to be sent; return the text detectors of its answer."""
@@ -83,3 +93,11 @@ class Observed:
         assert isinstance(finding, Finding)
         kept = self.acceptance_findings if finding.layer == "acceptance" else self.text_findings
         kept.append(msgspec.structs.replace(finding, request=request))
+
+
+def feed_all(
+    detector: OrderingDetector | OwnershipDetector | CanaryDetector | ExerciseMeter, events: list[Event]
+) -> None:
+    """Feed a detector these events."""
+    for event in events:
+        detector.feed(event)

@@ -16,6 +16,8 @@ import msgspec
 
 from detectors.base import Finding, Verdict
 from detectors.clean_cache import FALSE_ALARM_RATE, ORACLES, read_calibration
+from detectors.ordering import OrderingDetector
+from detectors.pages import Sample
 from reports.summary import compared_counts, cut_counts, funnel_counts, retry_counts
 from repro.base.errors import UsageError
 from repro.base.probe import Event
@@ -126,7 +128,8 @@ def run_scenario(
     with kept(folder):
         limits = LimitWatch(scenario.limits.wall_s, scenario.limits.requests, clock_s, lambda: folder.log.events)
         judges = _judges(checkpoint, sessions, options)
-        observed = Observed(folder, limits, judges, acceptance)
+        ordering = OrderingDetector(Sample(scenario.detect.pages_sampled, options.seed))
+        observed = Observed(folder, limits, judges, acceptance, ordering)
         injector = Injector(faults, options.seed, (observed.feed, *listeners))
         corruptor = None if server else _corruptor(scenario, faults, injector, options.seed)
         explored = None if server else explorer(options.schedule)

@@ -58,6 +58,7 @@ TARGET_RANGES = {
     "waiting_max": (1, 1_000_000),
     "copy_group_pages": (1, 1_000_000),
 }
+DETECT_RANGES = {"pages_sampled": (1, 4096)}
 LIMIT_RANGES = {"wall_s": (1, WEEK_S), "requests": (1, 1_000_000_000)}
 
 
@@ -95,6 +96,12 @@ class AcceptanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     arl_tokens: float | None = None
 
 
+class DetectSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How closely the detectors look."""
+
+    pages_sampled: int = 1  # ordering watches one page in so many; which ones, the seed says
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Bounds of a run. One that is reached ends it; what was done until then is judged, and the rest said."""
 
@@ -124,6 +131,7 @@ class Scenario(msgspec.Struct, frozen=True):
     source: str  # the TOML text
     acceptance: AcceptanceSpec | None = None
     engine: Engine = "bundled"
+    detect: DetectSpec = DetectSpec()
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,6 +144,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fault: tuple[Fault, ...] = ()
     exercise: dict[str, int] = {}
     acceptance: AcceptanceSpec | None = None
+    detect: DetectSpec = DetectSpec()
     limits: Limits = Limits()
     expect: Expect = Expect()
 
@@ -193,7 +202,7 @@ def parse(text: str, name: str, where: str) -> Scenario:
         fits.check(config, file.defects, tuple(fault.at for fault in file.fault), where)
     return Scenario(
         name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
-        file.expect, text, file.acceptance, engine,
+        file.expect, text, file.acceptance, engine, file.detect,
     )  # fmt: skip
 
 
@@ -212,6 +221,7 @@ def _check(file: _File, config: EngineConfig, where: str) -> None:
     _check_ranges(file.exercise, dict.fromkeys(file.exercise, (0, 10**12)), f"{where} [exercise]")
     if file.acceptance is not None:
         _check_ranges(msgspec.structs.asdict(file.acceptance), ACCEPTANCE_RANGES, f"{where} [acceptance]")
+    _check_ranges(msgspec.structs.asdict(file.detect), DETECT_RANGES, f"{where} [detect]")
     _check_ranges(msgspec.structs.asdict(file.limits), LIMIT_RANGES, f"{where} [limits]")
     for name in file.expect.detectors:
         if name not in DETECTORS:

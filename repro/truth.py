@@ -47,6 +47,7 @@ def verdicts_of(
     closed: ClosedOracle | None = None,
 ) -> list[Verdict]:
     """Mark the requests with what the detectors say, ask the oracle, and return all answers."""
+    observed.show()
     for record in observed.records:
         record.raced = record.request in observed.ordering.raced
         record.corrupted = record.request in observed.canary.corrupted

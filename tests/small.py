@@ -46,7 +46,11 @@ reads_overlapping_load = 1
 
 
 def small_scenario(
-    numerics: str = "stamps", index_store_waits: bool = False, drafts: int = 0, upload_stream: bool = False
+    numerics: str = "stamps",
+    index_store_waits: bool = False,
+    drafts: int = 0,
+    upload_stream: bool = False,
+    pages_sampled: int = 1,
 ) -> Scenario:
     """Return a scenario of 15 requests: seconds with tensors, a fraction of that with stamps."""
     text = SMALL.format(numerics=numerics, index_store_waits=str(index_store_waits).lower())
@@ -54,6 +58,8 @@ def small_scenario(
         text = text.replace("[load]", f"speculative_drafts = {drafts}\n\n[load]")
     if upload_stream:
         text = text.replace("[load]", "upload_stream = true\n\n[load]")
+    if pages_sampled > 1:
+        text += f"\n[detect]\npages_sampled = {pages_sampled}\n"
     return parse(text, "small", "small.toml")
 
 

@@ -26,6 +26,18 @@ def test_hicache_early_read_is_found_and_its_control_silent(seed: int, tmp_path:
     assert fault["fired"] > 0 and fault["reordered"] > 0
 
 
+@pytest.mark.parametrize("seed", [7, 8])
+def test_with_pages_sampled_the_race_is_found_on_a_page_of_the_sample_and_the_control_is_silent(
+    seed: int, tmp_path: Path
+) -> None:
+    scenario = small_scenario(pages_sampled=16)
+    found = run_small(tmp_path, scenario, seed=seed)
+    races = [finding for finding in found.findings if finding.detector == "ordering"]
+    assert races and all(finding.evidence["page"] % 16 == seed % 16 for finding in races)  # type: ignore[operator]
+    control = run_small(tmp_path, scenario, seed=seed, control=True)
+    assert control.judgement.exit_code == EXIT_CODES["clean"], control.judgement.why
+
+
 def test_an_index_store_that_waits_hides_the_defect_by_accident(tmp_path: Path) -> None:
     hidden = run_small(tmp_path, small_scenario(index_store_waits=True))
     assert hidden.verdict["findings"] == {}

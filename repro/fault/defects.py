@@ -62,6 +62,10 @@ def _the_step_frees_it_again(aborted: bool) -> bool:
     return aborted
 
 
+def _keep_what_was_hit(hit_pages: int, shared_pages: int) -> int:
+    return hit_pages
+
+
 def _wait_for_the_last_chunk_only(transfer: Stream, stored: Event, last: bool) -> None:
     if last:
         wait_for_chunk(transfer, stored, last)
@@ -178,6 +182,13 @@ DEFECTS: dict[str, Defect] = {
             "an abort frees a request whose step is in flight, and the step's result frees it again",
             "https://github.com/sgl-project/mini-sglang/issues/111",
             lambda guards: replace(guards, still_owner=_the_step_frees_it_again, on_double_free=_no_wait),
+        ),
+        Defect(
+            "sched_retract_insert",
+            "a request is retracted, and pages that its chunks have put into the prefix tree are freed with its own",
+            "https://github.com/sgl-project/sglang/issues/38319",
+            lambda guards: replace(guards, kept_by_tree=_keep_what_was_hit, on_double_free=_no_wait),
+            needs="retract",
         ),
         Defect(
             "sched_row_recycled",

@@ -33,12 +33,13 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: dict[str, Any] = {}
     load: dict[str, Any] = {}
     exercise: dict[str, int] | None = None  # replaces the scenario's floors: a smaller load meets smaller ones
+    detect: dict[str, Any] = {}
     limits: dict[str, Any] = {}
     fault: tuple[dict[str, Any], ...] | None = None  # instead of the scenario's, for loads that meet few of its hits
 
     def applied_to(self, tables: dict[str, Any]) -> dict[str, Any]:
         """Return a scenario's tables with these on top, down to the keys of inner tables such as target.pd."""
-        own: dict[str, Any] = {"target": self.target, "load": self.load, "limits": self.limits}
+        own = {"target": self.target, "load": self.load, "detect": self.detect, "limits": self.limits}
         result = merged(tables, {key: value for key, value in own.items() if value})
         replaced = {"exercise": self.exercise, "fault": None if self.fault is None else list(self.fault)}
         return result | {key: value for key, value in replaced.items() if value is not None}

@@ -27,6 +27,7 @@ class Exercised(msgspec.Struct):
     prefetches: int = 0  # of prefixes, from storage to the host
     storage_hit_tokens: int = 0  # that came so
     storage_misses: int = 0  # prefetches of which a page was gone, damaged or not read
+    retractions: int = 0  # of requests whose pages others needed
 
 
 class ExerciseMeter:
@@ -48,6 +49,7 @@ class ExerciseMeter:
             self._cache(event)
         elif isinstance(event, RequestEvent):
             self.counts.late_results += event.what == "late_result"
+            self.counts.retractions += event.what == "retracted"
         elif isinstance(event, Op) and event.name == "loadback.copy_layer":
             self._copies.append((event.start_us, event.end_us))
             # A read that ended before this copy did could only be counted now.

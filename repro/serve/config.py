@@ -93,6 +93,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     graph_tokens_max: int = 0  # prefill steps of at most so many tokens replay a captured graph; 0: none does
     staging_buffers: int = 3  # of pinned memory: the host prepares step N+1 while N runs and N-1 is read
     upload_stream: bool = False  # whether request rows are uploaded beside the forward, on a stream of their own
+    retract: bool = False  # admits by the prompt, not the longest answer, and retracts the youngest when pages run out
     prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree
     speculative_drafts: int = 0  # tokens that the MTP layer drafts for each decode step; 0: no speculation
     checksums: bool = False  # whether a read compares the rows' values too, by a checksum that travels with the stamp
@@ -130,6 +131,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for other in ("pd", "upload_stream", "speculative_drafts", "graph_tokens_max"):
             if self.layersplit is not None and getattr(self, other):
                 raise ValueError(f"layersplit and {other} don't go together: the ranks have no such part; drop one")
+        for other in ("pd", "layersplit", "speculative_drafts"):
+            if self.retract and getattr(self, other):
+                raise ValueError(f"retract and {other} don't go together: only a plain engine retracts; drop one")
+        if self.retract and not self.prefix_cache:
+            raise ValueError("retract takes prefix_cache: a retracted request comes again by what the tree has kept")
         if self.pd is not None and 0 < self.pd.decode_pages * self.page_tokens < 2 * self.context_tokens:
             raise ValueError(
                 f"pd.decode_pages = {self.pd.decode_pages}: two requests of context_tokens = "

@@ -44,6 +44,7 @@ StartGuard = Callable[[Callable[[], None]], None]
 ComponentsGuard = Callable[[tuple[Component, ...]], tuple[Component, ...]]
 RangeGuard = Callable[[int], int]
 LayersGuard = Callable[[range, range], tuple[int, ...]]
+TakenGuard = Callable[[int, int], int]
 OwnerGuard = Callable[[bool], bool]
 FreeGuard = Callable[[str], None]
 SwitchGuard = Callable[[Switch], None]
@@ -161,6 +162,13 @@ def owns_nothing_any_more(aborted: bool) -> bool:
     return False
 
 
+def keep_what_the_tree_took(hit_pages: int, shared_pages: int) -> int:
+    """Return how many leading pages of a retracted request are the tree's: what was hit, and what has been put into
+    the tree since, chunk by chunk. If the latter is given back, the tree's node points to free pages, and whoever
+    hits it reads what the next owner has stored there."""
+    return shared_pages
+
+
 def refuse_double_free(why: str) -> NoReturn:
     """A free list knows no owners: a page that is given back twice is in it twice. `why` names the page."""
     raise AssertionError(why)
@@ -258,6 +266,7 @@ class Guards:
     before_staging_reuse: HostGuard = wait_for_upload
     before_row_reuse: EventGuard = wait_for_row_users
     before_row_read: EventGuard = wait_for_rows
+    kept_by_tree: TakenGuard = keep_what_the_tree_took
     still_owner: OwnerGuard = owns_nothing_any_more
     on_double_free: FreeGuard = refuse_double_free
     before_transfer_read: ChunkGuard = wait_for_chunk

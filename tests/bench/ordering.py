@@ -1,18 +1,46 @@
-"""What the event detectors cost per operation: `python -m tests.bench.ordering`.
+"""What the event detectors cost: `python -m tests.bench.ordering [--tensors] [--schedules N]`.
 
-The operations of decode steps of 16 requests with 48 pages each, a layer's store, index read and attend,
-and beside them a load-back that copies 16 pages at a time. Everything is ordered; the detectors' cost is
-the cost of silence.
+Events a second: synthetic ones, decode steps of 16 requests with 48 pages each, a layer's store, index read and attend,
+and beside them a load-back that copies 16 pages at a time. Everything is ordered; the cost is the cost of silence.
+
+Shares of run time: real runs of hicache_early_read with its defect, as `repro run` does them, on one thread, with a
+stopwatch of processor time on what the detectors are shown; of all processor time of the run, oracle and report data
+included. Light is the schedule that a hunt plays. `--tensors` adds the run with the model's arithmetic (minutes).
+
+Schedules: light ones of a hunt, one after another in one process, from the scenario to the verdict.
 """
 
+import argparse
+import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from rich.console import Console
+from rich.table import Table
 
 from detectors.canary import CanaryDetector
 from detectors.ordering import OrderingDetector
 from detectors.ownership import OwnershipDetector
+from detectors.pages import Sample
 from repro.base.probe import Access, Component, Edge, Event, HostSync, Op, PageSet
+from repro.hunt.play import discard, play
+from repro.lighter import light
 from repro.record.exercised import ExerciseMeter
+from repro.run import RunOptions, run_scenario
+from repro.scenario import Scenario, find, parse
+from repro.schedule.kept import Kept
+from repro.schedule.schedule import Schedule
+from tests.hunt.race import race_scenario
+
+SCENARIO = "hicache_early_read"
+EVERY = 16
+HUNTED = (SCENARIO, "pd_reuse_before_drain")
 
 REQUESTS = 16
 PAGES = 48
@@ -71,17 +99,86 @@ def measured(feed: Callable[[Event], None], stream: list[Event]) -> tuple[float,
     return total, {name: seconds[name] / counts[name] * 1e6 for name in seconds}
 
 
-def main() -> None:
-    """Print a table: detectors down, operations across."""
+def print_rates(console: Console) -> None:
+    """Print events a second, and microseconds by operation."""
     stream = events()
     ops = sum(isinstance(event, Op) for event in stream)
-    print(f"{len(stream)} events, {ops} operations, {REQUESTS} requests x {PAGES} pages, {LAYERS} layers\n")
-    for detector in (OrderingDetector(), OwnershipDetector(), CanaryDetector(), ExerciseMeter()):
+    title = f"{len(stream)} events, {ops} operations, {REQUESTS} requests x {PAGES} pages, {LAYERS} layers"
+    table = Table("detector", "events/s", "us an operation", "us by operation", title=title)
+    for label, detector in (
+        ("ordering", OrderingDetector()),
+        (f"ordering, 1 page in {EVERY}", OrderingDetector(Sample(EVERY))),
+        ("ownership", OwnershipDetector()),
+        ("canary", CanaryDetector()),
+        ("what was exercised", ExerciseMeter()),
+    ):
         total, by_name = measured(detector.feed, stream)
-        verdict = detector.verdict().answer if not isinstance(detector, ExerciseMeter) else ""
-        name, rate, each_us = type(detector).__name__, len(stream) / total, total / ops * 1e6
-        print(f"{name:18} {rate:9.0f} events/s {each_us:6.1f} us/op  {verdict}")
-        print("   " + ", ".join(f"{name} {us:.1f} us" for name, us in by_name.items()))
+        each = ", ".join(f"{name.rpartition('.')[2]} {us:.1f}" for name, us in by_name.items())
+        table.add_row(label, f"{len(stream) / total:,.0f}", f"{total / ops * 1e6:.1f}", each)
+    console.print(table)
+
+
+def shares(scenario: Scenario, kept: Kept) -> tuple[float, int, Counter[str]]:
+    """Run a scenario; return its seconds of processor time, its events, and of those seconds each detector's."""
+    seconds: Counter[str] = Counter()
+    shown = 0
+
+    def feed_all(detector: Any, fed: Sequence[Event]) -> None:
+        nonlocal shown
+        started = time.process_time()
+        for event in fed:
+            detector.feed(event)
+        seconds[type(detector).__name__] += time.process_time() - started
+        shown += len(fed) * isinstance(detector, OrderingDetector)
+
+    with tempfile.TemporaryDirectory() as root, mock.patch("repro.observed.feed_all", feed_all):
+        started = time.process_time()
+        run_scenario(scenario, RunOptions(kept=kept), root=Path(root), utc=datetime.now(UTC))
+        return time.process_time() - started, shown, seconds
+
+
+def print_shares(console: Console, *, tensors: bool) -> None:
+    """Print what part of real runs is the detectors'."""
+    whole = find(SCENARIO)
+    sampled = parse(f"{whole.source}\n[detect]\npages_sampled = {EVERY}\n", SCENARIO, SCENARIO)
+    detectors = (OrderingDetector, OwnershipDetector, CanaryDetector, ExerciseMeter)
+    table = Table("run", "pages", "seconds", "events", *(each.__name__ for each in detectors), title=SCENARIO)
+    kinds = {"light, stamps": light(whole, stamps=True), "stamps": Kept(stamps=True)}
+    for label, kept in (kinds | ({"tensors": Kept()} if tensors else {})).items():
+        for pages, scenario in (("all", whole), (f"1 in {EVERY}", sampled)):
+            total, shown, seconds = shares(scenario, kept)
+            parts = [f"{seconds[each.__name__] / total:.1%}" for each in detectors]
+            table.add_row(label, pages, f"{total:.1f}", f"{shown:,}", *parts)
+    console.print(table)
+
+
+def print_schedules(console: Console, number: int) -> None:
+    """Print how many schedules a core plays in a second."""
+    table = Table("light schedules, stamps, random walk", "requests", "a second and core")
+    for scenario in (race_scenario(), *map(find, HUNTED)):
+        kept, requests = light(scenario, stamps=True), 0
+        with tempfile.TemporaryDirectory() as root:
+            started = time.process_time()
+            for seed in range(number):
+                played = play(scenario, RunOptions(kept=kept, schedule=Schedule("random", seed)), Path(root))
+                requests += played.requests
+                discard(played)
+            spent = time.process_time() - started
+        table.add_row(scenario.name, f"{requests / number:.0f}", f"{number / spent:.2f}")
+    console.print(table)
+
+
+def main() -> None:
+    """Parse the command line, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tensors", action="store_true", help="also the run with tensors, twice: minutes")
+    parser.add_argument("--schedules", type=int, default=10, help="of each scenario")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(width=160)
+    print_rates(console)
+    print_shares(console, tensors=given.tensors)
+    print_schedules(console, given.schedules)
 
 
 if __name__ == "__main__":

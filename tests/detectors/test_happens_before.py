@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.happens_before import ACTORS_MAX, HappensBefore
+from detectors.happens_before import ACTORS_MAX, Clock, HappensBefore
 from repro.base.probe import Op
 from repro.schedule.pickers import RandomPicker
 from tests.detectors.events import World
@@ -23,10 +23,10 @@ def test_clocks_cover_exactly_what_must_have_happened_before(program: Program, s
     for event in platform.events:
         clock = order.feed(event)
         if isinstance(event, Op):
-            clocks[event.name], refs[event.name] = clock, (event.stream, event.index)
+            assert clock is not None
+            clocks[event.name], refs[event.name] = clock.copy(), (event.stream, event.index)
     for place, earlier in closure_of(edges_of(program)).items():
         clock = clocks[name_of(place)]
-        assert clock is not None
         for other in refs:
             stream, index = refs[other]
             covered = clock[order.actor(stream)] >= index
@@ -64,16 +64,25 @@ def test_old_operations_are_forgotten() -> None:
         world.sync(world.op("compute", "op"))
     order = HappensBefore(kept=50)
     feed(order, world)
-    assert len(order._streams["compute"].clocks) <= 100
+    assert len(order._streams["compute"].kept.clocks) <= 100
     assert len(order._hosts[""].clocks) <= 100
+
+
+def test_operations_that_learn_nothing_new_share_a_clock_and_a_wait_for_an_early_one_covers_no_later_one() -> None:
+    world = World()
+    early, *_ = [world.op("load", "op") for _ in range(500)]
+    world.op("compute", "op", after=(early,))
+    order = HappensBefore(kept=50)
+    clock = feed(order, world)
+    assert len(order._streams["load"].kept.clocks) == 1
+    assert clock is not None and clock[order.actor("load")] == early[1]
 
 
 def test_a_wait_for_a_forgotten_operation_that_is_known_anyway_is_no_problem() -> None:
     world = World()
     old = world.op("load", "op")
     world.op("compute", "op", after=(old,))
-    for _ in range(500):
-        world.op("load", "op")
+    learn(world, "load", times=500)
     world.op("compute", "op", after=(old,))
     feed(HappensBefore(kept=50), world)
 
@@ -81,8 +90,7 @@ def test_a_wait_for_a_forgotten_operation_that_is_known_anyway_is_no_problem() -
 def test_a_wait_for_a_forgotten_operation_says_what_to_raise() -> None:
     world = World()
     old = world.op("load", "op")
-    for _ in range(500):
-        world.op("load", "op")
+    learn(world, "load", times=500)
     world.op("compute", "op", after=(old,))
     with pytest.raises(AssertionError, match=r"operation 0 of stream load, 500 operations back.*CLOCKS_KEPT"):
         feed(HappensBefore(kept=50), world)
@@ -106,6 +114,15 @@ def test_streams_are_bounded() -> None:
         order.actor("s63")
 
 
-def feed(order: HappensBefore, world: World) -> None:
+def learn(world: World, stream: str, *, times: int) -> None:
+    """Emit operations of a stream, each of which waits for something new."""
+    for _ in range(times):
+        world.op(stream, "op", after=(world.op("other", "op"),))
+
+
+def feed(order: HappensBefore, world: World) -> Clock | None:
+    """Return the clock of the last event."""
+    clock = None
     for event in world.events:
-        order.feed(event)
+        clock = order.feed(event)
+    return clock

@@ -2,7 +2,7 @@
 
 import pytest
 
-from detectors.pages import Grid, PageSetTable
+from detectors.pages import Grid, PageSetTable, Sample
 from repro.base.probe import PAGE_SETS_VALID, PageSet
 
 
@@ -24,6 +24,15 @@ def test_a_union_holds_the_pages_of_all_sets() -> None:
     union = table.union((1, 2))
     assert union.pages.tolist() == [8, 9, 0, 1]
     assert union.stop == 10
+
+
+def test_a_sample_has_one_page_of_each_run_of_neighbours() -> None:
+    table = PageSetTable(Sample(16, 35))
+    table.feed(PageSet(1, (0, 64)))
+    table.feed(PageSet(2, (4, 19)))
+    assert table.union((1,)).pages.tolist() == [3, 19, 35, 51]
+    assert table.union((1,)).stop == 52
+    assert table.union((2,)).pages.tolist() == []
 
 
 def test_sets_are_valid_as_long_as_promised_and_forgotten_then() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from repro.base.probe import RequestEvent
 from repro.serve.engine import LoadedModel
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.types import GenerateRequest, SamplingParams
@@ -53,6 +54,23 @@ def test_a_seed_gives_the_same_answer_alone_in_a_batch_in_any_chunks_and_behind_
     Stack(make_config(**TENSORS), bundled).run(again)
     [other] = answers(bundled, request(**(drawn | {"seed": 6})))
     assert other.tokens != alone.tokens
+
+
+def test_a_retracted_request_answers_as_it_does_alone(bundled: LoadedModel) -> None:
+    asked = [request(f"r{n}", PROMPT[n : n + 60], 110, temperature=0.9, seed=n) for n in range(5)]
+    got: list[Answer] = []
+
+    async def main(stack: Stack) -> None:
+        got.extend(await stack.ask_all(*asked))
+
+    stack = Stack(make_config(**(TENSORS | {"device_pages": 17, "rows": 5, "retract": True})), bundled).run(main)
+    stack.assert_clean()
+    retracted = {each.request for each in stack.events if isinstance(each, RequestEvent) and each.what == "retracted"}
+    assert retracted
+    for each, answer in zip(asked, got, strict=True):
+        if each.id in retracted:
+            [alone] = answers(bundled, each)
+            assert (answer.tokens, answer.logprobs, answer.text) == (alone.tokens, alone.logprobs, alone.text)
 
 
 def test_log_probabilities_and_alternatives_are_those_of_a_clean_forward(bundled: LoadedModel) -> None:

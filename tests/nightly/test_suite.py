@@ -30,12 +30,14 @@ def test_every_bundled_suite_parses_and_every_scenario_is_in_the_bank_and_in_cle
 def test_overrides_go_on_top_of_the_scenario_key_by_key() -> None:
     suite = parse_suite(
         'format = 1\ntitle = "t"\n[base.load]\nsessions = 3\n[base.target]\nnumerics = "stamps"\n'
+        "[base.detect]\npages_sampled = 16\n"
         f"{CASE}target = {{ pd = {{ prefill = 3 }} }}\nload = {{ sessions = 5 }}\nexercise = {{ transfers = 1 }}\n",
         "mine",
         "mine.toml",
     )
     (scenario,) = suite.scenarios
     assert scenario.config.numerics == "stamps" and scenario.load.sessions == 5 and scenario.load.turns == 9
+    assert scenario.detect.pages_sampled == 16
     assert scenario.config.pd is not None
     assert (scenario.config.pd.prefill, scenario.config.pd.transfer_timeout_s) == (3, 3.0)
     assert scenario.exercise == {"transfers": 1}

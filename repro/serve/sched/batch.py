@@ -60,16 +60,22 @@ class Member:
     first: int
     count: int
     samples: bool  # the step ends with this request's next token
+    admission: int = 0  # of the request: it may have been retracted, and admitted again, before the step has ended
 
     @property
     def end(self) -> int:
         return self.first + self.count
 
     @property
+    def is_current(self) -> bool:
+        """Return whether the request still runs as it did when the step was planned."""
+        return self.request.state == "running" and self.request.retractions == self.admission
+
+    @property
     def scored(self) -> range:
         """Return the positions in this chunk of a prompt whose next token is to be judged."""
         start = self.request.wire.score_from
-        if start is None:
+        if start is None or self.request.replayed:  # told with the answer's first token
             return range(0)
         return range(max(self.first, start), min(self.end, len(self.request.prompt) - 1))
 

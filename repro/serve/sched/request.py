@@ -28,8 +28,8 @@ class Request:
 
     Tokens with a cache row:   [ 0 ... computed )          enqueued, maybe not run yet
     More, if drafts are right: [ computed ... computed + drafted )
-    The block table's pages:   [ tree's shared pages | own pages ]
-                                 0 ... shared_pages
+    The block table's pages:   [ hit at admission | put into the tree since | own pages ]
+                                 0 ... hit_pages .............. shared_pages
     """
 
     wire: GenerateRequest
@@ -40,6 +40,7 @@ class Request:
     state: State = "waiting"
     row: int = -1
     pages: list[int] = field(default_factory=list)
+    hit_pages: int = 0  # leading pages that the radix tree had when this request was admitted
     shared_pages: int = 0  # leading pages that the radix tree owns
     counted_pages: int = 0  # leading pages that count this request as a hit already
     prefetch: Prefetch | None = None  # what continues its prefix in storage, on its way to the host
@@ -49,6 +50,8 @@ class Request:
     drafted: int = 0  # drafts of enqueued steps whose results are not known
     acceptance: Acceptance | None = None  # with speculation
     output: list[int] = field(default_factory=list)
+    replayed: int = 0  # answer tokens that are computed again, with the prompt: it was retracted after them
+    retractions: int = 0
     scores: list[PromptScore] = field(default_factory=list)  # of the prompt's tokens, not told yet
     aborted: bool = False
     cached_device_tokens: int = 0
@@ -68,8 +71,17 @@ class Request:
         return self.wire.sampling
 
     @property
+    def prefill(self) -> NDArray[np.int64]:
+        """Return the tokens that are known before decoding: the prompt, and what of the answer is computed again."""
+        return np.append(self.prompt, self.output[: self.replayed]) if self.replayed else self.prompt
+
+    @property
+    def prefill_tokens(self) -> int:
+        return len(self.prompt) + self.replayed
+
+    @property
     def prefilled(self) -> bool:
-        return self.computed >= len(self.prompt)
+        return self.computed >= self.prefill_tokens
 
     @property
     def limit(self) -> int:
@@ -80,6 +92,15 @@ class Request:
     def tokens(self) -> tuple[int, ...]:
         """Return prompt and answer so far."""
         return self.wire.tokens + tuple(self.output)
+
+    def retract(self) -> None:
+        """Forget all but the answer so far: the request is to be admitted again."""
+        self.state, self.row, self.node, self.pages = "waiting", -1, None, []
+        self.prefetch = None
+        self.hit_pages = self.shared_pages = self.computed = 0
+        self.planned = self.replayed = len(self.output)
+        self.scores = []  # told with the first token, or to be judged again
+        self.retractions += 1
 
 
 class TextStream:

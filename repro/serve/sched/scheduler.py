@@ -4,6 +4,10 @@
 tokens that step N samples are still unknown when step N+1 is planned. So a request that ended in
 step N may ride along in step N+1; its token there is dropped by `commit`.
 
+With `retract` a request is admitted by its prompt alone, decode steps go between the chunks of a prompt, and when
+decode runs out of pages the youngest request gives its own back. It comes again, first in the queue, by prefix hit and
+prefill of prompt and answer so far; its answer is the same. After SGLang's `retract_decode`.
+
 With speculation not even their number is known. The device keeps each row's length and lays out the
 windows; the host plans for the most that may come, so every step has every request in it. (To plan a
 request only once its last step is known would halve the batch.)
@@ -76,6 +80,7 @@ class Scheduler:
         self._arrived: deque[tuple[Request, Sampled]] = deque()  # prefilled elsewhere, not seated yet
         self._free_rows = list(range(config.rows - 1, -1, -1))
         self._requests: dict[str, Request] = {}
+        self._prefill_last = False  # whether the last step was one of prefill
         self.steps = 0
         self.prompt_tokens = 0
         self.generated_tokens = 0
@@ -194,17 +199,25 @@ class Scheduler:
     def next_batch(self, staging: Staging) -> Batch | None:
         """Return the next step, or None when nothing can run now. Prefill goes before decode."""
         self._seat_arrived(staging)
-        prefill = self._plan_prefill(staging)
-        members = prefill or self._plan_decode(staging)
+        members, prefill = self._plan(staging)
         if not members:
             seated = {seat.row for seat in staging.prompts}  # of one-token answers, which have ended already
             assert not any(request.row in seated for request in self.running), "no step tells the device of a row"
             return None
         loads = self._cache.start_loading()
         self.steps += 1
+        self._prefill_last = prefill
         drafts = 0 if prefill else self._config.speculative_drafts
-        replays = bool(prefill) and sum(member.count for member in prefill) <= self._config.graph_tokens_max
-        return Batch(self.steps, bool(prefill), tuple(members), staging, loads, drafts, replays)
+        replays = prefill and sum(member.count for member in members) <= self._config.graph_tokens_max
+        return Batch(self.steps, prefill, tuple(members), staging, loads, drafts, replays)
+
+    def _plan(self, staging: Staging) -> tuple[list[Member], bool]:
+        """Return the members of the next step, and whether it is one of prefill."""
+        if self._config.retract and self._prefill_last and (members := self._plan_decode(staging)):
+            return members, False
+        if members := self._plan_prefill(staging):
+            return members, True
+        return self._plan_decode(staging), False
 
     def _plan_prefill(self, staging: Staging) -> list[Member]:
         budget = self._config.chunk_tokens
@@ -225,21 +238,24 @@ class Scheduler:
 
     def _chunk(self, request: Request, budget: int) -> Member:
         first = request.computed
-        count = min(budget, len(request.prompt) - first)
+        count = min(budget, request.prefill_tokens - first)
         request.computed += count
         request.planned += request.prefilled
-        return Member(request, request.row, first, count, request.prefilled)
+        return Member(request, request.row, first, count, request.prefilled, request.retractions)
 
     def _plan_decode(self, staging: Staging) -> list[Member]:
         members = []
-        for request in self.running:
+        for request in list(self.running):
+            if request.state != "running":
+                continue  # retracted just now
             if not request.prefilled or request.planned >= request.max_tokens or request.aborted:
                 continue
             most = self._config.speculative_drafts
             end = min(request.computed + request.drafted + 1 + most, request.limit)
-            if not self._grow(request, end, staging):
+            if not self._grow(request, end, staging) and not self._make_room(request, end, staging):
                 continue
-            members.append(Member(request, request.row, request.computed, end - request.computed, True))
+            window = end - request.computed
+            members.append(Member(request, request.row, request.computed, window, True, request.retractions))
             request.computed += 1
             request.planned += 1
             request.drafted += most
@@ -258,6 +274,31 @@ class Scheduler:
         request.pages.extend(pages.tolist())
         return True
 
+    def _make_room(self, request: Request, end: int, staging: Staging) -> bool:
+        """Retract the youngest requests until `request` has its pages; False when it is retracted itself, or waits."""
+        while self._config.retract and len(self.running) > 1:
+            youngest = self.running[-1]
+            self._retract(youngest)
+            if youngest is request:
+                return False
+            if self._grow(request, end, staging):
+                return True
+        return False
+
+    def _retract(self, request: Request) -> None:
+        """Take a request's pages for others, but for those that the tree has; it waits to be admitted again."""
+        kept = self._guards.kept_by_tree(request.hit_pages, request.shared_pages)
+        self._released_twice += kept < request.shared_pages
+        pages = np.asarray(request.pages, np.int32)
+        self._cache.touch(pages, self.steps)
+        self._cache.release(pages[kept:])
+        assert request.node is not None
+        self._cache.tree.unpin(request.node)
+        self._leave(request)
+        request.retract()
+        self.waiting.appendleft(request)
+        self._tell("retracted", request, {"tokens": len(request.output)})
+
     # -- admission ------------------------------------------------------------------------------------
 
     def _admit(self, request: Request, staging: Staging) -> bool:
@@ -267,8 +308,11 @@ class Scheduler:
         """
         match = self._cache.match(self._prefix_keys(request))
         self._cache.tree.pin(match.device_node)
+        prompt_pages = -(-request.prefill_tokens // self._config.page_tokens)
         total = -(-request.limit // self._config.page_tokens)
         promised = sum(self._still_needed(other) for other in self.running)
+        if self._config.retract:
+            total, promised = prompt_pages + 1, len(self.running)  # one more for each: else it is retracted at once
         if self._cache.available_pages - promised < total - len(match.device_pages):
             self._cache.tree.unpin(match.device_node)
             return False
@@ -278,7 +322,6 @@ class Scheduler:
             self._cache.tree.pin(match.host_node)
             self._cache.tree.unpin(node)
             node, pages = match.host_node, np.concatenate((pages, loaded))
-        prompt_pages = -(-len(request.prompt) // self._config.page_tokens)
         own = self._cache.allocate(prompt_pages - len(pages), request.id)
         if own is None:
             self._cache.tree.unpin(node)
@@ -288,9 +331,10 @@ class Scheduler:
 
     def _prefix_keys(self, request: Request) -> tuple[int, ...]:
         """Return what the longest prefix that a request may hit is cached under: what is judged is computed."""
-        wire, most = request.wire, len(request.prompt) - 1
-        hit_max = most if wire.score_from is None else min(most, wire.score_from)
-        return self._keys(wire.tokens, hit_max, wire.cache_key)
+        wire, most = request.wire, request.prefill_tokens - 1
+        judged_from = most if request.replayed else wire.score_from
+        hit_max = most if judged_from is None else min(most, judged_from)
+        return self._keys(request.tokens, hit_max, wire.cache_key)
 
     def _place(
         self, request: Request, node: Node, device_hit: int, shared: Pages, own: Pages, staging: Staging
@@ -298,15 +342,16 @@ class Scheduler:
         size = self._config.page_tokens
         request.pages = np.concatenate((shared, own)).tolist()
         self._seat(request, node, staging)
-        request.shared_pages = len(shared)
+        request.hit_pages = request.shared_pages = len(shared)
         request.computed = len(shared) * size
-        request.cached_device_tokens = device_hit * size
-        request.cached_host_tokens = (len(shared) - device_hit) * size
-        self.cached_device_tokens += request.cached_device_tokens
+        device_tokens, host_tokens = device_hit * size, (len(shared) - device_hit) * size
+        if not request.retractions:  # a client is told of the prompt's, not of what was computed for it before
+            request.cached_device_tokens, request.cached_host_tokens = device_tokens, host_tokens
+        self.cached_device_tokens += device_tokens
         detail: dict[str, int | float | str] = {
             "row": request.row,
-            "device_hit": request.cached_device_tokens,
-            "host_hit": request.cached_host_tokens,
+            "device_hit": device_tokens,
+            "host_hit": host_tokens,
         }
         if request.prefetch is not None:
             detail["storage_hit"] = request.prefetch.restored * size
@@ -320,7 +365,7 @@ class Scheduler:
         request.row = self._free_rows.pop()
         request.node = node
         staging.pages.append((request.row, 0, np.asarray(request.pages, np.int32)))
-        staging.prompts.append(Seat(request.row, request.prompt, request.limit, first_token))
+        staging.prompts.append(Seat(request.row, request.prefill, request.limit, first_token))
         self.running.append(request)
         self.prompt_tokens += len(request.prompt)
 
@@ -332,13 +377,21 @@ class Scheduler:
 
     def commit(self, batch: Batch, chosen: Chosen | None) -> None:
         """Take a step's tokens: out to the clients, into the cache, and off the device where a request ends."""
-        if chosen is None:
-            return
+        if chosen is not None:
+            self._take_all(batch, chosen)
+        if batch.prefill:
+            shared = batch.members if self._config.retract else batch.sampling_members
+            for member in shared:
+                if member.is_current:
+                    self._share(member.request, member.end)
+
+    def _take_all(self, batch: Batch, chosen: Chosen) -> None:
         for number, scores in chosen.scored.items():
-            batch.members[number].request.scores += scores
+            if batch.members[number].is_current:
+                batch.members[number].request.scores += scores
         for member, run in zip(batch.sampling_members, chosen.runs(), strict=True):
             request = member.request
-            if request.state != "running":
+            if not member.is_current:
                 self._late(request)
                 continue
             request.drafted -= batch.drafts
@@ -350,9 +403,6 @@ class Scheduler:
                 self._hold(request)
             else:
                 self._take(request, run, bool(batch.drafts))
-        for member in batch.sampling_members:
-            if batch.prefill and member.request.state == "running":
-                self._share_prompt(member.request)
 
     def _late(self, request: Request) -> None:
         """A step has a result for a request that was released while it ran: drop it."""
@@ -407,14 +457,14 @@ class Scheduler:
     def _speculation(self, request: Request) -> Speculation | None:
         return None if request.acceptance is None else request.acceptance.counts(len(request.output))
 
-    def _share_prompt(self, request: Request) -> None:
-        """Put a finished prompt into the tree, so that others can hit it while this one decodes.
+    def _share(self, request: Request, stored_tokens: int) -> None:
+        """Put a finished prompt, or what is stored of it, into the tree: others can hit it while this one goes on.
 
         Not where somebody else has put the same tokens meanwhile: pinning those pages beside one's own
         would take room that `_admit` may have promised to another.
         """
         size = self._config.page_tokens
-        full = min(len(request.prompt), self._keyed_tokens(request)) // size
+        full = min(stored_tokens, self._keyed_tokens(request)) // size
         keys = self._keys(request.tokens, full * size, request.wire.cache_key)
         if len(self._cache.match(keys).device_pages) > request.shared_pages:
             return
