@@ -29,7 +29,7 @@ import repro
 from repro.base.errors import ScenarioError, TargetError, UsageError
 from repro.sglang import pinned
 from repro.sglang_server import absent
-from repro.sglang_server.plugin import ADDRESS, KEY, Proof
+from repro.sglang_server.plugin import ADDRESS, KEY, LIFELINE, Proof
 from repro.sglang_server.switches import Counts, Plan, read
 
 COMMAND = (sys.executable, "-m", "sglang.launch_server")
@@ -64,6 +64,7 @@ class SglangServer:
         self._lock = threading.Lock()
         self._proven: list[tuple[Proof, Connection]] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline = os.pipe()  # the server reads one end, and ends when this process no longer holds the other
         self._stopped = False
 
     @property
@@ -84,10 +85,13 @@ class SglangServer:
             "PYTHONPATH": os.pathsep.join(filter(None, ours)),
             ADDRESS: f"{host}:{port}",
             KEY: self._key.hex(),
+            LIFELINE: str(self._lifeline[0]),
         }
         threading.Thread(target=self._accept, daemon=True).start()
         # A group of its own: what it has started ends with it, also what has not learnt yet to die with its parent.
-        self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
+        self._process = subprocess.Popen(
+            self._command, env=environment, start_new_session=True, pass_fds=self._lifeline[:1]
+        )
         until = time.monotonic() + start_s
         while not self._is_up():
             self.check()
@@ -140,6 +144,8 @@ class SglangServer:
         with self._lock:
             for _, connection in self._proven:
                 connection.close()
+        for end in self._lifeline:
+            os.close(end)
         self._folder.cleanup()
 
     def _told(self, message: bytes) -> tuple[Counts, ...]:

@@ -163,6 +163,33 @@ def test_sigterm_ends_the_launcher_as_ctrl_c_does() -> None:
     os.close(child)
 
 
+def test_a_launcher_that_is_killed_leaves_no_server_behind(tmp_path: Path) -> None:
+    server = (
+        "import subprocess, sys, time\n"
+        "from repro.sglang_server import plugin\n"
+        "plugin.end_with_launcher()\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    script = (
+        "import sys\n"
+        "from repro.sglang import pinned\n"
+        "from repro.sglang_server.launch import SglangServer\n"
+        "pinned.version = lambda name: pinned.VERSION\n"
+        f"SglangServer({['--port', free_port(), HICACHE]!r}, (sys.executable, '-c', {server!r})).start()\n"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    child = os.pidfd_open(int(launcher.stdout.readline()))
+    assert not select.select([child], [], [], 0)[0]
+    launcher.kill()
+    launcher.wait()
+    assert select.select([child], [], [], 10)[0], "what the server has started still runs"
+    assert launcher.stdout.read() == "", "the server still holds the pipe"
+    os.close(child)
+
+
 @pytest.mark.parametrize(
     "args, url",
     [
