@@ -153,7 +153,7 @@ def _by_chance(scores: Sequence[float], total: int, rate: float, largest_clean: 
 
 def _first_why(oracle: Oracle, checks: Sequence[Check]) -> str:
     whys = (judged(oracle, check).why for check in checks)
-    return next(filter(None, whys), "its server did not tell what it takes")
+    return next(filter(None, whys), "its server did not tell what it takes, or it is an old one; calibrate anew")
 
 
 def _worst_stretch(values: Sequence[float], tokens: int) -> tuple[float, int]:

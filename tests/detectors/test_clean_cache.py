@@ -135,7 +135,7 @@ def test_what_could_not_be_judged_is_unknown_and_a_conviction_stands(check: Chec
 def test_nothing_checked_is_unknown_and_an_oracle_without_clean_scores_does_not_apply() -> None:
     assert verdict("rerun").answer == "unknown"
     told = verdict("surprisal", checked(), calibration=Calibration("glm", "chat", NOISE, ()))
-    assert told.answer == "not_applicable"
+    assert told.answer == "not_applicable" and "calibrate anew" in told.why
 
 
 def test_a_calibration_is_the_same_after_it_was_written(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import httpx
@@ -51,10 +52,32 @@ def test_a_server_without_hicache_is_a_usage_error() -> None:
     assert result.exit_code == 2 and "there is nothing to perturb" in result.stderr
 
 
+def test_without_the_pinned_sglang_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    for found, said in ((absent, "which is not installed"), (lambda name: "0.5.12", "and 0.5.12 is installed")):
+        monkeypatch.setattr(pinned, "version", found)
+        result = CliRunner().invoke(app, ["sglang", "--", HICACHE])
+        assert result.exit_code == 2 and said in result.stderr and "glm5-repro[sglang-server]" in result.stderr
+
+
+@pytest.mark.parametrize(("allowed", "refused"), [("other", True), ("other, repro", False), ("", False)])
+def test_a_list_of_plugins_that_keeps_ours_out_is_refused(
+    allowed: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_PLUGINS", allowed)
+    if refused:
+        with pytest.raises(UsageError, match="add ,repro to it"):
+            SglangServer([HICACHE])
+    else:
+        SglangServer([HICACHE]).stop()
+
+
 def test_a_server_that_dies_is_told_with_its_exit_code() -> None:
     server = SglangServer([HICACHE], (sys.executable, "-c", "raise SystemExit(7)"))
     try:
-        with pytest.raises(TargetError, match="ended with exit code 7") as caught:
+        with pytest.raises(TargetError, match="exit code 7, and none of its processes had proven") as caught:
             server.start()
         assert caught.value.exit_code == 4
     finally:
