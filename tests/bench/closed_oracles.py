@@ -52,6 +52,7 @@ from repro.target import Checkpoint, load_checkpoint
 
 UNBOUNDED_TOKENS = 10**9
 RATE = 0.001
+RUNS_A_PROCESS = 4  # a process keeps some 200 MB of each run
 SCENARIO = """
 format = 1
 title = "small, under pressure"
@@ -209,7 +210,8 @@ def measure(defect: str, seed: int, noise: float) -> list[Answered]:
 def collect(path: Path, wanted: Sequence[tuple[str, int, float]], workers: int) -> None:
     """Measure the runs that are not in the file yet, and add them to it."""
     there = {each.run for each in read(path)}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=RUNS_A_PROCESS) as pool:
         runs = [pool.submit(measure, *run) for run in wanted if run not in there]
         for run in as_completed(runs):
             with path.open("ab") as file:
@@ -276,6 +278,9 @@ def main() -> None:
     parser.add_argument("--judge", action="store_true", help="what is in the file; measure nothing")
     parser.add_argument("--seeds", type=int, default=26)
     parser.add_argument("--calibrated", type=int, default=12, help="seeds below this one make the calibration")
+    parser.add_argument(
+        "--defect-seeds", type=int, nargs=2, metavar=("FROM", "TO"), help="all judged ones if not given"
+    )
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--workers", type=int, default=2)
@@ -283,7 +288,9 @@ def main() -> None:
     if not chosen.judge:
         clean = [(CONTROL, seed, chosen.noise) for seed in range(chosen.calibrated)]
         tested = range(chosen.calibrated, chosen.seeds)
-        others = [(defect, seed, chosen.noise) for seed in tested for defect in (CONTROL, *DEFECTS)]
+        bad = range(*chosen.defect_seeds) if chosen.defect_seeds else tested
+        others = [(CONTROL, seed, chosen.noise) for seed in tested]
+        others += [(defect, seed, chosen.noise) for seed in bad for defect in DEFECTS]
         collect(chosen.file, clean + others, chosen.workers)
     answers = [each for each in read(chosen.file) if each.noise == chosen.noise]
     judge(answers, chosen.calibrated, chosen.rate, Console(width=190))
