@@ -1,12 +1,16 @@
 """Judges a server's answers by what the server itself says of them on a cache that holds nothing of the load.
 
-Two oracles for a server of which nothing is known but its URL; both want greedy answers and log-probabilities:
+Three oracles for a server of which nothing is known but its URL; all want greedy answers and log-probabilities:
 
 - *rerun*: the prompt again. Where the answers first differ, how much likelier does the server now find its own
   token? Rounding flips tokens that were nearly as likely as each other; a corrupted cache says what is out of the
   question.
 - *surprisal*: the answer sent back as a prompt. A greedy answer is made of the likeliest tokens; how far behind
   the likeliest is each of its tokens, in nats? The worst stretch of STRETCH_TOKENS is what an answer is judged by.
+- *confidence*: the same once more. How far are the log-odds of each of its tokens, log p / (1 - p), from those that
+  came with the answer? Rounding moves a token's logit by about as much whatever its p, so log-odds are compared,
+  as far as single precision tells them (LOG_ODDS_MAX). A corrupted cache moves those of all tokens behind it, also
+  where each is still the likeliest. The root of the summed squares over CONFIDENCE_TOKENS is the score.
 
 How far healthy answers go is learned from the server itself, at a gentle load (`repro calibrate`): of n clean
 answers the next one passes the r-th largest score with probability r / (n + 1), whatever the distribution. So the
@@ -14,7 +18,7 @@ false-alarm rate is a choice, and the smallest one is a matter of n.
 """
 
 from collections.abc import Callable, Sequence
-from math import ceil
+from math import ceil, expm1, log, sqrt
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +30,14 @@ from repro.base.errors import UsageError
 from repro.base.json_file import read_struct
 from repro.record.checks import Check
 
-Oracle = Literal["rerun", "surprisal"]
-ORACLES: tuple[Oracle, ...] = ("rerun", "surprisal")
+Oracle = Literal["rerun", "surprisal", "confidence"]
+ORACLES: tuple[Oracle, ...] = ("rerun", "surprisal", "confidence")
 
-FALSE_ALARM_RATE = 0.001  # of an answer, for each of the two oracles
+FALSE_ALARM_RATE = 0.001  # of an answer, for each oracle
 STRETCH_TOKENS = 8
+CONFIDENCE_TOKENS = 32
+LOG_ODDS_MAX = 5.0  # p = 0.993; the last digit of a log-probability in single precision is 0.0003 nats of it there
+RESOLUTION_NATS = 0.01  # what so many last digits come to at most
 SCORE_DIGITS = 6
 
 # A score of at least so many nats, and so many times the largest of the clean ones, is no matter of chance any more:
@@ -49,12 +56,13 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api: str  # chat | completions | generate: what tokens are told by, and by which route
     rerun: tuple[float, ...]
     surprisal: tuple[float, ...]  # () where the server does not judge prompts
+    confidence: tuple[float, ...] = ()  # () likewise
     answer_tokens: int = 0  # the longest answer asked for; 0: not known
     format: Literal[1] = 1
 
     def scores(self, oracle: Oracle) -> tuple[float, ...]:
         """Return the clean scores of an oracle."""
-        return self.rerun if oracle == "rerun" else self.surprisal
+        return {"rerun": self.rerun, "surprisal": self.surprisal, "confidence": self.confidence}[oracle]
 
     def limit(self, oracle: Oracle, rate: float) -> float:
         """Return the score that a clean answer exceeds with at most this probability.
@@ -87,7 +95,12 @@ def judged(oracle: Oracle, check: Check) -> Judged:
         return Judged(check.request, round(check.gap, SCORE_DIGITS))
     if check.surprisal_why or not check.deficits:
         return Judged(check.request, None, check.surprisal_why or "the answer has no tokens")
-    return Judged(check.request, round(_worst_stretch(check.deficits)[0], SCORE_DIGITS))
+    if oracle == "surprisal":
+        return Judged(check.request, round(_worst_stretch(check.deficits, STRETCH_TOKENS)[0], SCORE_DIGITS))
+    if not check.told_surprisals:
+        return Judged(check.request, None, "the answer came without the log-probabilities of its tokens")
+    score = sqrt(_worst_stretch(_squares(check), CONFIDENCE_TOKENS)[0])
+    return Judged(check.request, round(score, SCORE_DIGITS) if score > RESOLUTION_NATS else 0.0)
 
 
 def clean_cache(
@@ -140,14 +153,30 @@ def _by_chance(scores: Sequence[float], total: int, rate: float, largest_clean: 
 
 def _first_why(oracle: Oracle, checks: Sequence[Check]) -> str:
     whys = (judged(oracle, check).why for check in checks)
-    return next(filter(None, whys), "its server did not tell what it takes")
+    return next(filter(None, whys), "its server did not tell what it takes, or it is an old one; calibrate anew")
 
 
-def _worst_stretch(deficits: Sequence[float]) -> tuple[float, int]:
-    """Return the largest sum over STRETCH_TOKENS neighbours, and where that stretch begins."""
-    sums = [sum(deficits[at : at + STRETCH_TOKENS]) for at in range(max(1, len(deficits) - STRETCH_TOKENS + 1))]
+def _worst_stretch(values: Sequence[float], tokens: int) -> tuple[float, int]:
+    """Return the largest sum over so many neighbours, and where that stretch begins."""
+    sums = [sum(values[at : at + tokens]) for at in range(max(1, len(values) - tokens + 1))]
     best = max(range(len(sums)), key=lambda at: sums[at])
     return sums[best], best
+
+
+def _shifts(check: Check) -> list[float]:
+    """Return how much surer of each token the server was under load, in log-odds."""
+    pairs = zip(check.told_surprisals, check.surprisals, strict=True)
+    return [_log_odds(told) - _log_odds(clean) for told, clean in pairs]
+
+
+def _squares(check: Check) -> list[float]:
+    return [shift * shift for shift in _shifts(check)]
+
+
+def _log_odds(surprisal: float) -> float:
+    if surprisal <= 0:
+        return LOG_ODDS_MAX
+    return max(-LOG_ODDS_MAX, min(LOG_ODDS_MAX, -surprisal - log(-expm1(-surprisal))))
 
 
 def _finding(oracle: Oracle, check: Check, score: float, limit: float, at_us: float) -> Finding:
@@ -159,17 +188,29 @@ def _finding(oracle: Oracle, check: Check, score: float, limit: float, at_us: fl
             f"from token {check.first_difference} on the answer is another one than the server gives alone, on a clean "
             f"cache, where its own token is {score:.3g} nats likelier"
         )
-    else:
+    elif oracle == "surprisal":
         signature = "the server would not say its own answer"
-        start = _worst_stretch(check.deficits)[1]
-        first = max(0, start - STRETCH_TOKENS)
-        shown = [round(deficit, 2) for deficit in check.deficits[first : start + SPAN_SHOWN_TOKENS]]
-        evidence |= {"start": start, "deficits_from": first, "deficits": shown}
+        start = _worst_stretch(check.deficits, STRETCH_TOKENS)[1]
+        evidence |= _shown(start, "deficits", check.deficits)
         claim = (
             f"tokens {start} to {start + STRETCH_TOKENS - 1} of the answer are {score:.3g} nats behind what the server "
             "itself finds likeliest there on a clean cache"
         )
+    else:
+        signature = "the server is otherwise sure of its own answer"
+        start = _worst_stretch(_squares(check), CONFIDENCE_TOKENS)[1]
+        evidence |= _shown(start, "shifts", _shifts(check))
+        claim = (
+            f"the log-odds that came with tokens {start} to {min(start + CONFIDENCE_TOKENS, check.tokens) - 1} of the "
+            f"answer are {score:.3g} nats (root of the summed squares) from what the server finds on a clean cache"
+        )
     return Finding(oracle, "divergence", claim, signature, check.request, at_us, 1, evidence)
+
+
+def _shown(start: int, name: str, values: Sequence[float]) -> dict[str, object]:
+    first = max(0, start - STRETCH_TOKENS)
+    shown = [round(value, 2) for value in values[first : start + SPAN_SHOWN_TOKENS]]
+    return {"start": start, f"{name}_from": first, name: shown}
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.clean_cache import DECISIVE_NATS, ORACLES, Calibration, Judged, judged
+from detectors.clean_cache import DECISIVE_NATS, ORACLES, Calibration, Judged, Oracle, judged
 from repro.base.errors import StoppedError, TargetError
 from repro.base.json_file import write_struct
 from repro.limits import LimitWatch
@@ -169,17 +169,19 @@ def _first_turns(sessions: Sequence[Session], turns: int) -> list[Session]:
 
 
 def _learn(url: str, checks: Sequence[Check], api: Api, model: str, gentle: Gentle) -> Calibration:
-    scores: dict[str, tuple[float, ...]] = {}
+    scores: dict[Oracle, tuple[float, ...]] = {}
     for oracle in ORACLES:
         told = [judged(oracle, check) for check in checks]
         scores[oracle] = tuple(sorted(each.score for each in told if each.score is not None))
     if not scores["rerun"]:
         why = next((judged("rerun", check).why for check in checks), "no answer had any text")
         raise TargetError(
-            f"{url}: {why}; both oracles need them. Another route may tell them (--api generate for SGLang); without, "
+            f"{url}: {why}; every oracle needs them. Another route may tell them (--api generate for SGLang); without, "
             "`repro replay` still looks for garble, loops, rare tokens and other sessions' nonces"
         )
-    return Calibration(model, api, scores["rerun"], scores["surprisal"], gentle.answer_tokens)
+    return Calibration(
+        model, api, scores["rerun"], scores["surprisal"], scores["confidence"], answer_tokens=gentle.answer_tokens
+    )
 
 
 def _told(calibration: Calibration, target: ServerTarget, answered: int) -> Calibrated:
@@ -198,5 +200,5 @@ def _told(calibration: Calibration, target: ServerTarget, answered: int) -> Cali
     if target.checks.over_budget:
         why.append(f"the token budget (--tokens) ended it after {len(checks)} of {target.checks.wanted} answers")
     scores = [[judged(oracle, check).score or 0.0 for oracle in ORACLES] for check in checks]
-    unexplained = sum(max(both) >= DECISIVE_NATS for both in scores)
+    unexplained = sum(max(each) >= DECISIVE_NATS for each in scores)
     return Calibrated(calibration, answered, unexplained, tuple(why), target.checks.tokens)

@@ -129,7 +129,7 @@ def _of_clean_cache(observed: Observed, checks: Sequence[Check], closed: ClosedO
             continue
         record.first_difference, record.logit_gap, record.clean_text = check.first_difference, check.gap, check.text
         other: Literal["same", "other"] = "same" if check.first_difference < 0 else "other"
-        record.oracle = "diverged" if record.request in guilty else other
+        record.oracle = "diverged" if record.request in guilty and other == "other" else other
     return verdicts
 
 

@@ -11,7 +11,7 @@ import pandas
 import pytest
 from typer.testing import CliRunner, Result
 
-from detectors.clean_cache import Calibration
+from detectors.clean_cache import ORACLES, Calibration
 from reports.story import replay_command
 from reports.summary import summarise
 from repro.cli import app
@@ -60,7 +60,7 @@ def trace(folder: Path, sessions: int = 4) -> Path:
 
 def calibrated(folder: Path, scores: Sequence[float] = (0.0,) * 999, api: str = "generate", model: str = MODEL) -> Path:
     path = folder / "calibration.json"
-    path.write_bytes(msgspec.json.encode(Calibration(model, api, tuple(scores), tuple(scores))))
+    path.write_bytes(msgspec.json.encode(Calibration(model, api, *[tuple(scores)] * len(ORACLES))))
     return path
 
 
@@ -74,7 +74,7 @@ def replay(folder: Path, url: str, calibration: Path | None, *more: object, spea
 
 @pytest.mark.parametrize("speaks", ["sglang", "vllm"])
 @pytest.mark.parametrize("corrupt", [False, True])
-def test_a_corrupted_answer_is_found_by_both_oracles_and_clean_ones_are_not(
+def test_a_corrupted_answer_is_found_by_all_oracles_and_clean_ones_are_not(
     speaks: str, corrupt: bool, tmp_path: Path
 ) -> None:
     stub = ClosedStub(speaks)
@@ -85,18 +85,32 @@ def test_a_corrupted_answer_is_found_by_both_oracles_and_clean_ones_are_not(
             "--answer-tokens", 48, "--json",
         )  # fmt: skip
         assert result.exit_code == 0, result.output
-        assert told(result)["oracles"]["surprisal"] == {
-            "answers": 20, "false_alarm_rate_min": 1 / 21, "largest_nats": 0.0
-        }  # fmt: skip
+        clean = {"answers": 20, "false_alarm_rate_min": 1 / 21, "largest_nats": 0.0}
+        assert told(result)["oracles"] == dict.fromkeys(ORACLES, clean)
         if corrupt:
             stub.corrupts["s2:0"] = 9
+            stub.doubts["s2:0"] = 0.3
         result = replay(tmp_path, url, out, "--false-alarm-rate", 0.05, speaks=speaks)
     assert result.exit_code == (1 if corrupt else 0), result.output
-    answers = {name: told(result)["detectors"][name] for name in ("rerun", "surprisal")}
+    answers = {name: told(result)["detectors"][name] for name in ORACLES}
     assert set(answers.values()) == {"anomaly" if corrupt else "clean"}
     assert told(result)["funnel"]["diverged"] == int(corrupt)
     stages = {stage.key: stage.count for stage in summarise(open_run(Path(told(result)["run_dir"]))).funnel}
     assert (stages["diverged"], stages["raced"]) == (int(corrupt), None)
+
+
+@pytest.mark.parametrize("speaks", ["sglang", "vllm"])
+def test_wrong_bytes_that_changed_no_token_are_found_by_how_sure_the_server_was(speaks: str, tmp_path: Path) -> None:
+    stub = ClosedStub(speaks)
+    stub.doubts["s1:0"] = 0.3
+    with served(stub) as url:
+        result = replay(tmp_path, url, calibrated(tmp_path, api=APIS[speaks]), speaks=speaks)
+    assert result.exit_code == 1, result.output
+    answers = {name: told(result)["detectors"][name] for name in ORACLES}
+    assert answers == {"rerun": "clean", "surprisal": "clean", "confidence": "anomaly"}
+    assert told(result)["funnel"]["diverged"] == 0, "its tokens are the clean ones"
+    [found] = map(json.loads, (Path(told(result)["run_dir"]) / "findings.jsonl").read_text().splitlines())
+    assert found["request"] == "s1:0" and "tokens 0 to 31 of the answer" in found["claim"]
 
 
 def test_what_clean_answers_do_too_convicts_nobody(tmp_path: Path) -> None:

@@ -140,7 +140,12 @@ class _Checker:
             scores = await self._scores(kept, said, past)
         except (_RefusedError, _BrokenError, MalformedStreamError) as error:
             return msgspec.structs.replace(check, surprisal_why=str(error))
-        return msgspec.structs.replace(check, surprisals=scores.surprisals, deficits=scores.deficits)
+        return msgspec.structs.replace(
+            check,
+            surprisals=scores.surprisals,
+            deficits=scores.deficits,
+            told_surprisals=_told(kept.answer),
+        )
 
     async def _past_cache(self) -> dict[str, Any]:
         """Drop the server's cache, or return what keeps a request from it."""
@@ -276,6 +281,11 @@ def difference(answer: Answer, said: Said) -> tuple[int, float | None]:
         return -1, 0.0
     place = min(len(mine), len(theirs)) if place < 0 else place
     return place, _gap(_key_at(answer, place), said.places[place]) if place < len(said.places) else None
+
+
+def _told(answer: Answer) -> tuple[float, ...]:
+    """Return the surprisal of each token as it came with the answer; () where one came without."""
+    return tuple(-each for each in answer.logprobs) if len(answer.logprobs) == len(answer.tokens) else ()
 
 
 def _words_are_whole(answer: Answer) -> bool:

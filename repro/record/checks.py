@@ -16,6 +16,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     gap: float | None = 0.0  # how much likelier the rerun finds its own token there; None: it does not tell
     surprisals: tuple[float, ...] = ()  # -log p of each of the answer's tokens; () where they were not told
     deficits: tuple[float, ...] = ()  # how much likelier the likeliest token was at each place; () likewise
+    told_surprisals: tuple[float, ...] = ()  # -log p of each as it came with the answer, under load; () likewise
     bypassed: bool = True  # proved: no token of the rerun's prompt came from a cache of the load
     rerun_why: str = ""  # why the rerun says nothing
     surprisal_why: str = ""  # why the answer was not judged

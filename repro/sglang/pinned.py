@@ -10,7 +10,7 @@ from repro.base.errors import UsageError
 from repro.sglang import standins
 
 VERSION = "0.5.11"
-INSTALL = f"pip install --no-deps sglang=={VERSION} && pip install 'glm5-repro[sglang-component]'"
+EXTRA = "sglang-component"
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,21 @@ MODULES = {
 }
 
 
-def require() -> None:
-    """Raise UsageError unless the pinned SGLang is installed."""
+def require(extra: str = EXTRA) -> None:
+    """Raise UsageError unless the pinned SGLang is installed; `extra` of ours brings what it imports."""
     try:
         found = version("sglang")
     except PackageNotFoundError as error:
-        raise UsageError(f"SGLang's own classes need sglang {VERSION}, which is not installed: {INSTALL}") from error
+        raise UsageError(f"this takes sglang {VERSION}, which is not installed: {_install(extra)}") from error
     if found != VERSION:
         raise UsageError(
-            f"SGLang's own classes are those of sglang {VERSION}, and {found} is installed; what is known of its "
-            f"guards holds for no other: {INSTALL}"
+            f"this takes sglang {VERSION}, and {found} is installed; what is known of its guards holds for no other: "
+            f"{_install(extra)}"
         )
+
+
+def _install(extra: str) -> str:
+    return f"pip install --no-deps sglang=={VERSION} && pip install 'glm5-repro[{extra}]'"
 
 
 @cache
@@ -64,4 +68,4 @@ def load() -> Sglang:
         with standins.in_place():
             return Sglang(**{name: importlib.import_module(path) for name, path in MODULES.items()})
     except ModuleNotFoundError as error:
-        raise UsageError(f"sglang {VERSION} imports {error.name}, which is not installed: {INSTALL}") from error
+        raise UsageError(f"sglang {VERSION} imports {error.name}, which is not installed: {_install(EXTRA)}") from error

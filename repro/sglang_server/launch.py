@@ -29,12 +29,14 @@ import repro
 from repro.base.errors import ScenarioError, TargetError, UsageError
 from repro.sglang import pinned
 from repro.sglang_server import absent
-from repro.sglang_server.plugin import ADDRESS, KEY, Proof
+from repro.sglang_server.plugin import ADDRESS, KEY, LIFELINE, Proof
 from repro.sglang_server.switches import Counts, Plan, read
 
 COMMAND = (sys.executable, "-m", "sglang.launch_server")
 HICACHE = "--enable-hierarchical-cache"
 PLUGIN = "repro"
+ALLOWED = "SGLANG_PLUGINS"  # SGLang's own list of the plugins that it loads; all if it is not set
+EXTRA = "sglang-server"  # of ours: the packages that a server imports
 HEALTH_S = 5.0
 START_S = 600.0  # a server on a busy machine takes minutes to import and load
 POLL_S = 0.2
@@ -51,11 +53,14 @@ class SglangServer:
     def __init__(self, args: Sequence[str], command: Sequence[str] = COMMAND) -> None:
         """Take the arguments of `python -m sglang.launch_server`.
 
-        Raises UsageError without the pinned SGLang, and for a server that would have no HiCache.
+        Raises UsageError without the pinned SGLang, and for a server that would have no HiCache or not our plugin.
         """
-        pinned.require()
+        pinned.require(EXTRA)
         if HICACHE not in args:
             raise UsageError(f"without HiCache there is nothing to perturb: add {HICACHE} behind --")
+        allowed = os.environ.get(ALLOWED, "")
+        if allowed and PLUGIN not in map(str.strip, allowed.split(",")):
+            raise UsageError(f"{ALLOWED}={allowed} keeps the plugin out: add ,{PLUGIN} to it, or unset it")
         self.url = url_of(args)
         self._command = (*command, *args)
         self._key = secrets.token_bytes(16)
@@ -64,6 +69,7 @@ class SglangServer:
         self._lock = threading.Lock()
         self._proven: list[tuple[Proof, Connection]] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline = os.pipe()  # the server reads one end, and ends when this process no longer holds the other
         self._stopped = False
 
     @property
@@ -84,10 +90,13 @@ class SglangServer:
             "PYTHONPATH": os.pathsep.join(filter(None, ours)),
             ADDRESS: f"{host}:{port}",
             KEY: self._key.hex(),
+            LIFELINE: str(self._lifeline[0]),
         }
         threading.Thread(target=self._accept, daemon=True).start()
         # A group of its own: what it has started ends with it, also what has not learnt yet to die with its parent.
-        self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
+        self._process = subprocess.Popen(
+            self._command, env=environment, start_new_session=True, pass_fds=self._lifeline[:1]
+        )
         until = time.monotonic() + start_s
         while not self._is_up():
             self.check()
@@ -97,7 +106,7 @@ class SglangServer:
         if not self.proofs:
             raise TargetError(
                 "SGLang is up, but none of its processes has proven that the plugin is active, so a plan would perturb "
-                f"nothing; its log above says why. SGLANG_PLUGINS, if it is set, must name {PLUGIN}"
+                "nothing; its log above says why"
             )
 
     def _is_up(self) -> bool:
@@ -111,7 +120,8 @@ class SglangServer:
         assert self._process is not None, "start comes first"
         code = self._process.poll()
         if code is not None:
-            raise TargetError(f"SGLang has ended with exit code {code}; its log above says why")
+            when = "" if self.proofs else ", and none of its processes had proven that the plugin is active"
+            raise TargetError(f"SGLang has ended with exit code {code}{when}; its log above says why")
 
     def use(self, plan: Plan) -> tuple[Counts, ...]:
         """Put a plan in force and return the counts of each proven process: all 0."""
@@ -140,6 +150,8 @@ class SglangServer:
         with self._lock:
             for _, connection in self._proven:
                 connection.close()
+        for end in self._lifeline:
+            os.close(end)
         self._folder.cleanup()
 
     def _told(self, message: bytes) -> tuple[Counts, ...]:

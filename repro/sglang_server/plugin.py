@@ -6,9 +6,10 @@ connects to the launcher and says so. What it is told over that connection it pu
 
 import importlib
 import os
+import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
@@ -20,7 +21,14 @@ from repro.sglang_server import threads
 from repro.sglang_server.switches import Plan, Switches
 
 ADDRESS, KEY = "REPRO_SGLANG_ADDRESS", "REPRO_SGLANG_KEY"  # of the launcher, in the environment
+LIFELINE = "REPRO_SGLANG_LIFELINE"  # likewise: a pipe that ends when the launcher does, open in the first process only
 TAKEN_S = 30.0
+
+# What a host pool copies, by the method that does it: the fault's point and its actor.
+COPIES = {
+    "load_to_device_per_layer": ("loadback.copy_layer", "load"),
+    "backup_from_device_all_layer": ("writeback.copy_layer", "write"),
+}
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -33,6 +41,7 @@ class Proof(msgspec.Struct, frozen=True):
 
 def register() -> None:
     """Put our streams, kernels and hooks into this process of SGLang."""
+    end_with_launcher()
     hooks = _module("sglang.srt.plugins.hook_registry")
     switches = Switches()
     if not torch.cuda.is_available():
@@ -50,6 +59,19 @@ def register() -> None:
 
     hooks.HookRegistry.register(f"{controller}.HiCacheController.__init__", made, hooks.HookType.AFTER)
     hooks.HookRegistry.register(f"{controller}.LayerDoneCounter.wait_until", wait_until, hooks.HookType.AROUND)
+
+
+def end_with_launcher() -> None:
+    """Let the server end with its launcher, also one that is killed without a word; its first process watches."""
+    if os.getpid() != os.getsid(0):
+        return
+    lifeline = int(os.environ[LIFELINE])
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prove(controller: str, switches: Switches) -> None:
@@ -83,6 +105,18 @@ def _play_on_threads(switches: Switches) -> None:
     for controller in ("managers.cache_controller", "mem_cache.hybrid_cache.hybrid_cache_controller"):
         _module(f"sglang.srt.{controller}").device_module = threads
     unpin(host)
+    copying = threading.local()
+
+    def noted(method: str, copies: Callable[..., None]) -> Callable[..., None]:
+        def copy(*args: object, **keywords: object) -> None:
+            copying.now = COPIES[method]
+            copies(*args, **keywords)
+
+        return copy
+
+    for pool in filter(lambda each: isinstance(each, type), list(vars(host).values())):
+        for method in COPIES.keys() & vars(pool).keys():
+            setattr(pool, method, noted(method, vars(pool)[method]))
 
     def transfer_kv_direct(
         src_layers: Sequence[torch.Tensor],
@@ -91,8 +125,7 @@ def _play_on_threads(switches: Switches) -> None:
         dst_indices: torch.Tensor,
         page_size: int,
     ) -> None:
-        loads = len(src_layers) <= 2  # one layer's keys and values; a write-back takes all layers at once
-        point, actor = ("loadback.copy_layer", "load") if loads else ("writeback.copy_layer", "write")
+        point, actor = copying.now
         delay_s = switches.delay_s(point, actor, -1)
         source_rows, target_rows = src_indices.clone(), dst_indices.clone()
 

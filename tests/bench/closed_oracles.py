@@ -3,22 +3,23 @@
 The bundled stack is served with a defect and the faults that bring it out, and as control with the same faults and
 no defect. A client drives agent sessions against its /generate and checks every answer afterwards, over HTTP alone
 (httpx, in one virtual time with the stack, so that a seed gives the same numbers again). What the server does not
-know: each answer is also compared with the clean decode, token by token; a *corrupted* answer is another one.
+know: whether a request has read wrong bytes (canary), and the clean decode of its prompt, token by token. A
+*corrupted* answer is another one for that, a *lucky* one is the same in spite of it; *clean* are the others.
 
 Answers go to FILE as JSON lines, run by run; what is there already is not measured again. Then, or with --judge at
 once, the clean answers of the control's first seeds make the calibration, and those of all other seeds are judged.
 With --noise X the server's logits get a normal error of that deviation, anew in each pass, as rounding brings it on a
-real machine: clean answers differ then too, and corrupted ones are those of requests that have read wrong bytes
-(canary) and differ.
+real machine: clean answers differ then too, and so would some of the corrupted ones without any wrong byte.
 """
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
@@ -51,6 +52,7 @@ from repro.target import Checkpoint, load_checkpoint
 
 UNBOUNDED_TOKENS = 10**9
 RATE = 0.001
+RUNS_A_PROCESS = 4  # a process keeps some 200 MB of each run
 SCENARIO = """
 format = 1
 title = "small, under pressure"
@@ -83,6 +85,10 @@ CONTROL = ""
 DEFECTS = ("hicache_early_read", "hicache_index_not_restored")
 
 
+Kind = Literal["corrupted", "lucky", "clean"]
+KINDS: tuple[Kind, ...] = ("corrupted", "lucky", "clean")
+
+
 class Answered(msgspec.Struct, frozen=True):
     """One answer: what is true of it, and what the server says when it is asked."""
 
@@ -94,9 +100,9 @@ class Answered(msgspec.Struct, frozen=True):
     check: Check
 
     @property
-    def corrupted(self) -> bool:
-        """Return whether the cache is to blame for what the answer says."""
-        return self.differs and (self.wrong_bytes or not self.noise)
+    def kind(self) -> Kind:
+        """Return what is true of it."""
+        return "clean" if not self.wrong_bytes else "corrupted" if self.differs else "lucky"
 
     @property
     def run(self) -> tuple[str, int, float]:
@@ -204,7 +210,8 @@ def measure(defect: str, seed: int, noise: float) -> list[Answered]:
 def collect(path: Path, wanted: Sequence[tuple[str, int, float]], workers: int) -> None:
     """Measure the runs that are not in the file yet, and add them to it."""
     there = {each.run for each in read(path)}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=RUNS_A_PROCESS) as pool:
         runs = [pool.submit(measure, *run) for run in wanted if run not in there]
         for run in as_completed(runs):
             with path.open("ab") as file:
@@ -220,8 +227,8 @@ def read(path: Path) -> Iterator[Answered]:
 
 def calibration_of(answers: Sequence[Answered]) -> Calibration:
     """Return what these answers, all clean, score."""
-    scores = [sorted(judged(oracle, each.check).score or 0.0 for each in answers) for oracle in ORACLES]
-    return Calibration("bundled", "generate", *map(tuple, scores))
+    scores = {oracle: tuple(sorted(judged(oracle, each.check).score or 0.0 for each in answers)) for oracle in ORACLES}
+    return Calibration("bundled", "generate", **scores)
 
 
 def judge(answers: Sequence[Answered], calibrated: int, rate: float, console: Console) -> None:
@@ -231,35 +238,37 @@ def judge(answers: Sequence[Answered], calibrated: int, rate: float, console: Co
     calibration = calibration_of(clean)
     rate = max(rate, 1 / (len(clean) + 1))
     title = f"calibrated on {len(clean):,} clean answers of {len({each.run for each in clean})} runs, rate {rate:.2g}"
-    table = Table(
-        "oracle", "limit, nats", "defect", "corrupted", "found", "clean", "false alarms", "not judged", title=title
-    )
-    for oracle in ORACLES:
-        limit = calibration.limit(oracle, rate)
+    table = Table("oracle", "limit, nats", "defect", *KINDS, "not judged", title=title)
+    rules = {oracle: (oracle,) for oracle in ORACLES} | {"any of them": ORACLES}
+    for rule, oracles in rules.items():
+        limits = {oracle: calibration.limit(oracle, rate) for oracle in oracles}
+        told = ", ".join(f"{limit:.3g}" for limit in limits.values())
         for defect in (CONTROL, *DEFECTS, "all"):
             rows = [each for each in judged_ones if defect in (each.defect, "all")]
-            table.add_row(oracle, f"{limit:.3g}", defect or "control", *_counts(oracle, limit, rows))
+            table.add_row(rule, told, defect or "control", *_counts(limits, rows))
     console.print(table)
-    for oracle in ORACLES:
-        limit = calibration.limit(oracle, rate)
-        for each in judged_ones:
-            score = judged(oracle, each.check).score
-            if each.corrupted and score is not None and score <= limit:
-                console.print(f"missed by {oracle}: {each.run} {each.check.request}, {score:.3g} nats", markup=False)
+    for each in judged_ones:
+        scores = {oracle: judged(oracle, each.check).score or 0.0 for oracle in ORACLES}
+        if each.kind == "corrupted" and all(
+            score <= calibration.limit(oracle, rate) for oracle, score in scores.items()
+        ):
+            console.print(f"missed by all: {each.run} {each.check.request}, {scores}", markup=False)
 
 
-def _counts(oracle: Oracle, limit: float, rows: Sequence[Answered]) -> tuple[str, ...]:
-    scores = [(each.corrupted, judged(oracle, each.check).score) for each in rows]
-    bad = [score for corrupted, score in scores if corrupted and score is not None]
-    good = [score for corrupted, score in scores if not corrupted and score is not None]
-    found, alarms = sum(score > limit for score in bad), sum(score > limit for score in good)
-    silent = len(rows) - len(bad) - len(good)
-    return str(len(bad)), _share(found, len(bad)), str(len(good)), _share(alarms, len(good)), str(silent)
+def _counts(limits: Mapping[Oracle, float], rows: Sequence[Answered]) -> Iterator[str]:
+    """Yield how many answers of each kind are convicted, and how many none of these oracles can judge."""
+    scores = [(each, {oracle: judged(oracle, each.check).score for oracle in limits}) for each in rows]
+    told = [(each.kind, score) for each, score in scores if any(value is not None for value in score.values())]
+    for kind in KINDS:
+        of_kind = [score for other, score in told if other == kind]
+        found = sum(any((score[oracle] or 0.0) > limit for oracle, limit in limits.items()) for score in of_kind)
+        yield _share(found, len(of_kind))
+    yield str(len(rows) - len(told))
 
 
 def _share(count: int, of: int) -> str:
     low, high = proportion_confint(count, of, method="beta") if of else (0.0, 1.0)
-    return f"{count} ({low:.2%} to {high:.2%})"
+    return f"{count} of {of} ({low:.2%} to {high:.2%})"
 
 
 def main() -> None:
@@ -269,6 +278,9 @@ def main() -> None:
     parser.add_argument("--judge", action="store_true", help="what is in the file; measure nothing")
     parser.add_argument("--seeds", type=int, default=26)
     parser.add_argument("--calibrated", type=int, default=12, help="seeds below this one make the calibration")
+    parser.add_argument(
+        "--defect-seeds", type=int, nargs=2, metavar=("FROM", "TO"), help="all judged ones if not given"
+    )
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--workers", type=int, default=2)
@@ -276,10 +288,12 @@ def main() -> None:
     if not chosen.judge:
         clean = [(CONTROL, seed, chosen.noise) for seed in range(chosen.calibrated)]
         tested = range(chosen.calibrated, chosen.seeds)
-        others = [(defect, seed, chosen.noise) for seed in tested for defect in (CONTROL, *DEFECTS)]
+        bad = range(*chosen.defect_seeds) if chosen.defect_seeds else tested
+        others = [(CONTROL, seed, chosen.noise) for seed in tested]
+        others += [(defect, seed, chosen.noise) for seed in bad for defect in DEFECTS]
         collect(chosen.file, clean + others, chosen.workers)
     answers = [each for each in read(chosen.file) if each.noise == chosen.noise]
-    judge(answers, chosen.calibrated, chosen.rate, Console(width=150))
+    judge(answers, chosen.calibrated, chosen.rate, Console(width=190))
 
 
 if __name__ == "__main__":

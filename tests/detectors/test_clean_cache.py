@@ -1,5 +1,6 @@
 """The verdict over checked answers: the rate decides, chance is no conviction, and what is not told is unknown."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,27 @@ from repro.base.json_file import write_struct
 from repro.record.checks import Check
 
 NOISE = tuple(index / 10_000 for index in range(999))  # the largest: 0.0998 nats
-NOISY = Calibration("glm", "chat", NOISE, NOISE)
+NOISY = Calibration("glm", "chat", NOISE, NOISE, NOISE)
+LOG_2 = math.log(2)  # the surprisal of p = 1/2, whose log-odds are 0
 
 
 def checked(name: str = "a", *, gap: float | None = 0.0, worst: float = 0.0, **more: Any) -> Check:
+    """An answer of 26 tokens; the worst is so many nats behind the likeliest, and was as much surer under load."""
     deficits = (0.0,) * 5 + (worst,) + (0.0,) * 20
     return Check(
-        request=name, tokens=len(deficits), first_difference=5 if gap else -1, gap=gap, deficits=deficits, **more
+        request=name,
+        tokens=len(deficits),
+        first_difference=5 if gap else -1,
+        gap=gap,
+        deficits=deficits,
+        surprisals=(LOG_2,) * len(deficits),
+        told_surprisals=tuple(surprisal_of(log_odds) for log_odds in deficits),
+        **more,
     )
+
+
+def surprisal_of(log_odds: float) -> float:
+    return math.log1p(math.exp(-log_odds))
 
 
 def verdict(oracle: Oracle, *checks: Check, rate: float = 0.001, calibration: Calibration = NOISY) -> Verdict:
@@ -75,9 +89,37 @@ def test_many_small_deficits_side_by_side_count_together() -> None:
     assert judged("surprisal", together).score == pytest.approx(0.72)
 
 
+def test_a_shift_of_log_odds_counts_the_same_however_likely_the_token_and_adds_up_over_the_answer() -> None:
+    def moved(log_odds: float, tokens: int = 1) -> Check:
+        return Check(
+            request="a",
+            tokens=tokens,
+            deficits=(0.0,) * tokens,
+            surprisals=(surprisal_of(log_odds),) * tokens,
+            told_surprisals=(surprisal_of(log_odds - 0.2),) * tokens,
+        )
+
+    for log_odds in (-3.0, 0.0, 4.5):
+        assert judged("confidence", moved(log_odds)).score == pytest.approx(0.2, abs=1e-6)
+    assert judged("confidence", moved(0.0, tokens=16)).score == pytest.approx(0.8)
+    assert judged("confidence", moved(0.0, tokens=500)).score == pytest.approx(0.2 * math.sqrt(32))
+    assert judged("confidence", moved(30.0)).score == 0.0, "both are as good as certain"
+
+
+def test_what_single_precision_cannot_tell_is_no_shift() -> None:
+    sure, last_digit = surprisal_of(4.9), 1e-6
+    check = Check(
+        request="a", tokens=64, deficits=(0.0,) * 64, surprisals=(sure,) * 64,
+        told_surprisals=(sure + last_digit, sure - last_digit) * 32,
+    )  # fmt: skip
+    assert judged("confidence", check).score == 0.0
+
+
 @pytest.mark.parametrize(
     ("check", "oracle", "why"),
     [
+        (Check(request="a", tokens=1, deficits=(0.0,), surprisals=(0.0,)), "confidence", "without the log-prob"),
+        (checked(surprisal_why="no ids"), "confidence", "no ids"),
         (checked(gap=None), "rerun", "does not tell how likely"),
         (checked(rerun_why="no log-probabilities"), "rerun", "no log-probabilities"),
         (checked(surprisal_why="no ids"), "surprisal", "no ids"),
@@ -93,7 +135,7 @@ def test_what_could_not_be_judged_is_unknown_and_a_conviction_stands(check: Chec
 def test_nothing_checked_is_unknown_and_an_oracle_without_clean_scores_does_not_apply() -> None:
     assert verdict("rerun").answer == "unknown"
     told = verdict("surprisal", checked(), calibration=Calibration("glm", "chat", NOISE, ()))
-    assert told.answer == "not_applicable"
+    assert told.answer == "not_applicable" and "calibrate anew" in told.why
 
 
 def test_a_calibration_is_the_same_after_it_was_written(tmp_path: Path) -> None:

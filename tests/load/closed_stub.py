@@ -36,7 +36,8 @@ def logprobs(prefix: list[int]) -> dict[int, float]:
 
 
 class ClosedStub:
-    """`flips` and `corrupts` say what happens to which requests under load: name -> place of the answer.
+    """`flips` and `corrupts` say what happens to which requests under load: name -> place of the answer; `doubts` whose
+    tokens are told to be less likely then, by how many nats.
 
     `speaks` is sglang or vllm. Without `flushes` the cache cannot be dropped, without `counts` nothing is said of
     cached tokens, without `tells` there are no log-probabilities; with `key` no other key will do.
@@ -48,6 +49,7 @@ class ClosedStub:
         self.speaks, self.flushes, self.counts, self.tells, self.key = speaks, flushes, counts, tells, key
         self.flips: dict[str, int] = {}
         self.corrupts: dict[str, int] = {}
+        self.doubts: dict[str, float] = {}
         self.ids = True  # vLLM: return_token_ids is known
         self.tokenizes = True  # SGLang: /tokenize works
         self.drops: int | None = None  # chat: the place whose text the stream leaves out
@@ -110,6 +112,8 @@ class ClosedStub:
             await reply(send, 200, told)
             return
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+        if name in self.doubts:
+            _doubt(told, self.doubts[name])
         if path != "/generate":
             choice = told["choices"][0]
             choice["delta"] = choice.pop("message", {})
@@ -189,6 +193,16 @@ def _places(prompt: list[int], answer: list[int]) -> list[dict[str, Any]]:
         tops = [{"token": f"w{other} ", "logprob": value} for other, value in likely.items()]
         places.append({"token": f"w{token} ", "logprob": likely.get(token, -FAR), "top_logprobs": tops})
     return places
+
+
+def _doubt(told: dict[str, Any], nats: float) -> None:
+    """Tell each token of an answer to be less likely."""
+    if "meta_info" in told:
+        for entry in told["meta_info"]["output_token_logprobs"]:
+            entry[0] -= nats
+    else:
+        for place in told["choices"][0]["logprobs"]["content"]:
+            place["logprob"] -= nats
 
 
 def _judged(prompt: list[int], place: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from repro.serve.engine import BUNDLED_CHECKPOINT
 
 VOCABULARY = 4096
+LAYERS = 4
 CHAT = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
 CONTEXT_TOKENS = 2048
 ON_A_CPU = (
@@ -21,13 +22,13 @@ ON_A_CPU = (
 
 
 def write_llama(folder: Path) -> None:
-    """Write the model: 4 layers, 128 wide, the same bits each time."""
+    """Write the model: LAYERS layers, 128 wide, the same bits each time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=128, intermediate_size=256, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
         head_dim=32, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT_TOKENS, initializer_range=0.12,
     )  # fmt: skip
     LlamaForCausalLM(config).float().save_pretrained(folder)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import httpx
@@ -51,10 +52,32 @@ def test_a_server_without_hicache_is_a_usage_error() -> None:
     assert result.exit_code == 2 and "there is nothing to perturb" in result.stderr
 
 
+def test_without_the_pinned_sglang_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    for found, said in ((absent, "which is not installed"), (lambda name: "0.5.12", "and 0.5.12 is installed")):
+        monkeypatch.setattr(pinned, "version", found)
+        result = CliRunner().invoke(app, ["sglang", "--", HICACHE])
+        assert result.exit_code == 2 and said in result.stderr and "glm5-repro[sglang-server]" in result.stderr
+
+
+@pytest.mark.parametrize(("allowed", "refused"), [("other", True), ("other, repro", False), ("", False)])
+def test_a_list_of_plugins_that_keeps_ours_out_is_refused(
+    allowed: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_PLUGINS", allowed)
+    if refused:
+        with pytest.raises(UsageError, match="add ,repro to it"):
+            SglangServer([HICACHE])
+    else:
+        SglangServer([HICACHE]).stop()
+
+
 def test_a_server_that_dies_is_told_with_its_exit_code() -> None:
     server = SglangServer([HICACHE], (sys.executable, "-c", "raise SystemExit(7)"))
     try:
-        with pytest.raises(TargetError, match="ended with exit code 7") as caught:
+        with pytest.raises(TargetError, match="exit code 7, and none of its processes had proven") as caught:
             server.start()
         assert caught.value.exit_code == 4
     finally:
@@ -160,6 +183,33 @@ def test_sigterm_ends_the_launcher_as_ctrl_c_does() -> None:
     launcher.communicate(timeout=60)
     assert launcher.returncode == 0
     assert select.select([child], [], [], 10)[0], "the server still runs"
+    os.close(child)
+
+
+def test_a_launcher_that_is_killed_leaves_no_server_behind(tmp_path: Path) -> None:
+    server = (
+        "import subprocess, sys, time\n"
+        "from repro.sglang_server import plugin\n"
+        "plugin.end_with_launcher()\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    script = (
+        "import sys\n"
+        "from repro.sglang import pinned\n"
+        "from repro.sglang_server.launch import SglangServer\n"
+        "pinned.version = lambda name: pinned.VERSION\n"
+        f"SglangServer({['--port', free_port(), HICACHE]!r}, (sys.executable, '-c', {server!r})).start()\n"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    child = os.pidfd_open(int(launcher.stdout.readline()))
+    assert not select.select([child], [], [], 0)[0]
+    launcher.kill()
+    launcher.wait()
+    assert select.select([child], [], [], 10)[0], "what the server has started still runs"
+    assert launcher.stdout.read() == "", "the server still holds the pipe"
     os.close(child)
 
 
