@@ -73,6 +73,17 @@ def test_a_retracted_request_answers_as_it_does_alone(bundled: LoadedModel) -> N
             assert (answer.tokens, answer.logprobs, answer.text) == (alone.tokens, alone.logprobs, alone.text)
 
 
+def test_without_a_prefix_cache_nothing_is_hit_and_the_answers_are_the_same(bundled: LoadedModel) -> None:
+    [alone] = answers(bundled, request())
+
+    async def twice(stack: Stack) -> None:
+        first, second = [await stack.ask(request(name)) for name in ("a", "b")]
+        assert (first.last.cached_device_tokens, second.last.cached_device_tokens) == (0, 0)
+        assert second.tokens == first.tokens == alone.tokens
+
+    Stack(make_config(**TENSORS, prefix_cache=False), bundled).run(twice).assert_clean()
+
+
 def test_log_probabilities_and_alternatives_are_those_of_a_clean_forward(bundled: LoadedModel) -> None:
     greedy, drawn = answers(bundled, request(top_logprobs=3), request("b", temperature=0.9, seed=1, top_logprobs=2))
     for answer, width in ((greedy, 3), (drawn, 2)):

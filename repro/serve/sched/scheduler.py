@@ -463,6 +463,8 @@ class Scheduler:
         Not where somebody else has put the same tokens meanwhile: pinning those pages beside one's own
         would take room that `_admit` may have promised to another.
         """
+        if not self._config.prefix_cache:
+            return
         size = self._config.page_tokens
         full = min(stored_tokens, self._keyed_tokens(request)) // size
         keys = self._keys(request.tokens, full * size, request.wire.cache_key)
