@@ -119,9 +119,11 @@ def suspects(found: Iterable[Found]) -> tuple[str, ...]:
     for each in found:
         if each.layer != "ordering":
             continue
-        ends = [end for end in (each.evidence.get("first"), each.evidence.get("second")) if end and "name" in end]
+        ends = [end for key in ("first", "second") if "name" in (end := each.evidence.get(key, {}))]
         ends.sort(key=lambda end: float(end["enqueued_us"]))
-        names = [end["name"] for end in ends] or [each.evidence[key] for key in ("op",) if key in each.evidence]
+        names = [end["name"] for end in ends]
+        if "op" in each.evidence:  # ownership names one operation
+            names.append(each.evidence["op"])
         earlier += names[:1]
         later += names[1:]
     return tuple(dict.fromkeys([*earlier, *later]))

@@ -15,11 +15,10 @@ Search = Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
 MUTATION = "mutation"
 HOLD: Strategy = "hold"
-WINDOWS_HELD = (4, 3, 2, 1, 0)  # of WINDOWS_US: the longest shows most
+WINDOWS_HELD = tuple(reversed(range(len(WINDOWS_US))))  # the longest shows most
 NEW_DEVIATIONS_MAX = 3
 DEVIATIONS_MAX = 8  # of a mutant, so that a token holds it
 CORPUS_MAX = 1_000
-
 
 Hold = tuple[int, int]  # an operation, by number, and for how long: a window
 

@@ -24,7 +24,6 @@ from repro.schedule.schedule import Schedule
 from tests.bench.small import small_loads
 
 TRIES_MAX = 5  # schedules for one finding
-BUNDLED = "bundled"
 SAME = "same run"
 
 
@@ -35,8 +34,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    scenarios = [scenario for name in small_loads() if (scenario := find(name)).defects]
-    scenarios = [scenario for scenario in scenarios if scenario.engine == BUNDLED]
+    scenarios = [find(name) for name in small_loads()]
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="replays") as root, ThreadPoolExecutor(options.workers) as replays:
         wanted = findings(scenarios, options.tokens, Path(root), counts)

@@ -22,7 +22,6 @@ from repro.scenario import Scenario, find
 from tests.bench.small import small_loads
 from tests.hunt.race import HerePool
 
-BUNDLED = "bundled"
 SEEDS_MAX = 10
 REQUESTS_MAX, DEVIATIONS_MAX = 3, 5  # the goal
 LAYERS = ("ordering", "canary")
@@ -73,9 +72,8 @@ def shrunk(scenario: Scenario, layer: str, budget: int, root: Path) -> Shrunk | 
 
 def main() -> None:
     """Print a row as soon as it is known, and the table in the end."""
-    names = [name for name in small_loads() if (found := find(name)).defects and found.engine == BUNDLED]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenarios", nargs="*", default=names)
+    parser.add_argument("scenarios", nargs="*", default=list(small_loads()))
     parser.add_argument("--budget", type=int, default=400)
     parser.add_argument("--layer", choices=LAYERS, help="ordering, and the canary where that is silent, if not given")
     given = parser.parse_args()
