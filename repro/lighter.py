@@ -47,22 +47,27 @@ def lightened(scenario: Scenario, kept: Kept) -> Scenario:
 def kept_toml(scenario: Scenario, kept: Kept) -> str:
     """Return the text of a scenario file with only what is kept; of what must be exercised, one is enough."""
     tables: dict[str, Any] = tomllib.loads(scenario.source)
-    target, load, limits = (tables.setdefault(name, {}) for name in ("target", "load", "limits"))
+    target, load = (tables.setdefault(name, {}) for name in ("target", "load"))
     if kept.stamps:
         target["numerics"] = "stamps"
     changes = (
         (target, "device_pages", kept.device_pages),
         (target, "context_tokens", kept.context_tokens),
-        (limits, "requests", kept.requests),
+        (target, "host_pages", kept.host_pages),
+        (load, "requests", kept.requests),
         (load, "only_sessions", kept.sessions),
         (load, "turns", kept.turns),
         (load, "prompt_tokens", kept.prompt_tokens),
         (load, "answer_tokens_max", kept.answer_tokens),
+        (load, "gap_s", None if kept.gap_ms is None else (kept.gap_ms / 1e3,) * 2),
     )
     for table, key, value in changes:
         if value is not None:
             table[key] = list(value) if isinstance(value, tuple) else value
     if kept.faults is not None:
         tables["fault"] = [fault for number, fault in enumerate(tables.get("fault", [])) if number in kept.faults]
+    if kept.fires is not None:
+        for fault in tables.get("fault", []):
+            fault["when"] = {"skip": kept.fires, "times": 1}
     tables["exercise"] = {name: min(floor, 1) for name, floor in tables.get("exercise", {}).items()}
     return to_toml({name: value for name, value in tables.items() if value or name == "defects"})

@@ -41,6 +41,7 @@ LOAD_RANGES = {
     "sessions": (1, 100_000),
     "concurrency": (1, 65_536),
     "turns": (1, 100_000),
+    "requests": (1, 1_000_000_000),
     "prompt_tokens": (1, 10_000_000),
     "answer_tokens_max": (1, 1_000_000),
     "scale_tokens": (SCALE_MIN, 1.0),
@@ -71,6 +72,7 @@ class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     only_sessions: tuple[int, ...] | None = None  # of these, by number from 0; the others are not asked
     scale_tokens: float = 1.0  # shrinks the lengths of traces, and keeps their prefixes
     turns: int | None = None  # turns asked, the last ones; what came before is recorded history
+    requests: int | None = None  # so many turns in all, dealt out to the sessions in rounds; None: all
     prompt_tokens: int = 4096  # how long a synthesised session's history grows
     gap_s: tuple[float, float] = (0.0, 0.0)  # think and tool time between the turns of a synthesised session
     answer_tokens_max: int = 160

@@ -1,6 +1,7 @@
 """The sessions of a load: synthesised or from trace files, cut to the turns that are asked."""
 
 from collections.abc import Sequence
+from itertools import count, islice
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,8 @@ def sessions_of(load: LoadSpec, seed: int) -> list[Session]:
         sessions = [_with_nonce(session, seed) for session in sessions]
     if load.only_sessions is not None:
         sessions = [sessions[number] for number in _present(load.only_sessions, len(sessions))]
-    return [session if load.turns is None else last_turns(session, load.turns) for session in sessions]
+    sessions = [session if load.turns is None else last_turns(session, load.turns) for session in sessions]
+    return sessions if load.requests is None else dealt_turns(sessions, load.requests)
 
 
 def _present(numbers: Sequence[int], sessions: int) -> Sequence[int]:
@@ -88,6 +90,16 @@ def last_turns(session: Session, turns: int) -> Session:
             history.append(turn.reply)
     first = msgspec.structs.replace(asked[0], messages=(*history, *asked[0].messages))
     return msgspec.structs.replace(session, turns=(first, *asked[1:]))
+
+
+def dealt_turns(sessions: Sequence[Session], requests: int) -> list[Session]:
+    """Return the sessions with their last turns, `requests` in all, dealt out in rounds; some may get none."""
+    asked = [0] * len(sessions)
+    rounds = ((number, turn) for turn in count() for number, each in enumerate(sessions) if turn < len(each.turns))
+    total = sum(len(session.turns) for session in sessions)
+    for number, _ in islice(rounds, min(requests, total)):
+        asked[number] += 1
+    return [last_turns(session, turns) for session, turns in zip(sessions, asked, strict=True) if turns]
 
 
 def longest_wait_s(sessions: Sequence[Session]) -> float:

@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from repro.base.errors import ReproError, UsageError
+from repro.base.probe import Event, RequestEvent
 from repro.hunt.orders import Orders
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario
@@ -44,6 +45,7 @@ class Played(msgspec.Struct, frozen=True):
     deviations: tuple[tuple[int, int], ...] = ()
     overtakings: tuple[Overtaking, ...] = ()
     requests: int = 0
+    prompt_tokens: int = 0  # of the longest prompt
     token: str = ""
     fingerprint: str = ""
     run_dir: str = ""
@@ -53,6 +55,16 @@ class Played(msgspec.Struct, frozen=True):
     def signatures(self) -> frozenset[str]:
         """Return what was found, by cause."""
         return frozenset(each.signature for each in self.found)
+
+
+class _Longest:
+    """How long the longest prompt of a run was."""
+
+    prompt_tokens = 0
+
+    def feed(self, event: Event) -> None:
+        if isinstance(event, RequestEvent) and event.what == "received":
+            self.prompt_tokens = max(self.prompt_tokens, int(event.detail["prompt_tokens"]))
 
 
 class _Said(msgspec.Struct):
@@ -78,9 +90,11 @@ def _settle() -> None:
 
 def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
     """Run a schedule. Raises UsageError for a scenario that makes no sense; other errors are an outcome."""
-    orders = Orders()
+    orders, longest = Orders(), _Longest()
     try:
-        outcome = run_scenario(scenario, options, root=root, utc=datetime.now(UTC), listeners=(orders.feed,))
+        outcome = run_scenario(
+            scenario, options, root=root, utc=datetime.now(UTC), listeners=(orders.feed, longest.feed)
+        )
     except UsageError:
         raise
     except ReproError as error:
@@ -105,7 +119,8 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
         weights_of(explored.contended),
         deviations_of(explored.tape),
         tuple(explored.overtakings),
-        min(said.requests, options.kept.requests or said.requests),  # the one that ended the load was never sent
+        said.requests,
+        longest.prompt_tokens,
         said.token,
         said.fingerprint,
         said.run_dir,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import combinations, islice, product
 from math import ceil
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from repro.base.errors import UsageError
 from repro.hunt.play import Played, discard, play
@@ -20,10 +20,23 @@ from repro.serve.config import CONTEXT_SHARE_MAX
 PROMPT_TOKENS_MIN = 400  # a system prompt and a turn
 CONTEXT_TOKENS_MIN = 512
 MEETING_REQUESTS = 3  # one fills the memory, one takes it, the first comes back
-MEETINGS_MAX = 28  # of eight sessions all
-ANSWER_SHARE = 1 / 16  # of a tight context, beside the prompt
-CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # of the device pages: some targets ask for room for two requests
+MEETINGS_MAX = 6  # of four sessions all
+MEETING_GAPS_MS = (8_000, 100)  # each alone, and while the other is under way
+CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # of the device pages
+SPLIT_SHARES = (2 * CONTEXT_SHARE_MAX, 1.5 * CONTEXT_SHARE_MAX, *CONTEXT_SHARES)  # ranks with some layers hold more
+HOST_RATIO_SMALL = 2  # host to device pages: so short a host is part of the case
+GAPS_MS = (10, 100, 300, 1_000, 2_000, 5_000, 8_000)
+FIRES = (0, 1, 2, 4, 8, 16)  # hits to pass over
+FEW_TURNS = 3  # with a fault: one meets it, one takes its pages
 SHIFTS = (-1, 1, -2, 2)  # of later steps, when one that was taken elsewhere is gone
+
+
+class Memory(NamedTuple):
+    """How much a target may hold."""
+
+    context_tokens: int
+    device_pages: int
+    host_pages: int
 
 
 class Shrinker:
@@ -42,6 +55,7 @@ class Shrinker:
     ) -> None:
         self.replays = 0
         self._tried: set[RunOptions] = set()
+        self._prompt_tokens: dict[RunOptions, int] = {}  # of the longest prompt, where it was played
         self._scenario = scenario
         self._signature = signature
         self._pool = pool
@@ -56,18 +70,42 @@ class Shrinker:
         smaller = True
         while smaller and self._left:
             before = case.options
-            for candidates in (_faults, _tight, _sessions, self._meetings, _turns, _room, _requests, _lengths):
+            for candidates in (
+                self._few, self._meetings, _faults, _fires, _tight, _gaps, _sessions, _turns, _room, _requests,
+                _lengths,
+            ):  # fmt: skip
                 case = self._descend(case, candidates)
             smaller = case.options != before
         case = self._natural(case)
         return case if not case.options.schedule.deviations else self._descend(case, _fewer_deviations)
 
+    def _few(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
+        """One or two sessions that come back soon after a fault has fired once."""
+        if case.requests <= FEW_TURNS:
+            return
+        first, *rest = present(self._scenario, case.options.seed)[:2]
+        groups = [(first,), *((each,) for each in rest), *((first, each) for each in rest)]
+        turns = min(FEW_TURNS, base.load.turns or FEW_TURNS)
+        faults = range(len(self._scenario.faults))
+        for fault, sessions, gap_ms, fires in product(faults, groups, _gaps_ms(base), FIRES[:2]):
+            yield _kept(case, faults=(fault,), sessions=sessions, turns=turns, gap_ms=gap_ms, fires=fires)
+
     def _meetings(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
-        """Two of all sessions, one of which comes back: what it takes for pages to change hands and be asked for."""
+        """Two sessions, one of which comes back: what it takes for pages to change hands and be asked for."""
         if case.requests <= MEETING_REQUESTS:
             return
-        for pair in islice(combinations(present(self._scenario, case.options.seed), 2), MEETINGS_MAX):
-            yield _kept(case, sessions=pair, requests=MEETING_REQUESTS)
+        pairs = list(islice(combinations(present(base, case.options.seed), 2), MEETINGS_MAX))
+        turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
+        gaps_ms = [case.options.kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in _gaps_ms(base))]
+        meetings = [
+            _kept(case, sessions=pair, turns=turns, requests=MEETING_REQUESTS, gap_ms=gap_ms)
+            for gap_ms, pair in product(gaps_ms, pairs)
+        ]
+        yield from meetings
+        for meeting in meetings:
+            for memory in _memories(base, self._prompt_tokens.get(meeting, 0)):
+                kept = replace(meeting.kept, **memory._asdict())
+                yield replace(meeting, kept=kept)
 
     @property
     def _left(self) -> int:
@@ -80,7 +118,7 @@ class Shrinker:
         candidates = [replace(case.options, schedule=each) for each in (Schedule(), spelt)]
         if case.options.schedule in (Schedule(), spelt):
             return case
-        found = self._first(iter(candidates))
+        found = self._first(iter(candidates), case.requests)
         if found is None:
             return case
         discard(case)
@@ -90,14 +128,14 @@ class Shrinker:
         """Return the case after taking smaller ones for as long as there are any."""
         while True:
             base = lightened(self._scenario, case.options.kept)
-            smaller = self._first(candidates(case, base))
+            smaller = self._first(candidates(case, base), case.requests)
             if smaller is None:
                 return case
             discard(case)
             case = smaller
 
-    def _first(self, candidates: Iterator[RunOptions]) -> Played | None:
-        """Return the first that has the cause. What runs beside it counts as a replay too."""
+    def _first(self, candidates: Iterator[RunOptions], requests_max: int) -> Played | None:
+        """Return the first that has the cause, in no more requests. What runs beside it counts as a replay too."""
         while self._left:
             untried = (options for options in candidates if options not in self._tried)
             batch = list(dict.fromkeys(islice(untried, min(self._workers, self._left))))
@@ -106,7 +144,8 @@ class Shrinker:
             self._tried.update(batch)
             played = self._play(batch)
             self.replays += len(batch)
-            holding = [each for each in played if self._signature in each.signatures]
+            self._prompt_tokens.update((each.options, each.prompt_tokens) for each in played)
+            holding = [each for each in played if self._signature in each.signatures and each.requests <= requests_max]
             for each in played:
                 if each not in holding[:1]:
                     discard(each)
@@ -151,17 +190,48 @@ def _turns(case: Played, base: Scenario) -> Iterator[RunOptions]:
 
 
 def _requests(case: Played, base: Scenario) -> Iterator[RunOptions]:
-    for fewer in range(1, case.requests):
+    for fewer in range(1, min(case.requests, base.load.requests or case.requests)):
         yield _kept(case, requests=fewer)
+
+
+def _fires(case: Played, base: Scenario) -> Iterator[RunOptions]:
+    """Each fault once, at an early hit, instead of now and then."""
+    now = case.options.kept.fires
+    if base.faults:
+        yield from (_kept(case, fires=hits) for hits in FIRES if now is None or hits < now)
+
+
+def _gaps(case: Played, base: Scenario) -> Iterator[RunOptions]:
+    yield from (_kept(case, gap_ms=gap_ms) for gap_ms in _gaps_ms(base))
+
+
+def _gaps_ms(base: Scenario) -> list[int]:
+    return [gap_ms for gap_ms in GAPS_MS if gap_ms < base.load.gap_s[1] * 1e3]
 
 
 def _tight(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Prompts as they are, in hardly more memory than one of them takes."""
-    config, load = base.config, base.load
-    tokens = ceil(load.prompt_tokens * (1 + ANSWER_SHARE) / config.page_tokens) * config.page_tokens
-    if CONTEXT_TOKENS_MIN <= tokens < config.context_tokens:
-        for share in CONTEXT_SHARES:
-            yield _kept(case, context_tokens=tokens, device_pages=ceil(tokens / share / config.page_tokens))
+    yield from (_kept(case, **memory._asdict()) for memory in _memories(base, case.prompt_tokens))
+
+
+def _memories(base: Scenario, prompt_tokens: int) -> Iterator[Memory]:
+    """Yield memories hardly larger than the longest prompt and its answer."""
+    size = base.config.page_tokens
+    pages_long = ceil((prompt_tokens + base.load.answer_tokens_max) / size)
+    if prompt_tokens and CONTEXT_TOKENS_MIN <= pages_long * size <= base.config.context_tokens:
+        yield from _memories_for(base, pages_long)
+
+
+def _memories_for(base: Scenario, pages_long: int) -> Iterator[Memory]:
+    """Yield smaller memories for contexts of so many pages. The tiers stay in proportion, or a small host gets smaller."""
+    config = base.config
+    for share in CONTEXT_SHARES if config.layersplit is None else SPLIT_SHARES:
+        pages = ceil(pages_long / share)
+        if pages < config.device_pages:
+            in_proportion = ceil(config.host_pages * pages / config.device_pages)
+            small = [pages] if config.host_pages < HOST_RATIO_SMALL * config.device_pages else []
+            for host_pages in dict.fromkeys((*small, in_proportion)):
+                yield Memory(pages_long * config.page_tokens, pages, host_pages)
 
 
 def _room(case: Played, base: Scenario) -> Iterator[RunOptions]:
@@ -169,12 +239,10 @@ def _room(case: Played, base: Scenario) -> Iterator[RunOptions]:
     config, load = base.config, base.load
     size = config.page_tokens
     for pages_long in _smaller(config.context_tokens // size, CONTEXT_TOKENS_MIN // size):
-        tokens = pages_long * size
-        shorter = max(PROMPT_TOKENS_MIN, load.prompt_tokens * tokens // config.context_tokens)
+        shorter = max(PROMPT_TOKENS_MIN, load.prompt_tokens * pages_long * size // config.context_tokens)
         prompts = dict.fromkeys((load.prompt_tokens, min(load.prompt_tokens, shorter)))
-        for share, prompt_tokens in product(CONTEXT_SHARES, prompts):
-            pages = ceil(pages_long / share)
-            yield _kept(case, context_tokens=tokens, device_pages=pages, prompt_tokens=prompt_tokens)
+        for memory, prompt_tokens in product(_memories_for(base, pages_long), prompts):
+            yield _kept(case, **memory._asdict(), prompt_tokens=prompt_tokens)
 
 
 def _lengths(case: Played, base: Scenario) -> Iterator[RunOptions]:

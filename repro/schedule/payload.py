@@ -13,7 +13,11 @@ from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
 
 _FIELDS = (
     "stamps", "sessions", "turns", "prompt_tokens", "answer_tokens", "device_pages", "faults", "window", "strategy",
-    "seed", "steps", "context_tokens", "requests", "deviations", "weights",
+    "seed", "steps", "context_tokens", "requests", "deviations", "weights", "gap_ms", "fires", "host_pages",
+)  # fmt: skip
+_NUMBERS = (
+    "turns", "prompt_tokens", "answer_tokens", "device_pages", "context_tokens", "requests", "gap_ms", "fires",
+    "host_pages",
 )  # fmt: skip
 _ORDER = sorted(_FIELDS, key=lambda name: name == "deviations")  # they take what is left
 
@@ -39,7 +43,7 @@ def pack(seed: int, schedule: Schedule, kept: Kept) -> bytes:
 
 def _of_kept(kept: Kept) -> dict[str, tuple[int, ...]]:
     values: dict[str, tuple[int, ...]] = {"stamps": ()} if kept.stamps else {}
-    for name in ("turns", "prompt_tokens", "answer_tokens", "device_pages", "context_tokens", "requests"):
+    for name in _NUMBERS:
         if (value := getattr(kept, name)) is not None:
             values[name] = (value,)
     for name in ("sessions", "faults"):

@@ -115,7 +115,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(said)
 
     def __post_init__(self) -> None:
-        if self.context_tokens > CONTEXT_SHARE_MAX * self.device_pages * self.page_tokens:
+        splits = self.layersplit is not None and self.layersplit.split  # its pages are counted when the model is known
+        if not splits and self.context_tokens > CONTEXT_SHARE_MAX * self.device_pages * self.page_tokens:
             raise ValueError(
                 f"context_tokens = {self.context_tokens}: more than {CONTEXT_SHARE_MAX:.0%} of device_pages = "
                 f"{self.device_pages} of {self.page_tokens} tokens, and others need room too; raise device_pages"

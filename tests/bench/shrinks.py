@@ -19,6 +19,7 @@ from repro.hunt.shrink import Shrinker
 from repro.lighter import light
 from repro.run import RunOptions
 from repro.scenario import Scenario, find
+from repro.schedule.kept import Kept
 from tests.bench.small import small_loads
 from tests.hunt.race import HerePool
 
@@ -44,8 +45,8 @@ class Shrunk(msgspec.Struct):
 
 
 def convicted(scenario: Scenario, layer: str, root: Path) -> Played | None:
-    """Return the first run that is convicted, under the suite's load or a hunt's."""
-    for kept in (small_loads()[scenario.name], light(scenario, stamps=True)):
+    """Return the first run that is convicted, under the suite's load, a hunt's, or the scenario's own."""
+    for kept in (small_loads()[scenario.name], light(scenario, stamps=True), Kept(stamps=True)):
         for seed in range(SEEDS_MAX):
             played = play(scenario, RunOptions(seed, kept=kept), root)
             if any(each.layer == layer for each in played.found):

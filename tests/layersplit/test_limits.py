@@ -60,7 +60,7 @@ def test_more_ranks_than_layers_are_refused() -> None:
 
 
 def test_a_memory_too_small_for_the_scratch_buffers_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"1 own layers and 2 scratch buffers; two requests .* raise device_pages"):
+    with pytest.raises(UsageError, match=r"1 own layers and 2 scratch buffers; context_tokens .* raise device_pages"):
         SplitStack(split_config(2, scratch=2), layered_model(2))
 
 

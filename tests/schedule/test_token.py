@@ -40,6 +40,9 @@ kept = st.builds(
     context_tokens=numbers,
     requests=numbers,
     faults=st.none() | numbered,
+    gap_ms=numbers,
+    host_pages=numbers,
+    fires=numbers,
 )
 any_token = st.builds(
     Token,

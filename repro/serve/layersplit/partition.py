@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from repro.base.errors import UsageError
-from repro.serve.config import EngineConfig, LayerSplitConfig
+from repro.serve.config import CONTEXT_SHARE_MAX, EngineConfig, LayerSplitConfig
 
 
 def owned_layers(rank: int, layers: int, ranks: int) -> range:
@@ -62,10 +62,10 @@ def sizes(config: EngineConfig, layers: int) -> Sizes:
     kept = len(owned_layers(0, layers, settings.ranks))
     scratch = settings.scratch if kept < layers else 0
     found = Sizes(config.device_pages * layers // (kept + scratch), config.host_pages * layers // kept)
-    if found.device_pages * config.page_tokens < 2 * config.context_tokens:
+    if config.context_tokens > CONTEXT_SHARE_MAX * found.device_pages * config.page_tokens:
         raise UsageError(
             f"layersplit: memory for {config.device_pages} pages of {layers} layers holds {found.device_pages} pages "
-            f"of {kept} own layers and {scratch} scratch buffers; two requests of context_tokens = "
-            f"{config.context_tokens} don't fit; raise device_pages, or take fewer scratch buffers"
+            f"of {kept} own layers and {scratch} scratch buffers; context_tokens = {config.context_tokens} is "
+            f"more than {CONTEXT_SHARE_MAX:.0%} of them; raise device_pages, or take fewer scratch buffers"
         )
     return found
