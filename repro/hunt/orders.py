@@ -1,6 +1,6 @@
 """Which operation came right after which other at a page: what a new schedule has to show for itself."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from detectors.pages import Grid, PageSetTable, kind_of
@@ -39,7 +39,8 @@ class Orders:
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
-        self.operations: set[str] = set()  # of those that came in some order
+        self._met: set[str] = set()
+        self._times: Counter[str] = Counter()
         self._sets = PageSetTable()
         self._accesses: list[_Last] = []
         self._last: defaultdict[tuple[str, str], Grid] = defaultdict(_untouched)
@@ -48,10 +49,16 @@ class Orders:
     def feed(self, event: Event) -> None:
         """Take the next event."""
         if isinstance(event, Op):
+            self._times[event.name] += 1
             for access in event.accesses:
                 self._follow(event, access)
         else:
             self._sets.feed(event)
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Return the operations that came in some order, the rarest first."""
+        return tuple(sorted(self._met, key=lambda name: (self._times[name], name)))
 
     def _follow(self, op: Op, access: Access) -> None:
         who = _Who(op.stream, op.name, access.write)
@@ -74,5 +81,5 @@ class Orders:
         before, after, (inverted, overlapping), tier, component, layer = order
         how = ("inverted " if inverted else "") + ("beside" if overlapping else "after")
         what = f"{kind_of(after.stream)} {after.operation} {how} {kind_of(before.stream)} {before.operation}"
-        self.operations |= {before.operation, after.operation}
+        self._met |= {before.operation, after.operation}
         self.seen.add(f"{what}: {kind_of(tier)} {component} {layer}")

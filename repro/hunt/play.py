@@ -38,7 +38,7 @@ class Played(msgspec.Struct, frozen=True):
     word: str = "failed"
     found: tuple[Found, ...] = ()
     orders: frozenset[str] = frozenset()
-    operations: frozenset[str] = frozenset()  # of those orders
+    operations: tuple[str, ...] = ()  # of those orders, the rarest first
     suspects: tuple[str, ...] = ()  # operations that nothing orders, those first that were enqueued first
     steps: int = 0
     weights: tuple[int, ...] = ()
@@ -113,7 +113,7 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
         said.verdict,
         tuple(first.values()),
         frozenset(orders.seen),
-        frozenset(orders.operations),
+        orders.operations,
         suspects(first.values()),
         len(explored.tape),
         weights_of(explored.contended),

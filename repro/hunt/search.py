@@ -1,6 +1,6 @@
 """What to play next: one strategy with ever new seeds, or a portfolio that learns which pay."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -46,8 +46,10 @@ class Searcher:
     """Proposes schedules by number and learns from what became of them.
 
     The portfolio first holds back, one at a time, the operations that happens-before has told to be unordered: it
-    sees in the natural schedule already that an order is missing, and only the other order makes bytes wrong. To
-    hold others back, which meet at pages, is an arm like the strategies.
+    sees in the natural schedule already that an order is missing, and only the other order makes bytes wrong. Then it
+    holds back for the longest time, one at a time, the others that meet at pages, the rarest first: copies and
+    transfers are rare beside steps, and what waits for them for so long gives them up. For shorter times that is
+    an arm like the strategies.
 
     The first is the natural one; it tells how many steps there are and who contends how often. The seeds of
     the others are their numbers and `first_seed`: small ones, so that tokens are short. A search that goes on
@@ -62,7 +64,7 @@ class Searcher:
         self._first_seed = first_seed
         self._taken_before = self._taken = before.taken
         self._held = set(before.held)
-        self._suspects: dict[Hold, None] = {}
+        self._wanted: dict[Hold, None] = {}
         self._others: dict[Hold, None] = {}
         self._steps = 0
         self._weights: tuple[int, ...] = ()
@@ -77,9 +79,9 @@ class Searcher:
             return "natural", Schedule()
         place = self._taken_before + number
         self._taken = max(self._taken, place)
-        arm = HOLD if self._suspects else self._arm(place)
+        arm = HOLD if self._wanted else self._arm(place)
         if arm == HOLD:
-            return arm, self._holding(self._suspects or self._others)
+            return arm, self._holding(self._wanted or self._others)
         if arm == MUTATION:
             return arm, self._mutant(place)
         return arm, self._fresh(arm, place)
@@ -89,8 +91,10 @@ class Searcher:
         if arm == "natural":
             self._steps, self._weights = played.steps, played.weights
         if self._search == "portfolio":
-            self._suspects |= self._holds(played.suspects)
-            self._others |= self._holds(sorted(played.operations))
+            self._wanted |= self._holds(played.suspects)
+            if arm == "natural":
+                self._wanted |= self._holds(played.operations, WINDOWS_HELD[:1])
+            self._others |= self._holds(played.operations)
         new = len(played.orders - self.orders)
         self.orders |= played.orders
         if arm in self._paid:
@@ -115,15 +119,15 @@ class Searcher:
                 return arm
         return next(iter(worth))
 
-    def _holds(self, operations: Iterable[str]) -> dict[Hold, None]:
+    def _holds(self, operations: Sequence[str], windows: Sequence[int] = WINDOWS_HELD) -> dict[Hold, None]:
         """Return how the operations can be held back, without what has been played."""
-        holds = ((number_of(name), window) for window in WINDOWS_HELD for name in operations)
+        holds = ((number_of(name), window) for window in windows for name in operations)
         return {hold: None for hold in holds if hold not in self._held}
 
     def _holding(self, wanted: dict[Hold, None]) -> Schedule:
         hold = next(iter(wanted))
         self._held.add(hold)
-        self._suspects.pop(hold, None)
+        self._wanted.pop(hold, None)
         self._others.pop(hold, None)
         operation, window = hold
         return Schedule(HOLD, operation, window)

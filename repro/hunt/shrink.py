@@ -223,7 +223,7 @@ def _memories(base: Scenario, prompt_tokens: int) -> Iterator[Memory]:
 
 
 def _memories_for(base: Scenario, pages_long: int) -> Iterator[Memory]:
-    """Yield smaller memories for contexts of so many pages. The tiers stay in proportion, or a small host gets smaller."""
+    """Yield smaller memories for contexts of so many pages; tiers in proportion, and a small host even smaller."""
     config = base.config
     for share in CONTEXT_SHARES if config.layersplit is None else SPLIT_SHARES:
         pages = ceil(pages_long / share)

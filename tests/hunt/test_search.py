@@ -73,7 +73,7 @@ def test_a_search_goes_on_behind_the_schedules_of_the_one_before(search: Search)
 
 
 def suspecting(*suspects: str, operations: str = "") -> Played:
-    return Played(RunOptions(), "anomaly", suspects=suspects, operations=frozenset(operations.split()))
+    return Played(RunOptions(), "anomaly", suspects=suspects, operations=tuple(operations.split()))
 
 
 def test_a_portfolio_first_holds_back_what_nothing_orders() -> None:
