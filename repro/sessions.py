@@ -93,13 +93,17 @@ def last_turns(session: Session, turns: int) -> Session:
 
 
 def dealt_turns(sessions: Sequence[Session], requests: int) -> list[Session]:
-    """Return the sessions with their last turns, `requests` in all, dealt out in rounds; some may get none."""
+    """Return the sessions with their first turns, `requests` in all, dealt out in rounds; some may get none.
+
+    What happens up to the first turn that is missing stays as it was, so a schedule's steps still fit.
+    """
     asked = [0] * len(sessions)
     rounds = ((number, turn) for turn in count() for number, each in enumerate(sessions) if turn < len(each.turns))
     total = sum(len(session.turns) for session in sessions)
     for number, _ in islice(rounds, min(requests, total)):
         asked[number] += 1
-    return [last_turns(session, turns) for session, turns in zip(sessions, asked, strict=True) if turns]
+    pairs = zip(sessions, asked, strict=True)
+    return [msgspec.structs.replace(session, turns=session.turns[:turns]) for session, turns in pairs if turns]
 
 
 def longest_wait_s(sessions: Sequence[Session]) -> float:

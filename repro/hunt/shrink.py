@@ -21,6 +21,7 @@ PROMPT_TOKENS_MIN = 400  # a system prompt and a turn
 CONTEXT_TOKENS_MIN = 512
 MEETING_REQUESTS = 3  # one fills the memory, one takes it, the first comes back
 MEETINGS_MAX = 6  # of four sessions all
+MEETING_SLACKS = (0, 2)  # pages beside the longest prompt and its answer
 MEETING_GAPS_MS = (8_000, 100)  # each alone, and while the other is under way
 CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # of the device pages
 SPLIT_SHARES = (2 * CONTEXT_SHARE_MAX, 1.5 * CONTEXT_SHARE_MAX, *CONTEXT_SHARES)  # ranks with some layers hold more
@@ -70,10 +71,9 @@ class Shrinker:
         smaller = True
         while smaller and self._left:
             before = case.options
-            for candidates in (
-                self._few, self._meetings, _faults, _fires, _tight, _gaps, _sessions, _turns, _room, _requests,
-                _lengths,
-            ):  # fmt: skip
+            if case.options.schedule.natural:  # the steps of a schedule fit no other load
+                case = self._descend(self._descend(case, self._few), self._meetings)
+            for candidates in (_faults, _fires, _tight, _gaps, _sessions, _turns, _room, _requests, _lengths):
                 case = self._descend(case, candidates)
             smaller = case.options != before
         case = self._natural(case)
@@ -102,10 +102,10 @@ class Shrinker:
             for gap_ms, pair in product(gaps_ms, pairs)
         ]
         yield from meetings
-        for meeting in meetings:
-            for memory in _memories(base, self._prompt_tokens.get(meeting, 0)):
-                kept = replace(meeting.kept, **memory._asdict())
-                yield replace(meeting, kept=kept)
+        for slack_pages, meeting in product(MEETING_SLACKS, meetings):
+            tokens = self._prompt_tokens.get(meeting, 0) + slack_pages * base.config.page_tokens
+            for memory in _memories(base, tokens):
+                yield replace(meeting, kept=replace(meeting.kept, **memory._asdict()))
 
     @property
     def _left(self) -> int:
@@ -218,7 +218,7 @@ def _memories(base: Scenario, prompt_tokens: int) -> Iterator[Memory]:
     """Yield memories hardly larger than the longest prompt and its answer."""
     size = base.config.page_tokens
     pages_long = ceil((prompt_tokens + base.load.answer_tokens_max) / size)
-    if prompt_tokens and CONTEXT_TOKENS_MIN <= pages_long * size <= base.config.context_tokens:
+    if CONTEXT_TOKENS_MIN <= pages_long * size <= base.config.context_tokens:
         yield from _memories_for(base, pages_long)
 
 

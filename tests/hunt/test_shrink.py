@@ -36,12 +36,12 @@ def shrinker(root: Path, signature: str, budget: int = 200) -> Shrinker:
 
 
 def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: Path) -> None:
-    noisy = Schedule(deviations=((17, 1), (18, 1), (24, 1), (26, 1)))
-    case = played(tmp_path, noisy, kept=Kept(prompt_tokens=724, answer_tokens=2, requests=5))
+    noisy = Schedule(deviations=played(tmp_path, SHOWING).deviations)
+    case = played(tmp_path, noisy)
     assert FOREIGN in case.signatures and case.deviations == noisy.deviations
     small = shrinker(tmp_path, FOREIGN, 60)
     result = small._descend(case, _fewer_deviations)
-    assert FOREIGN in result.signatures and 0 < len(result.deviations) < 4
+    assert FOREIGN in result.signatures and 0 < len(result.deviations) < len(noisy.deviations)
     for dropped in range(len(result.deviations)):  # each one is needed
         rest = result.deviations[:dropped] + result.deviations[dropped + 1 :]
         options = replace(result.options, schedule=Schedule(deviations=rest))
@@ -50,9 +50,10 @@ def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: 
 
 def test_a_random_schedule_gets_smaller_and_keeps_its_cause(tmp_path: Path) -> None:
     case = played(tmp_path, SHOWING)
-    result = shrinker(tmp_path, FOREIGN, 40).shrink(case)
+    result = shrinker(tmp_path, FOREIGN, 90).shrink(case)
     assert FOREIGN in result.signatures
-    assert 0 < len(result.deviations) < len(case.deviations) and result.requests < case.requests
+    assert 0 < len(result.deviations) < len(case.deviations) and result.requests <= case.requests
+    assert (result.options.kept.prompt_tokens or 760) < 760
 
 
 def test_what_the_natural_schedule_shows_needs_no_deviation(tmp_path: Path) -> None:
@@ -80,21 +81,53 @@ def test_a_short_prompt_is_never_made_longer() -> None:
 
 
 def test_contexts_are_whole_pages_and_fit_their_share_of_the_memory() -> None:
-    base, case = race_scenario(), Played(RunOptions())
+    base, case = race_scenario(), Played(RunOptions(), prompt_tokens=600)
     tried = [options.kept for each in (_tight, _room) for options in each(case, base)]
-    assert len(tried) > 4
+    assert len(tried) > 4 and (tried[0].context_tokens, tried[0].device_pages) == (640, 13)  # 604 tokens, 80 %
     for kept in tried:
         assert kept.context_tokens % base.config.page_tokens == 0
         lightened(base, kept)  # raises where a target refuses it
 
 
 def test_two_of_all_sessions_may_meet_again(tmp_path: Path) -> None:
-    case = Played(RunOptions(kept=Kept(sessions=(2,))), requests=5)
+    case = Played(RunOptions(), requests=5)
     small = shrinker(tmp_path, FOREIGN, 7)
     tried = [options.kept for options in small._meetings(case, race_scenario())]
-    assert [kept.sessions for kept in tried] == [(0, 1), (0, 2), (1, 2)]
-    assert {kept.requests for kept in tried} == {3}
+    assert [kept.sessions for kept in tried] == 2 * [(0, 1), (0, 2), (1, 2)]
+    assert {(kept.requests, kept.turns) for kept in tried} == {(3, 2)}
+    assert {kept.gap_ms for kept in tried} == {None, 100}
     assert list(small._meetings(msgspec.structs.replace(case, requests=3), race_scenario())) == []
+
+
+def test_two_meet_in_a_memory_for_their_own_prompts(tmp_path: Path) -> None:
+    case, small = Played(RunOptions(), requests=5), shrinker(tmp_path, FOREIGN, 7)
+    tried = []
+    for options in small._meetings(case, race_scenario()):
+        if options.kept.device_pages is None:
+            small._prompt_tokens[options] = 600  # as if it had been played
+        tried.append(options.kept)
+    tight = {(kept.context_tokens, kept.device_pages) for kept in tried if kept.device_pages is not None}
+    assert tight == {(640, 13), (640, 20), (768, 15), (768, 24)}
+
+
+def test_a_fault_that_fires_once_needs_one_or_two_sessions(tmp_path: Path) -> None:
+    scenario = find("pd_reuse_before_drain")
+    case = Played(RunOptions(kept=Kept(faults=())), requests=90)
+    small = Shrinker(scenario, "", HerePool(1), root=tmp_path, budget=9, workers=1, told=lambda *_: None)  # type: ignore[arg-type]
+    tried = [options.kept for options in small._few(case, scenario)]
+    assert {kept.sessions for kept in tried} == {(0,), (1,), (0, 1)}
+    assert {(kept.faults, kept.turns, kept.fires) for kept in tried} == {((0,), 3, 0), ((0,), 3, 1)}
+    assert {kept.gap_ms for kept in tried} <= set(range(16_000))
+    assert list(small._few(msgspec.structs.replace(case, requests=3), scenario)) == []
+    once = lightened(scenario, tried[0])
+    assert (once.faults[0].when.skip, once.faults[0].when.times, once.load.gap_s) == (0, 1, (0.01, 0.01))
+
+
+def test_what_takes_more_requests_is_not_smaller(tmp_path: Path) -> None:
+    small, whole = shrinker(tmp_path, EARLY_READ, 7), RunOptions()
+    assert small._first(iter([whole]), 5) is None
+    small._tried.clear()
+    assert small._first(iter([whole]), 6) is not None
 
 
 def test_sessions_are_dropped_of_those_that_are_asked() -> None:
