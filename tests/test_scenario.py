@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from repro.base.errors import ScenarioError
@@ -157,6 +158,7 @@ def test_an_unknown_word_brings_the_nearest_one(text: str, told: str) -> None:
         ),
         (tiny_text(end="[exercise]\nload_backs = -5"), "[exercise]: load_backs = -5; must be at least 0"),
         (tiny_text(end='[exercise]\nload_backs = "a"'), '[exercise]: load_backs = "a"; expected a whole number'),
+        (tiny_text(load="requests = 0"), "[load]: requests = 0; must be at least 1"),
         (tiny_text(load="anomaly_retries_max = -1"), "[load]: anomaly_retries_max = -1; must be at least 0"),
         (tiny_text(load='on_anomaly = "retry"'), '[load]: on_anomaly = "retry"; '),
         (tiny_text(end="[acceptance]\nlength_min = 0.5"), "[acceptance]: length_min = 0.5; must be at least 1 "),
@@ -176,6 +178,18 @@ def test_a_load_without_a_turn_is_refused_when_it_is_made() -> None:
     scenario = parse(TINY.replace("prompt_tokens = 500", "prompt_tokens = 100"), "s", "s.toml")
     with pytest.raises(ScenarioError, match=r"prompt_tokens = 100 is too short for a turn; .* give 400 or more"):
         sessions_of(scenario.load, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("requests", "turns"), [(1, [1]), (3, [1, 1, 1]), (4, [2, 1, 1]), (5, [2, 2, 1]), (6, [2, 2, 2]), (99, [2, 2, 2])]
+)
+def test_turns_are_dealt_out_in_rounds_the_first_first(requests: int, turns: list[int]) -> None:
+    load = parse(TINY, "s", "s.toml").load
+    whole = msgspec.structs.replace(load, sessions=3, turns=2)
+    dealt = sessions_of(msgspec.structs.replace(whole, requests=requests), seed=0)
+    assert [len(session.turns) for session in dealt] == turns
+    for session, all_turns in zip(dealt, sessions_of(whole, seed=0), strict=False):
+        assert session.turns == all_turns.turns[: len(session.turns)]
 
 
 def test_a_file_that_cannot_be_read_is_told_by_its_path(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from repro.cli import app
+from repro.fault.plan import When
 from repro.hunt import hunt as hunting
 from repro.hunt import play as playing
 from repro.hunt.command import _verdict
@@ -22,6 +23,7 @@ from repro.hunt.search import Searcher
 from repro.lighter import light, lightened
 from repro.run import RunOptions
 from repro.scenario import parse
+from repro.schedule.kept import Kept
 from repro.schedule.token import decode
 from repro.sessions import sessions_of
 from repro.trace.store import write_sessions
@@ -221,6 +223,16 @@ def test_a_light_load_keeps_its_race() -> None:
     assert kept.sessions == (0, 1, 2) and kept.device_pages == 28
     lighter = lightened(scenario, replace(kept, sessions=(0, 2), turns=1))
     assert (lighter.load.only_sessions, lighter.load.turns, lighter.config.device_pages) == ((0, 2), 1, 28)
+
+
+def test_what_is_kept_of_gaps_faults_and_memory_is_in_the_file() -> None:
+    fault = (
+        '[[fault]]\nat = "loadback.copy_layer"\nwhen = {{ probability = 0.5 }}\ndo = {{ kind = "delay", us = {us} }}\n'
+    )
+    scenario = parse(RACE + fault.format(us=5) + fault.format(us=7), "race", "race.toml")
+    lighter = lightened(scenario, Kept(faults=(1,), fires=4, gap_ms=250, host_pages=99, requests=5))
+    assert [(each.do.us, each.when) for each in lighter.faults] == [(7, When(skip=4, times=1))]
+    assert (lighter.load.gap_s, lighter.config.host_pages, lighter.load.requests) == ((0.25, 0.25), 99, 5)
 
 
 def test_a_light_load_is_of_the_sessions_that_the_file_asks() -> None:

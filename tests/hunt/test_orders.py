@@ -41,6 +41,14 @@ def test_overlapping_and_overtaking_are_other_orders(changes: dict[str, float], 
     assert seen(copy(), score(**changes)) == {f"compute score {how} load copy: device index 2"}
 
 
+def test_operations_that_meet_are_told_the_rarest_first() -> None:
+    orders = Orders()
+    orders.feed(PageSet(1, (4, 8)))
+    for op in (score(), score(), copy(), make_op("load", 9, name="alone")):
+        orders.feed(op)  # type: ignore[arg-type]
+    assert orders.operations == ("copy", "score")
+
+
 def test_two_reads_one_stream_and_other_pages_are_no_order() -> None:
     reads = make_op("load", name="copy", accesses=(READ,))
     elsewhere = copy(accesses=(Access(True, "device", "index", 2, 2, ""),))

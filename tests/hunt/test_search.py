@@ -87,6 +87,16 @@ def test_a_portfolio_first_holds_back_what_nothing_orders() -> None:
     assert HOLD not in {searcher.propose(number)[0] for number in range(100, 160)}
 
 
+def test_a_portfolio_then_holds_back_the_others_for_the_longest_time() -> None:
+    searcher = Searcher("portfolio", 0)
+    searcher.learn("natural", suspecting("copy", operations="rare copy frequent"))
+    proposed = [searcher.propose(number) for number in range(1, len(WINDOWS_US) + 3)]
+    assert {arm for arm, _ in proposed} == {HOLD}
+    longest = len(WINDOWS_US) - 1
+    held = [(schedule.seed, schedule.window) for _, schedule in proposed[len(WINDOWS_US) :]]
+    assert held == [(number_of("rare"), longest), (number_of("frequent"), longest)]
+
+
 def test_what_another_schedule_makes_suspect_is_held_next() -> None:
     searcher = started()
     searcher.learn("pos", suspecting("free"))

@@ -61,7 +61,14 @@ def test_more_ranks_than_layers_are_refused() -> None:
 
 def test_a_memory_too_small_for_the_scratch_buffers_is_refused() -> None:
     with pytest.raises(UsageError, match=r"1 own layers and 2 scratch buffers; context_tokens .* raise device_pages"):
-        SplitStack(split_config(2, scratch=2), layered_model(2))
+        SplitStack(split_config(2, pages=8, scratch=2), layered_model(2))
+
+
+def test_a_context_may_take_its_share_of_what_the_ranks_hold_together() -> None:
+    longer = {"context_tokens": 80}  # of 16 pages of 4 tokens in all layers; split, there are 26
+    assert sizes(split_config(3, engine=longer), 5).device_pages == 26
+    with pytest.raises(ValueError, match="more than 80% of device_pages = 16"):
+        split_config(3, engine=longer, split=False)
 
 
 @pytest.mark.parametrize(
