@@ -2,6 +2,7 @@
 
 import re
 from collections import deque
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from repro.base.probe import PAGE_SETS_VALID, Event, PageEvent, PageSet
 
 Pages = NDArray[np.int64]
-HISTORY_EVENTS_MAX = 12
+HISTORY_EVENTS_MAX = 12  # of one page
+HISTORY_CHANGES_KEPT = 16_384  # of a tier
 UNIONS_KEPT = 1024
 
 _NUMBERS = re.compile(r"\d+")
@@ -101,23 +103,23 @@ def _pages_of(ranges: tuple[int, ...]) -> Union:
 
 
 class PageHistory:
-    """The last changes of owner of each page, in words."""
+    """The last changes of owner of each page, put into words when a finding asks for them."""
 
     def __init__(self, table: PageSetTable) -> None:
         self._table = table
-        self._lines: dict[tuple[str, int], deque[str]] = {}
+        self._changes: dict[str, deque[tuple[PageEvent, Pages]]] = {}  # by tier
 
     def feed(self, event: Event) -> None:
         """Take a `PageEvent`; other events are ignored."""
-        if not isinstance(event, PageEvent):
-            return
-        line = f"{event.at_us:.1f} us: {event.what} ({event.owner})"
-        for page in self._table[event.pages].tolist():
-            self._lines.setdefault((event.tier, page), deque(maxlen=HISTORY_EVENTS_MAX)).append(line)
+        if isinstance(event, PageEvent):
+            changes = self._changes.setdefault(event.tier, deque(maxlen=HISTORY_CHANGES_KEPT))
+            changes.append((event, self._table[event.pages]))
 
     def lines(self, tier: str, page: int) -> list[str]:
         """Return the page's last changes, oldest first."""
-        return list(self._lines.get((tier, page), ()))
+        changes = reversed(self._changes.get(tier, ()))
+        of_page = islice((event for event, pages in changes if page in pages), HISTORY_EVENTS_MAX)
+        return [f"{event.at_us:.1f} us: {event.what} ({event.owner})" for event in of_page][::-1]
 
 
 class Grid:
