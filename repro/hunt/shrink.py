@@ -20,7 +20,7 @@ from repro.serve.config import CONTEXT_SHARE_MAX
 PROMPT_TOKENS_MIN = 400  # a system prompt and a turn
 CONTEXT_TOKENS_MIN = 512
 MEETING_REQUESTS = 3  # one fills the memory, one takes it, the first comes back
-MEETINGS_MAX = 6  # of four sessions all
+MEETINGS_MAX = 6  # pairs, of four sessions all
 MEETING_SLACKS = (0, 2)  # pages beside the longest prompt and its answer
 MEETING_GAPS_MS = (8_000, 100)  # each alone, and while the other is under way
 CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # of the device pages
@@ -67,17 +67,28 @@ class Shrinker:
 
     def shrink(self, case: Played) -> Played:
         """Return the smallest case found that has the cause; `case` itself has it. Its run's folder is kept."""
+        whole = self._natural(case)
+        natural = whole.options.schedule.natural  # the steps of a schedule fit no other load
+        case = self._settled(self._descend(whole, self._few) if natural else whole)
+        if natural and case.requests > MEETING_REQUESTS:
+            meeting = self._first(
+                self._meetings(whole, lightened(self._scenario, whole.options.kept)), MEETING_REQUESTS
+            )
+            if meeting is not None:
+                discard(case)
+                case = self._settled(meeting)
         case = self._natural(case)
+        return case if not case.options.schedule.deviations else self._descend(case, _fewer_deviations)
+
+    def _settled(self, case: Played) -> Played:
+        """Return what is left when nothing more can be taken away."""
         smaller = True
         while smaller and self._left:
             before = case.options
-            if case.options.schedule.natural:  # the steps of a schedule fit no other load
-                case = self._descend(self._descend(case, self._few), self._meetings)
             for candidates in (_faults, _fires, _tight, _gaps, _sessions, _turns, _room, _requests, _lengths):
                 case = self._descend(case, candidates)
             smaller = case.options != before
-        case = self._natural(case)
-        return case if not case.options.schedule.deviations else self._descend(case, _fewer_deviations)
+        return case
 
     def _few(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
         """One or two sessions that come back soon after a fault has fired once."""
@@ -92,8 +103,6 @@ class Shrinker:
 
     def _meetings(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
         """Two sessions, one of which comes back: what it takes for pages to change hands and be asked for."""
-        if case.requests <= MEETING_REQUESTS:
-            return
         pairs = list(islice(combinations(present(base, case.options.seed), 2), MEETINGS_MAX))
         turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
         gaps_ms = [case.options.kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in _gaps_ms(base))]
