@@ -67,17 +67,10 @@ class Shrinker:
 
     def shrink(self, case: Played) -> Played:
         """Return the smallest case found that has the cause; `case` itself has it. Its run's folder is kept."""
-        whole = self._natural(case)
-        natural = whole.options.schedule.natural  # the steps of a schedule fit no other load
-        case = self._settled(self._descend(whole, self._few) if natural else whole)
-        if natural and case.requests > MEETING_REQUESTS:
-            meeting = self._first(
-                self._meetings(whole, lightened(self._scenario, whole.options.kept)), MEETING_REQUESTS
-            )
-            if meeting is not None:
-                discard(case)
-                case = self._settled(meeting)
         case = self._natural(case)
+        if case.options.schedule.natural:  # the steps of a schedule fit no other load
+            case = self._descend(self._descend(case, self._few), self._meetings)
+        case = self._natural(self._settled(case))
         return case if not case.options.schedule.deviations else self._descend(case, _fewer_deviations)
 
     def _settled(self, case: Played) -> Played:
@@ -92,7 +85,7 @@ class Shrinker:
 
     def _few(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
         """One or two sessions that come back soon after a fault has fired once."""
-        if case.requests <= FEW_TURNS:
+        if case.requests <= FEW_TURNS or case.options.no_faults:
             return
         first, *rest = present(self._scenario, case.options.seed)[:2]
         groups = [(first,), *((each,) for each in rest), *((first, each) for each in rest)]
@@ -103,6 +96,8 @@ class Shrinker:
 
     def _meetings(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
         """Two sessions, one of which comes back: what it takes for pages to change hands and be asked for."""
+        if case.requests <= MEETING_REQUESTS:
+            return
         pairs = list(islice(combinations(present(base, case.options.seed), 2), MEETINGS_MAX))
         turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
         gaps_ms = [case.options.kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in _gaps_ms(base))]
@@ -206,7 +201,7 @@ def _requests(case: Played, base: Scenario) -> Iterator[RunOptions]:
 def _fires(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Each fault once, at an early hit, instead of now and then."""
     now = case.options.kept.fires
-    if base.faults:
+    if base.faults and not case.options.no_faults:
         yield from (_kept(case, fires=hits) for hits in FIRES if now is None or hits < now)
 
 

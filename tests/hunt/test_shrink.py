@@ -16,7 +16,17 @@ from repro.hunt import play as playing
 from repro.hunt import reduce
 from repro.hunt.explain import explain
 from repro.hunt.play import Played, play
-from repro.hunt.shrink import Shrinker, _fewer_deviations, _lengths, _room, _sessions, _smaller, _subsets, _tight
+from repro.hunt.shrink import (
+    Shrinker,
+    _fewer_deviations,
+    _fires,
+    _lengths,
+    _room,
+    _sessions,
+    _smaller,
+    _subsets,
+    _tight,
+)
 from repro.hunt.testfile import pytest_text
 from repro.lighter import lightened
 from repro.run import RunOptions, run_scenario
@@ -96,6 +106,7 @@ def test_two_of_all_sessions_may_meet_again(tmp_path: Path) -> None:
     assert [kept.sessions for kept in tried] == 2 * [(0, 1), (0, 2), (1, 2)]
     assert {(kept.requests, kept.turns) for kept in tried} == {(3, 2)}
     assert {kept.gap_ms for kept in tried} == {None, 100}
+    assert list(small._meetings(msgspec.structs.replace(case, requests=3), race_scenario())) == []
 
 
 def test_two_meet_in_a_memory_for_their_own_prompts(tmp_path: Path) -> None:
@@ -118,6 +129,8 @@ def test_a_fault_that_fires_once_needs_one_or_two_sessions(tmp_path: Path) -> No
     assert {(kept.faults, kept.turns, kept.fires) for kept in tried} == {((0,), 3, 0), ((0,), 3, 1)}
     assert {kept.gap_ms for kept in tried} <= set(range(16_000))
     assert list(small._few(msgspec.structs.replace(case, requests=3), scenario)) == []
+    without = msgspec.structs.replace(case, options=replace(case.options, no_faults=True))
+    assert list(small._few(without, scenario)) == list(_fires(without, scenario)) == []
     once = lightened(scenario, tried[0])
     assert (once.faults[0].when.skip, once.faults[0].when.times, once.load.gap_s) == (0, 1, (0.01, 0.01))
 
