@@ -20,7 +20,7 @@ from repro.serve.config import CONTEXT_SHARE_MAX
 PROMPT_TOKENS_MIN = 400  # a system prompt and a turn
 CONTEXT_TOKENS_MIN = 512
 MEETING_REQUESTS = 3  # one fills the memory, one takes it, the first comes back
-MEETINGS_MAX = 6  # pairs, of four sessions all
+MEETING_SESSIONS = 4  # the first ones: six pairs
 MEETING_SLACKS = (0, 2)  # pages beside the longest prompt and its answer
 MEETING_GAPS_MS = (8_000, 100)  # each alone, and while the other is under way
 CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # of the device pages
@@ -98,7 +98,7 @@ class Shrinker:
         """Two sessions, one of which comes back: what it takes for pages to change hands and be asked for."""
         if case.requests <= MEETING_REQUESTS:
             return
-        pairs = list(islice(combinations(present(base, case.options.seed), 2), MEETINGS_MAX))
+        pairs = list(combinations(present(base, case.options.seed)[:MEETING_SESSIONS], 2))
         turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
         gaps_ms = [case.options.kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in _gaps_ms(base))]
         meetings = [

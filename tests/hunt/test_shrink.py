@@ -106,6 +106,8 @@ def test_two_of_all_sessions_may_meet_again(tmp_path: Path) -> None:
     assert [kept.sessions for kept in tried] == 2 * [(0, 1), (0, 2), (1, 2)]
     assert {(kept.requests, kept.turns) for kept in tried} == {(3, 2)}
     assert {kept.gap_ms for kept in tried} == {None, 100}
+    many = parse(RACE.replace("sessions = 3", "sessions = 9"), "race", "race.toml")
+    assert len({options.kept.sessions for options in small._meetings(case, many)}) == 6
     assert list(small._meetings(msgspec.structs.replace(case, requests=3), race_scenario())) == []
 
 
