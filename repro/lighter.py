@@ -47,14 +47,15 @@ def lightened(scenario: Scenario, kept: Kept) -> Scenario:
 def kept_toml(scenario: Scenario, kept: Kept) -> str:
     """Return the text of a scenario file with only what is kept; of what must be exercised, one is enough."""
     tables: dict[str, Any] = tomllib.loads(scenario.source)
-    target, load = (tables.setdefault(name, {}) for name in ("target", "load"))
+    target, load, limits = (tables.setdefault(name, {}) for name in ("target", "load", "limits"))
     if kept.stamps:
         target["numerics"] = "stamps"
     changes = (
         (target, "device_pages", kept.device_pages),
         (target, "context_tokens", kept.context_tokens),
         (target, "host_pages", kept.host_pages),
-        (load, "requests", kept.requests),
+        (limits, "requests", kept.requests),
+        (load, "requests", kept.dealt),
         (load, "only_sessions", kept.sessions),
         (load, "turns", kept.turns),
         (load, "prompt_tokens", kept.prompt_tokens),

@@ -102,7 +102,7 @@ class Shrinker:
         turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
         gaps_ms = [case.options.kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in _gaps_ms(base))]
         meetings = [
-            _kept(case, sessions=pair, turns=turns, requests=MEETING_REQUESTS, gap_ms=gap_ms)
+            _kept(case, sessions=pair, turns=turns, dealt=MEETING_REQUESTS, gap_ms=gap_ms)
             for gap_ms, pair in product(gaps_ms, pairs)
         ]
         yield from meetings
@@ -194,8 +194,10 @@ def _turns(case: Played, base: Scenario) -> Iterator[RunOptions]:
 
 
 def _requests(case: Played, base: Scenario) -> Iterator[RunOptions]:
+    """Fewer turns; or, as no step may be missing before the last one that matters, an earlier end."""
+    what = "dealt" if case.options.schedule.natural else "requests"
     for fewer in range(1, min(case.requests, base.load.requests or case.requests)):
-        yield _kept(case, requests=fewer)
+        yield _kept(case, **{what: fewer})
 
 
 def _fires(case: Played, base: Scenario) -> Iterator[RunOptions]:

@@ -14,8 +14,9 @@ class Kept:
     answer_tokens: int | None = None
     device_pages: int | None = None
     context_tokens: int | None = None
-    requests: int | None = None  # turns in all
+    requests: int | None = None  # the load ends before one more is sent
     faults: tuple[int, ...] | None = None  # numbers of its [[fault]] tables, ascending, from 0
     gap_ms: int | None = None  # before each turn of a synthesised session but the first
     fires: int | None = None  # each fault fires once, after so many hits of its actor
     host_pages: int | None = None
+    dealt: int | None = None  # turns in all, dealt out to the sessions in rounds

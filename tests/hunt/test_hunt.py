@@ -230,9 +230,10 @@ def test_what_is_kept_of_gaps_faults_and_memory_is_in_the_file() -> None:
         '[[fault]]\nat = "loadback.copy_layer"\nwhen = {{ probability = 0.5 }}\ndo = {{ kind = "delay", us = {us} }}\n'
     )
     scenario = parse(RACE + fault.format(us=5) + fault.format(us=7), "race", "race.toml")
-    lighter = lightened(scenario, Kept(faults=(1,), fires=4, gap_ms=250, host_pages=99, requests=5))
+    lighter = lightened(scenario, Kept(faults=(1,), fires=4, gap_ms=250, host_pages=99, dealt=5, requests=7))
     assert [(each.do.us, each.when) for each in lighter.faults] == [(7, When(skip=4, times=1))]
     assert (lighter.load.gap_s, lighter.config.host_pages, lighter.load.requests) == ((0.25, 0.25), 99, 5)
+    assert lighter.limits.requests == 7
 
 
 def test_a_light_load_is_of_the_sessions_that_the_file_asks() -> None:

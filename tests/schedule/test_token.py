@@ -42,6 +42,7 @@ kept = st.builds(
     faults=st.none() | numbered,
     gap_ms=numbers,
     host_pages=numbers,
+    dealt=numbers,
     fires=numbers,
 )
 any_token = st.builds(
