@@ -8,6 +8,7 @@ from repro.schedule.kept import Kept
 from repro.sessions import sessions_of
 from repro.toml import to_toml
 
+LEAVING = ("client.abort", "client.disconnect")  # faults whose time a token may keep
 SESSIONS, TURNS = 6, 3  # of a light load: enough that requests meet, and seconds a run
 
 
@@ -60,6 +61,7 @@ def kept_toml(scenario: Scenario, kept: Kept) -> str:
         (load, "turns", kept.turns),
         (load, "prompt_tokens", kept.prompt_tokens),
         (load, "answer_tokens_max", kept.answer_tokens),
+        (target.get("pd", {}), "decode_pages", kept.decode_pages),
         (load, "gap_s", None if kept.gap_ms is None else (kept.gap_ms / 1e3,) * 2),
     )
     for table, key, value in changes:
@@ -67,8 +69,10 @@ def kept_toml(scenario: Scenario, kept: Kept) -> str:
             table[key] = list(value) if isinstance(value, tuple) else value
     if kept.faults is not None:
         tables["fault"] = [fault for number, fault in enumerate(tables.get("fault", [])) if number in kept.faults]
-    if kept.fires is not None:
-        for fault in tables.get("fault", []):
+    for fault in tables.get("fault", []):
+        if kept.abort_ms is not None and fault["at"] in LEAVING:
+            fault["do"]["us"] = kept.abort_ms * 1_000
+        if kept.fires is not None:
             fault["when"] = {"skip": kept.fires, "times": 1}
     tables["exercise"] = {name: min(floor, 1) for name, floor in tables.get("exercise", {}).items()}
     return to_toml({name: value for name, value in tables.items() if value or name == "defects"})

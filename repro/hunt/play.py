@@ -3,7 +3,7 @@
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,12 @@ class Played(msgspec.Struct, frozen=True):
     def signatures(self) -> frozenset[str]:
         """Return what was found, by cause."""
         return frozenset(each.signature for each in self.found)
+
+
+def chief(found: Sequence[Found], scenario: Scenario) -> Found:
+    """Return what a run has found of what the scenario expects, in the order of its detectors; else the first."""
+    expected = scenario.expect.detectors
+    return min(found, key=lambda each: expected.index(each.detector) if each.detector in expected else len(expected))
 
 
 class _Longest:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from repro.base.errors import HarnessError, UsageError, nearest
 from repro.hunt.explain import explain
-from repro.hunt.play import Found, Played, discard, play, players, proves
+from repro.hunt.play import Found, Played, chief, discard, play, players, proves
 from repro.hunt.shrink import Shrinker
 from repro.hunt.testfile import pytest_text
 from repro.lighter import kept_toml, lightened
@@ -26,7 +26,7 @@ class Command(msgspec.Struct, frozen=True):
     """What the command line asks for."""
 
     root: Path
-    signature: str  # a part of it; "" for the first finding's
+    signature: str  # a part of it; "" for any
     budget: int
     workers: int
     json: bool
@@ -60,7 +60,7 @@ def run_shrink(
             live.update(Text(f"{replays} of {command.budget} replays: {size}"))
 
         case = pool.submit(play, scenario, options, command.root).result()
-        found = _chosen(case, command.signature)
+        found = _chosen(case, scenario, command.signature)
         told(1, case)
         shrinker = Shrinker(
             scenario, found.signature, pool, root=command.root, budget=command.budget - 1, workers=command.workers,
@@ -78,13 +78,12 @@ def run_shrink(
     return EXIT_CODES[result.verdict]
 
 
-def _chosen(case: Played, wanted: str) -> Found:
+def _chosen(case: Played, scenario: Scenario, wanted: str) -> Found:
     """Return the finding to keep. Raises UsageError when there is none, or none of that name."""
     if case.error:
         raise HarnessError(case.error)
-    for found in case.found:
-        if wanted in found.signature:
-            return found
+    if named := [found for found in case.found if wanted in found.signature]:
+        return chief(named, scenario)
     discard(case)
     if not case.found:
         raise UsageError(f"this run comes to {case.word}, without a finding: there is nothing to shrink")

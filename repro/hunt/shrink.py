@@ -6,11 +6,12 @@ from dataclasses import replace
 from itertools import combinations, islice, product
 from math import ceil
 from pathlib import Path
+from random import Random
 from typing import NamedTuple, TypeVar
 
 from repro.base.errors import UsageError
 from repro.hunt.play import Played, discard, play
-from repro.lighter import lightened, present
+from repro.lighter import LEAVING, lightened, present
 from repro.run import RunOptions
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
@@ -23,10 +24,14 @@ MEETING_REQUESTS = 3  # one fills the memory, one takes it, the first comes back
 MEETING_SESSIONS = 4  # the first ones: six pairs
 MEETING_SLACKS = (0, 2)  # pages beside the longest prompt and its answer
 MEETING_GAPS_MS = (8_000, 100)  # each alone, and while the other is under way
+SEEDS = 64  # more of which meetings are drawn
+DRAWS_AT_ONCE = 16  # first to see how long their prompts are, then in a memory for them
+DRAWS = 6 * DRAWS_AT_ONCE
 CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # of the device pages
 SPLIT_SHARES = (2 * CONTEXT_SHARE_MAX, 1.5 * CONTEXT_SHARE_MAX, *CONTEXT_SHARES)  # ranks with some layers hold more
 HOST_RATIO_SMALL = 2  # host to device pages: so short a host is part of the case
 GAPS_MS = (10, 100, 300, 1_000, 2_000, 5_000, 8_000)
+ABORTS_MS = (300, 1_000, 2_000)  # after sending: in a prompt, an answer, or the answer of one that had to wait
 FIRES = (0, 1, 2, 4, 8, 16)  # hits to pass over
 FEW_TURNS = 3  # with a fault: one meets it, one takes its pages
 SHIFTS = (-1, 1, -2, 2)  # of later steps, when one that was taken elsewhere is gone
@@ -38,6 +43,7 @@ class Memory(NamedTuple):
     context_tokens: int
     device_pages: int
     host_pages: int
+    decode_pages: int | None = None  # with pd
 
 
 class Shrinker:
@@ -78,7 +84,7 @@ class Shrinker:
         smaller = True
         while smaller and self._left:
             before = case.options
-            for candidates in (_faults, _fires, _tight, _gaps, _sessions, _turns, _room, _requests, _lengths):
+            for candidates in (_faults, _fires, _aborts, _tight, _gaps, _sessions, _turns, _room, _requests, _lengths):
                 case = self._descend(case, candidates)
             smaller = case.options != before
         return case
@@ -90,26 +96,42 @@ class Shrinker:
         first, *rest = present(self._scenario, case.options.seed)[:2]
         groups = [(first,), *((each,) for each in rest), *((first, each) for each in rest)]
         turns = min(FEW_TURNS, base.load.turns or FEW_TURNS)
-        faults = range(len(self._scenario.faults))
-        for fault, sessions, gap_ms, fires in product(faults, groups, _gaps_ms(base), FIRES[:2]):
-            yield _kept(case, faults=(fault,), sessions=sessions, turns=turns, gap_ms=gap_ms, fires=fires)
+        for number, fault in enumerate(self._scenario.faults):
+            aborts_ms = (case.options.kept.abort_ms, *(ABORTS_MS if fault.at in LEAVING else ()))
+            for abort_ms, sessions, gap_ms, fires in product(aborts_ms, groups, _gaps_ms(base), FIRES[:2]):
+                few = {"faults": (number,), "sessions": sessions, "turns": turns, "gap_ms": gap_ms, "fires": fires}
+                yield _kept(case, **few, abort_ms=abort_ms)
 
     def _meetings(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
         """Two sessions, one of which comes back: what it takes for pages to change hands and be asked for."""
         if case.requests <= MEETING_REQUESTS:
             return
+        kept = case.options.kept
         pairs = list(combinations(present(base, case.options.seed)[:MEETING_SESSIONS], 2))
-        turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
-        gaps_ms = [case.options.kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in _gaps_ms(base))]
-        meetings = [
-            _kept(case, sessions=pair, turns=turns, dealt=MEETING_REQUESTS, gap_ms=gap_ms)
-            for gap_ms, pair in product(gaps_ms, pairs)
-        ]
+        gaps_ms = [kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in _gaps_ms(base))]
+        meetings = [_meeting(case, base, pair, gap_ms=gap_ms) for gap_ms, pair in product(gaps_ms, pairs)]
         yield from meetings
         for slack_pages, meeting in product(MEETING_SLACKS, meetings):
-            tokens = self._prompt_tokens.get(meeting, 0) + slack_pages * base.config.page_tokens
-            for memory in _memories(base, tokens):
-                yield replace(meeting, kept=replace(meeting.kept, **memory._asdict()))
+            yield from self._in_tight_memory(meeting, base, slack_pages)
+        draw, aborts_ms = Random(case.options.seed), (kept.abort_ms, *(ABORTS_MS if _leave_after_ms(base) else ()))
+        for _ in range(DRAWS // DRAWS_AT_ONCE):
+            drawn = [
+                replace(
+                    _meeting(case, base, draw.choice(pairs), gap_ms=draw.choice(gaps_ms), abort_ms=draw.choice(aborts_ms)),
+                    seed=case.options.seed + draw.randint(1, SEEDS),
+                )
+                for _ in range(DRAWS_AT_ONCE)
+            ]
+            yield from drawn
+            for meeting in drawn:
+                tight = list(self._in_tight_memory(meeting, base, draw.choice(MEETING_SLACKS)))
+                yield from draw.sample(tight, min(1, len(tight)))
+
+    def _in_tight_memory(self, meeting: RunOptions, base: Scenario, slack_pages: int) -> Iterator[RunOptions]:
+        """Yield a meeting that was played in memories for its own longest prompt."""
+        tokens = self._prompt_tokens.get(meeting, 0) + slack_pages * base.config.page_tokens
+        for memory in _memories(base, tokens):
+            yield replace(meeting, kept=replace(meeting.kept, **memory._asdict()))
 
     @property
     def _left(self) -> int:
@@ -174,6 +196,11 @@ def _kept(case: Played, **changes: object) -> RunOptions:
     return replace(case.options, kept=kept)
 
 
+def _meeting(case: Played, base: Scenario, pair: tuple[int, ...], **changes: object) -> RunOptions:
+    turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
+    return _kept(case, sessions=pair, turns=turns, dealt=MEETING_REQUESTS, **changes)
+
+
 def _sessions(case: Played, base: Scenario) -> Iterator[RunOptions]:
     for fewer in _subsets(present(base, case.options.seed)):
         if fewer:
@@ -207,6 +234,17 @@ def _fires(case: Played, base: Scenario) -> Iterator[RunOptions]:
         yield from (_kept(case, fires=hits) for hits in FIRES if now is None or hits < now)
 
 
+def _aborts(case: Played, base: Scenario) -> Iterator[RunOptions]:
+    """Clients that leave earlier: a lighter load's answers are sooner over."""
+    now_ms = _leave_after_ms(base)
+    yield from (_kept(case, abort_ms=abort_ms) for abort_ms in ABORTS_MS if abort_ms < now_ms)
+
+
+def _leave_after_ms(base: Scenario) -> float:
+    """Return how long after sending clients leave at the latest; 0 where no fault makes them."""
+    return max((fault.do.us / 1e3 for fault in base.faults if fault.at in LEAVING), default=0.0)
+
+
 def _gaps(case: Played, base: Scenario) -> Iterator[RunOptions]:
     yield from (_kept(case, gap_ms=gap_ms) for gap_ms in _gaps_ms(base))
 
@@ -237,7 +275,7 @@ def _memories_for(base: Scenario, pages_long: int) -> Iterator[Memory]:
             in_proportion = ceil(config.host_pages * pages / config.device_pages)
             small = [pages] if config.host_pages < HOST_RATIO_SMALL * config.device_pages else []
             for host_pages in dict.fromkeys((*small, in_proportion)):
-                yield Memory(pages_long * config.page_tokens, pages, host_pages)
+                yield Memory(pages_long * config.page_tokens, pages, host_pages, None if config.pd is None else pages)
 
 
 def _room(case: Played, base: Scenario) -> Iterator[RunOptions]:

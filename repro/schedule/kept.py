@@ -20,3 +20,5 @@ class Kept:
     fires: int | None = None  # each fault fires once, after so many hits of its actor
     host_pages: int | None = None
     dealt: int | None = None  # turns in all, dealt out to the sessions in rounds
+    abort_ms: int | None = None  # after sending, where a fault makes a client abort or disconnect
+    decode_pages: int | None = None  # device pages of a decode worker

@@ -14,10 +14,11 @@ from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
 _FIELDS = (
     "stamps", "sessions", "turns", "prompt_tokens", "answer_tokens", "device_pages", "faults", "window", "strategy",
     "seed", "steps", "context_tokens", "requests", "deviations", "weights", "gap_ms", "fires", "host_pages", "dealt",
+    "abort_ms", "decode_pages",
 )  # fmt: skip
 _NUMBERS = (
     "turns", "prompt_tokens", "answer_tokens", "device_pages", "context_tokens", "requests", "gap_ms", "fires",
-    "host_pages", "dealt",
+    "host_pages", "dealt", "abort_ms", "decode_pages",
 )  # fmt: skip
 _ORDER = sorted(_FIELDS, key=lambda name: name == "deviations")  # they take what is left
 

@@ -1,7 +1,7 @@
 """How small findings of the bank become: python -m tests.bench.shrinks [SCENARIO...] [--budget N].
 
 Each scenario with a defect, under the load that the suite `bank` gives it, seeds from 0 on until one is convicted. What
-`repro shrink` would then do with the first finding of a layer is done in this process.
+`repro shrink` would then do is done in this process.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from repro.hunt.play import Played, discard, play
+from repro.hunt.play import Played, chief, discard, play
 from repro.hunt.shrink import Shrinker
 from repro.lighter import light
 from repro.run import RunOptions
@@ -25,7 +25,6 @@ from tests.hunt.race import HerePool
 
 SEEDS_MAX = 10
 REQUESTS_MAX, DEVIATIONS_MAX = 3, 5  # the goal
-LAYERS = ("ordering", "canary")
 
 
 class Shrunk(msgspec.Struct):
@@ -44,23 +43,24 @@ class Shrunk(msgspec.Struct):
         return self.silent and self.requests <= REQUESTS_MAX and self.deviations <= DEVIATIONS_MAX
 
 
-def convicted(scenario: Scenario, layer: str, root: Path) -> Played | None:
-    """Return the first run that is convicted, under the suite's load, a hunt's, or the scenario's own."""
+def convicted(scenario: Scenario, root: Path) -> Played | None:
+    """Return the first run that a detector which the scenario expects convicts, under the suite's load, a hunt's, or
+    the scenario's own."""
     for kept in (small_loads()[scenario.name], light(scenario, stamps=True), Kept(stamps=True)):
         for seed in range(SEEDS_MAX):
             played = play(scenario, RunOptions(seed, kept=kept), root)
-            if any(each.layer == layer for each in played.found):
+            if any(each.detector in scenario.expect.detectors for each in played.found):
                 return played
             discard(played)
     return None
 
 
-def shrunk(scenario: Scenario, layer: str, budget: int, root: Path) -> Shrunk | None:
+def shrunk(scenario: Scenario, budget: int, root: Path) -> Shrunk | None:
     """Return what becomes of the scenario's first finding; None where there is none."""
-    case = convicted(scenario, layer, root)
+    case = convicted(scenario, root)
     if case is None:
         return None
-    signature = next(each.signature for each in case.found if each.layer == layer)
+    signature = chief(case.found, scenario).signature
     before = case.requests
     shrinker = Shrinker(
         scenario, signature, HerePool(1), root=root, budget=budget - 1, workers=1, told=lambda *_: None  # type: ignore[arg-type]
@@ -76,16 +76,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*", default=list(small_loads()))
     parser.add_argument("--budget", type=int, default=400)
-    parser.add_argument("--layer", choices=LAYERS, help="ordering, and the canary where that is silent, if not given")
     given = parser.parse_args()
     torch.set_num_threads(1)
     table = Table("scenario", "cause", "requests", "deviations", "replays", "guard silent", "small")
     small = 0
     for name in given.scenarios:
         with tempfile.TemporaryDirectory(prefix="shrinks") as root:
-            layers = [given.layer] if given.layer else LAYERS
-            results = (shrunk(find(name), layer, given.budget, Path(root)) for layer in layers)
-            result = next((each for each in results if each is not None), None)
+            result = shrunk(find(name), given.budget, Path(root))
         if result is None:
             row = ("no finding", "", "", "", "", "no")
         else:

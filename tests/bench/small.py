@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+from repro.lighter import LEAVING
 from repro.nightly.suite import find_suite
 from repro.scenario import Scenario
 from repro.schedule.kept import Kept
@@ -16,6 +17,7 @@ def small_loads() -> dict[str, Kept]:
 
 def _kept(played: Scenario) -> Kept:
     load, config = played.load, played.config
+    abort_us = next((fault.do.us for fault in played.faults if fault.at in LEAVING), None)
     return Kept(
         stamps=True,
         sessions=tuple(range(load.sessions)),
@@ -24,4 +26,5 @@ def _kept(played: Scenario) -> Kept:
         answer_tokens=load.answer_tokens_max,
         device_pages=config.device_pages,
         context_tokens=config.context_tokens,
+        abort_ms=None if abort_us is None else int(abort_us / 1e3),
     )
