@@ -15,18 +15,19 @@ from repro.cli import app
 from repro.hunt import play as playing
 from repro.hunt import reduce
 from repro.hunt.explain import explain
-from repro.hunt.play import Played, play
-from repro.hunt.shrink import (
-    Shrinker,
-    _fewer_deviations,
-    _fires,
-    _lengths,
-    _room,
-    _sessions,
+from repro.hunt.less import (
     _smaller,
     _subsets,
-    _tight,
+    aborts,
+    fewer_deviations,
+    fires,
+    lengths,
+    room,
+    sessions,
+    tight,
 )
+from repro.hunt.play import Found, Played, chief, play
+from repro.hunt.shrink import Shrinker
 from repro.hunt.testfile import pytest_text
 from repro.lighter import lightened
 from repro.run import RunOptions, run_scenario
@@ -50,7 +51,7 @@ def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: 
     case = played(tmp_path, noisy, kept=Kept(prompt_tokens=724, answer_tokens=2, requests=5))
     assert FOREIGN in case.signatures and case.deviations == noisy.deviations
     small = shrinker(tmp_path, FOREIGN, 60)
-    result = small._descend(case, _fewer_deviations)
+    result = small._descend(case, fewer_deviations)
     assert FOREIGN in result.signatures and 0 < len(result.deviations) < 4
     for dropped in range(len(result.deviations)):  # each one is needed
         rest = result.deviations[:dropped] + result.deviations[dropped + 1 :]
@@ -85,13 +86,13 @@ def test_candidates_get_smaller_the_boldest_first() -> None:
 def test_a_short_prompt_is_never_made_longer() -> None:
     base = parse(RACE.replace("prompt_tokens = 760", "prompt_tokens = 300"), "race", "race.toml")
     case = Played(RunOptions())
-    tried = [options.kept.prompt_tokens for each in (_room, _lengths) for options in each(case, base)]
+    tried = [options.kept.prompt_tokens for each in (room, lengths) for options in each(case, base)]
     assert tried and all(tokens is None or tokens <= 300 for tokens in tried)
 
 
 def test_contexts_are_whole_pages_and_fit_their_share_of_the_memory() -> None:
     base, case = race_scenario(), Played(RunOptions(), prompt_tokens=600)
-    tried = [options.kept for each in (_tight, _room) for options in each(case, base)]
+    tried = [options.kept for each in (tight, room) for options in each(case, base)]
     assert len(tried) > 4 and (tried[0].context_tokens, tried[0].device_pages) == (640, 13)  # 604 tokens, 80 %
     for kept in tried:
         assert kept.context_tokens % base.config.page_tokens == 0
@@ -131,9 +132,52 @@ def test_a_fault_that_fires_once_needs_one_or_two_sessions(tmp_path: Path) -> No
     assert {kept.gap_ms for kept in tried} <= set(range(16_000))
     assert list(small._few(msgspec.structs.replace(case, requests=3), scenario)) == []
     without = msgspec.structs.replace(case, options=replace(case.options, no_faults=True))
-    assert list(small._few(without, scenario)) == list(_fires(without, scenario)) == []
+    assert list(small._few(without, scenario)) == list(fires(without, scenario)) == []
     once = lightened(scenario, tried[0])
     assert (once.faults[0].when.skip, once.faults[0].when.times, once.load.gap_s) == (0, 1, (0.01, 0.01))
+
+
+def test_clients_that_leave_do_so_while_a_smaller_load_lasts(tmp_path: Path) -> None:
+    scenario = find("sched_double_free")  # they leave after nine seconds
+    case = Played(RunOptions(), requests=90)
+    assert [options.kept.abort_ms for options in aborts(case, scenario)] == [300, 1_000, 2_000]
+    assert list(aborts(case, lightened(scenario, Kept(abort_ms=300)))) == []
+    assert list(aborts(case, race_scenario())) == []  # whose clients stay
+    small = Shrinker(scenario, "", HerePool(1), root=tmp_path, budget=9, workers=1, told=lambda *_: None)  # type: ignore[arg-type]
+    for candidates in (small._few, small._drawn):
+        assert {options.kept.abort_ms for options in candidates(case, scenario)} == {None, 300, 1_000, 2_000}
+
+
+def test_meetings_of_other_seeds_are_drawn_the_same_each_time(tmp_path: Path) -> None:
+    case, drawn = Played(RunOptions(5), requests=5), []
+    for _ in range(2):
+        small = shrinker(tmp_path, FOREIGN, 7)
+        drawn.append([])
+        for options in small._drawn(case, race_scenario()):
+            if options.kept.device_pages is None:
+                small._prompt_tokens[options] = 600  # as if it had been played
+            drawn[-1].append(options)
+    assert drawn[0] == drawn[1] and len({options.seed for options in drawn[0]}) > 30
+    tight_ones = [options for options in drawn[0] if options.kept.device_pages is not None]
+    assert 2 * len(tight_ones) == len(drawn[0])
+    assert {options.kept.context_tokens for options in tight_ones} == {640, 768}
+    assert list(small._drawn(msgspec.structs.replace(case, requests=3), race_scenario())) == []
+
+
+def test_with_pd_all_pages_of_decode_are_few_too() -> None:
+    scenario = find("async_step_after_free")
+    case = Played(RunOptions(), prompt_tokens=1_000)
+    for options in tight(case, scenario):
+        config = lightened(scenario, options.kept).config
+        assert config.pd is not None and config.pd.decode_pages == config.device_pages == options.kept.device_pages
+
+
+def test_the_chief_finding_is_what_the_scenario_expects() -> None:
+    found = [Found(each, each, each, "") for each in ("divergence", "canary", "ordering")]
+    scenario = find("hicache_early_read")
+    assert scenario.expect.detectors[:2] == ("ordering", "canary")
+    assert chief(found, scenario).detector == "ordering" and chief(found[:2], scenario).detector == "canary"
+    assert chief(found, find("generic_pd")) is found[0]  # which expects none
 
 
 def test_what_takes_more_requests_is_not_smaller(tmp_path: Path) -> None:
@@ -145,10 +189,10 @@ def test_what_takes_more_requests_is_not_smaller(tmp_path: Path) -> None:
 
 def test_sessions_are_dropped_of_those_that_are_asked() -> None:
     base = parse(RACE.replace("sessions = 3", "sessions = 9\nonly_sessions = [2, 8]"), "race", "race.toml")
-    tried = [options.kept.sessions for options in _sessions(Played(RunOptions()), base)]
+    tried = [options.kept.sessions for options in sessions(Played(RunOptions()), base)]
     assert tried == [(8,), (2,)]
     whole = RunOptions(kept=Kept(sessions=(2, 8)))
-    assert [options.kept.sessions for options in _sessions(Played(whole), lightened(base, whole.kept))] == tried
+    assert [options.kept.sessions for options in sessions(Played(whole), lightened(base, whole.kept))] == tried
 
 
 @pytest.fixture(scope="module")

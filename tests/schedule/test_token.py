@@ -43,6 +43,8 @@ kept = st.builds(
     gap_ms=numbers,
     host_pages=numbers,
     dealt=numbers,
+    abort_ms=numbers,
+    decode_pages=numbers,
     fires=numbers,
 )
 any_token = st.builds(
