@@ -177,7 +177,7 @@ def detect(
 @guarded
 def mutate(
     workloads: Annotated[
-        list[str] | None, typer.Argument(help="Scenarios without a defect; the six generic ones if none.")
+        list[str] | None, typer.Argument(help="Scenarios without a defect; the seven generic ones if none.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each workload, from 0 on.", metavar="N")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Mutants at once, one thread each.", metavar="N")] = WORKERS,

@@ -1,6 +1,6 @@
 """The bank under workloads that know none of it: python -m tests.bench.generic [DEFECT...] [--schedules N].
 
-The six `generic_*` scenarios have no defect, and no fault that was made for one. Each defect of the bank that such a
+The seven `generic_*` scenarios have no defect, and no fault that was made for one. Each defect of the bank that such a
 target can have is put into each of them, in stamps, with seeds from 0 on until a detector convicts. The last row is
 the workloads as they are: with the same seeds they must keep silent.
 """
