@@ -1,4 +1,5 @@
-"""Whether a wait that nobody missed is implied by others, and by which: read from the log of a run that had it."""
+"""Whether a wait that nobody missed is implied by others, and by which, or whether no page needs it: read from the log
+of a run that had it."""
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
@@ -6,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from detectors.happens_before import HappensBefore
+from detectors.ordering import OrderingDetector
 from repro.base.probe import Edge, Event, HostSync, Op, OpRef
 from repro.mutate.sites import Brought
 
@@ -23,6 +25,18 @@ def implied_by(
         return None
     others = sorted({why for why in _whys(events)} - whys)
     return tuple(why for why in others if not all(_covered(events, asked, why)))
+
+
+def orders_no_pages(events: Iterable[Event], whys: frozenset[str], brought: Set[Brought] | None = None) -> bool:
+    """Return whether no two accesses to a page lose their order without the waits called `whys`; see `implied_by`."""
+    asked, ordering = _Asked(whys, brought), OrderingDetector()
+    for event in events:
+        if isinstance(event, Op):
+            kept = tuple(edge for edge in event.after if not asked.has(edge))
+            ordering.feed(msgspec.structs.replace(event, after=kept))
+        elif not (isinstance(event, HostSync) and asked.has(event)):
+            ordering.feed(event)
+    return ordering.verdict().answer == "clean"
 
 
 class _Asked(NamedTuple):

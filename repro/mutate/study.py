@@ -26,8 +26,19 @@ from msgspec.structs import replace
 from repro.base.errors import HarnessError
 from repro.base.probe import Event
 from repro.fault.defects import DEFECTS, Defect
-from repro.mutate.redundant import implied_by
-from repro.mutate.sites import MUTANT, Mutant, Sites, applied, does_nothing, is_trap, noted, static_mutants, watched
+from repro.mutate.redundant import implied_by, orders_no_pages
+from repro.mutate.sites import (
+    MUTANT,
+    Brought,
+    Mutant,
+    Sites,
+    applied,
+    does_nothing,
+    is_trap,
+    noted,
+    static_mutants,
+    watched,
+)
 from repro.record.view import open_run
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario
@@ -145,7 +156,7 @@ def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], re
         return Row(mutant.kind, mutant.name, "survived", "no workload comes by it", 0)
     if by := _redundant(mutant, there, seeds[0], reached):
         return Row(mutant.kind, mutant.name, "redundant", by, runs)
-    return Row(mutant.kind, mutant.name, "survived", "", runs)
+    return Row(mutant.kind, mutant.name, "survived", _unneeded(mutant, there, seeds[0], reached), runs)
 
 
 def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
@@ -193,24 +204,40 @@ def _instead(guards: Guards, correct: Guards) -> Guards:
 
 def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
     """Return what implies all that a mutant takes away, in words; "" when nothing does, or nobody can tell."""
-    sites = Sites()
-    for workload in workloads:
-        sites.add(reached[workload.name])
-    whys, brought = _whys_of(mutant, sites), None
-    if mutant.kind == "record":
-        if not whys and mutant.name not in sites.learnt_of:
-            return "nobody asks for it"
-        brought = {workload.name: reached[workload.name].edges_of.get(mutant.name, set()) for workload in workloads}
-    logs = zip(workloads, _logs(workloads, seed), strict=True)
-    implying = [
-        implied_by(events, whys, None if brought is None else brought[workload.name])
-        for workload, events in (logs if whys else ())
-    ] or [None]
+    whys, brought = _taken_by(mutant, workloads, reached)
+    if mutant.kind == "record" and not whys and not any(mutant.name in sites.learnt_of for sites in reached.values()):
+        return "nobody asks for it"
+    if not whys:
+        return ""
+    logs = zip(brought, _logs(workloads, seed), strict=True)
+    implying = [implied_by(events, whys, edges) for edges, events in logs]
     if any(each is None for each in implying):
         return ""
     names = sorted({name for each in implying for name in each or ()})
     never = "never had to wait, and is " if mutant.kind == "acknowledge" else ""
     return f"{never}implied by: {'; '.join(names) or 'several at once, none of which is needed'}"
+
+
+def _unneeded(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
+    """Return why nobody noticed a mutant that nothing implies, in words; "" when nobody can tell."""
+    whys, brought = _taken_by(mutant, workloads, reached)
+    logs = zip(brought, _logs(workloads, seed), strict=True)
+    if not whys or not all(orders_no_pages(events, whys, edges) for edges, events in logs):
+        return ""
+    return "for pace alone: without it no two accesses to a page lose their order"
+
+
+def _taken_by(
+    mutant: Mutant, workloads: Sequence[Scenario], reached: dict[str, Sites]
+) -> tuple[frozenset[str], list[set[Brought] | None]]:
+    """Return the waits that a mutant makes void, and which edges of theirs, by workload; None for all."""
+    sites = Sites()
+    for workload in workloads:
+        sites.add(reached[workload.name])
+    whys = _whys_of(mutant, sites)
+    if mutant.kind != "record":
+        return whys, [None] * len(workloads)
+    return whys, [reached[workload.name].edges_of.get(mutant.name, set()) for workload in workloads]
 
 
 def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:

@@ -10,12 +10,14 @@ import pytest
 from repro.base.errors import UsageError
 from repro.base.probe import Edge, Op
 from repro.fault.plan import Do, Fault, When
+from repro.lighter import lightened
 from repro.mutate import study
 from repro.mutate.command import run_mutate
-from repro.mutate.redundant import implied_by
+from repro.mutate.redundant import implied_by, orders_no_pages
 from repro.mutate.sites import Mutant, Sites, applied, does_nothing, left_out, plain, static_mutants
 from repro.mutate.study import fate, watch
-from repro.scenario import Scenario
+from repro.scenario import Scenario, find
+from repro.schedule.kept import Kept
 from repro.serve.guards import Guards
 from repro.serve.kv.radix import RadixTree
 from tests.small import small_scenario
@@ -144,6 +146,19 @@ def test_of_the_edges_of_a_wait_only_those_that_were_asked_about_must_be_implied
     assert implied_by(events, frozenset({"a"})) is None
     assert implied_by(events, frozenset({"a"}), {("a", ("load", 0))}) == ("b",)
     assert implied_by(events, frozenset({"a"}), {("a", ("load", 1))}) is None
+
+
+def test_a_wait_that_no_page_needs_is_there_for_pace(workload: Scenario) -> None:
+    events = next(study._logs([workload], 7))
+    assert not orders_no_pages(events, frozenset((INDEX, LATENTS)))
+    assert orders_no_pages(events, frozenset(("of other code",)))
+    ranks = lightened(find("generic_layersplit"), Kept(stamps=True, sessions=(0, 1), turns=1))
+    ranks = msgspec.structs.replace(ranks, exercise={})
+    found, said = watch(ranks, 7)
+    assert said == ""
+    for mutant in (Mutant("wait", "a layer is broadcast when it begins, not ahead"), Mutant("record", "begun")):
+        row = fate(mutant, [ranks], (7,), {ranks.name: found})
+        assert row.outcome == "survived" and row.by.startswith("for pace alone: ")
 
 
 def test_a_scenario_with_a_defect_is_no_workload() -> None:
