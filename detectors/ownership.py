@@ -92,7 +92,7 @@ class OwnershipDetector:
         signature = f"ownership: a {kind_of(tier)} page {what}"
         if self._is_known(signature):
             return
-        claim = f"{tier} page {page} {what}, for {event.owner or 'nobody'}"
+        claim = f"{tier} page {page} {what}" + (f", for {event.owner}" if event.owner else "")
         evidence: dict[str, object] = {
             "page": page,
             "pages": len(pages),

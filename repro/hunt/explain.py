@@ -30,6 +30,7 @@ NOUNS = {
 }
 HOST = "the host's next timer"
 OVERTAKINGS_TOLD = 5
+CHANGES_TOLD = 4
 
 
 def explain(found: Found, case: Played) -> str:
@@ -38,6 +39,9 @@ def explain(found: Found, case: Played) -> str:
     race = found if _is_race(found) else _race_behind(found, case)
     if race is not None:
         told += [_what_raced(race), f"Missing edge: {race.evidence['missing_edge']}."]
+    history: Any = found.evidence.get("history")
+    if race is None and history:
+        told.append(f"The page's last changes: {'; '.join(history[-CHANGES_TOLD:])}.")
     schedule = case.options.schedule
     if not case.deviations:
         told.append("It takes no special schedule: the natural order of a real machine shows it.")

@@ -107,7 +107,7 @@ def test_a_page_that_is_freed_twice_is_found() -> None:
     world.page_event("free", 5)
     world.page_event("free", 5, owner="")
     finding = only(answer(world))
-    assert finding.claim == "device page 5 is freed twice, for nobody"
+    assert finding.claim == "device page 5 is freed twice"
     assert finding.signature == "ownership: a device page is freed twice"
 
 

@@ -265,6 +265,13 @@ def test_the_explanation_names_operations_layer_and_request(tmp_path: Path) -> N
     assert "It takes no special schedule" in told and "Missing edge: compute waits for no event" in told
 
 
+def test_of_a_page_with_two_owners_the_last_changes_are_told() -> None:
+    history = [f"{number}.0 us: alloc (r{number})" for number in range(9)]
+    found = Found("ownership: x", "ordering", "ownership", "device page 5 is freed twice", {"history": history})
+    told = explain(found, Played(RunOptions(), found=(found,)))
+    assert told.startswith("device page 5 is freed twice.\nThe page's last changes: 5.0 us: alloc (r5); 6.0 us")
+
+
 def test_what_a_schedule_holds_back_is_told(tmp_path: Path) -> None:
     case = played(tmp_path, Schedule("hold", number_of("loadback.copy_layer"), 2))
     found = next(each for each in case.found if each.signature == FOREIGN)
