@@ -25,8 +25,8 @@ from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario, find, parse
 from repro.toml import to_toml
 
-LAYERS = ("ordering", "ownership", "canary", "divergence", "text")
-NO_TOKENS = ("divergence", "text")  # in stamps
+LAYERS = ("ordering", "ownership", "canary", "divergence", "acceptance", "text")
+NO_TOKENS = ("divergence", "acceptance", "text")  # in stamps
 ENDS = ("finished", "aborted")
 
 
