@@ -90,7 +90,10 @@ def hunt(
 def shrink(
     what: Annotated[str, typer.Argument(metavar="TOKEN|RUN", help="A token, or the folder of a run.")],
     signature: Annotated[
-        str, typer.Option(help="Which finding to keep: a part of its cause; the first if not given.", metavar="TEXT")
+        str,
+        typer.Option(
+            help="Keep the finding with this in its cause; if not given, what the scenario expects.", metavar="TEXT"
+        ),
     ] = "",
     budget: Annotated[int, typer.Option(min=2, max=100_000, help="At most so many replays.", metavar="N")] = 400,
     workers: Annotated[int, typer.Option(min=1, help="Replays at once, one thread each.", metavar="N")] = WORKERS,

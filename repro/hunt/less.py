@@ -1,6 +1,6 @@
 """Less of one thing: the smaller cases that a finding's case may be replaced by, the boldest first."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from math import ceil
@@ -78,13 +78,13 @@ def fires(case: Played, base: Scenario) -> Iterator[RunOptions]:
 
 def aborts(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Clients that leave earlier: a lighter load's answers are sooner over."""
-    now_ms = leave_after_ms(base)
-    yield from (changed(case, abort_ms=abort_ms) for abort_ms in ABORTS_MS if abort_ms < now_ms)
+    yield from (changed(case, abort_ms=abort_ms) for abort_ms in aborts_ms(case, base))
 
 
-def leave_after_ms(base: Scenario) -> float:
-    """Return how long after sending clients leave at the latest; 0 where no fault makes them."""
-    return max((fault.do.us / 1e3 for fault in base.faults if fault.at in LEAVING), default=0.0)
+def aborts_ms(case: Played, base: Scenario) -> list[int]:
+    """Return when clients could leave that now do so later."""
+    now_us = max((fault.do.us for fault in base.faults if fault.at in LEAVING), default=0.0)
+    return [abort_ms for abort_ms in ABORTS_MS if abort_ms * 1e3 < now_us and not case.options.no_faults]
 
 
 def gaps(case: Played, base: Scenario) -> Iterator[RunOptions]:
@@ -99,7 +99,17 @@ def gaps_ms(base: Scenario) -> list[int]:
 
 def tight(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Prompts as they are, in hardly more memory than one of them takes."""
-    yield from (changed(case, **memory._asdict()) for memory in memories(base, case.prompt_tokens))
+    yield from _in_each(case, memories(base, case.prompt_tokens))
+
+
+def _in_each(case: Played, memories: Iterable[Memory]) -> Iterator[RunOptions]:
+    """Yield the case in each memory; those of prefill workers alone come last."""
+    alone = []
+    for memory in memories:
+        yield changed(case, **memory._asdict())
+        if memory.decode_pages is not None:
+            alone.append(memory._replace(decode_pages=case.options.kept.decode_pages))
+    yield from (changed(case, **memory._asdict()) for memory in alone)
 
 
 def memories(base: Scenario, prompt_tokens: int) -> Iterator[Memory]:
@@ -119,7 +129,8 @@ def _memories_for(base: Scenario, pages_long: int) -> Iterator[Memory]:
             in_proportion = ceil(config.host_pages * pages / config.device_pages)
             small = [pages] if config.host_pages < HOST_RATIO_SMALL * config.device_pages else []
             for host_pages in dict.fromkeys((*small, in_proportion)):
-                yield Memory(pages_long * config.page_tokens, pages, host_pages, None if config.pd is None else pages)
+                decode_pages = min(pages, config.pd.decode_pages) if config.pd and config.pd.decode_pages else None
+                yield Memory(pages_long * config.page_tokens, pages, host_pages, decode_pages)
 
 
 def room(case: Played, base: Scenario) -> Iterator[RunOptions]:
@@ -129,8 +140,8 @@ def room(case: Played, base: Scenario) -> Iterator[RunOptions]:
     for pages_long in _smaller(config.context_tokens // size, CONTEXT_TOKENS_MIN // size):
         shorter = max(PROMPT_TOKENS_MIN, load.prompt_tokens * pages_long * size // config.context_tokens)
         prompts = dict.fromkeys((load.prompt_tokens, min(load.prompt_tokens, shorter)))
-        for memory, prompt_tokens in product(_memories_for(base, pages_long), prompts):
-            yield changed(case, **memory._asdict(), prompt_tokens=prompt_tokens)
+        for options, prompt_tokens in product(_in_each(case, _memories_for(base, pages_long)), prompts):
+            yield replace(options, kept=replace(options.kept, prompt_tokens=prompt_tokens))
 
 
 def lengths(case: Played, base: Scenario) -> Iterator[RunOptions]:

@@ -1,13 +1,15 @@
 """Makes a finding small: less load, fewer faults, fewer deviations, as long as the same cause is found."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, islice, product
 from pathlib import Path
-from random import Random
+from typing import Any, TypeVar
 
 from repro.base.errors import UsageError
+from repro.base.rng import uniform
 from repro.hunt import less
 from repro.hunt.less import Less
 from repro.hunt.play import Played, discard, play
@@ -23,7 +25,10 @@ MEETING_GAPS_MS = (8_000, 100)  # each alone, and while the other is under way
 SEEDS = 64  # of which meetings are drawn
 DRAWS_AT_ONCE = 16  # first to see how long their prompts are, then in a memory for them
 DRAWS = 6 * DRAWS_AT_ONCE
+SETTLING_SHARE = 0.2  # of the budget, for taking away one thing after another
 FEW_TURNS = 3  # with a fault: one meets it, one takes its pages
+
+Item = TypeVar("Item")
 
 
 class Shrinker:
@@ -48,6 +53,7 @@ class Shrinker:
         self._pool = pool
         self._root = root
         self._budget = budget
+        self._kept_back = 0  # of it, for what comes after
         self._workers = workers
         self._told = told
 
@@ -55,15 +61,25 @@ class Shrinker:
         """Return the smallest case found that has the cause; `case` itself has it. Its run's folder is kept."""
         case = self._natural(case)
         if case.options.schedule.natural:  # the steps of a schedule fit no other load
-            for candidates in (self._few, self._meetings, self._drawn):
-                case = self._descend(case, candidates)
+            case = self._sought(case)
         case = self._natural(self._settled(case))
         return case if not case.options.schedule.deviations else self._descend(case, less.fewer_deviations)
+
+    def _sought(self, case: Played) -> Played:
+        """Return the case as one of a few requests where there is one; a part of the budget is kept for the rest."""
+        self._kept_back = int(SETTLING_SHARE * self._budget)
+        case = self._descend(case, self._few)
+        for meetings in self._meetings(case, lightened(self._scenario, case.options.kept)):
+            case = self._taken(case, meetings)
+            if case.requests <= MEETING_REQUESTS:
+                break
+        self._kept_back = 0
+        return case
 
     def _settled(self, case: Played) -> Played:
         """Return what is left when nothing more can be taken away."""
         smaller = True
-        while smaller and self._left:
+        while smaller and self._left > 0:
             before = case.options
             for candidates in less.EACH:
                 case = self._descend(case, candidates)
@@ -78,76 +94,70 @@ class Shrinker:
         groups = [(first,), *((each,) for each in rest), *((first, each) for each in rest)]
         turns = min(FEW_TURNS, base.load.turns or FEW_TURNS)
         for number, fault in enumerate(self._scenario.faults):
-            aborts_ms = (case.options.kept.abort_ms, *(less.ABORTS_MS if fault.at in LEAVING else ()))
+            aborts_ms = (case.options.kept.abort_ms, *(less.aborts_ms(case, base) if fault.at in LEAVING else ()))
             for abort_ms, sessions, gap_ms, fires in product(aborts_ms, groups, less.gaps_ms(base), less.FIRES[:2]):
                 few = {"faults": (number,), "sessions": sessions, "turns": turns, "gap_ms": gap_ms, "fires": fires}
                 yield less.changed(case, **few, abort_ms=abort_ms)
 
-    def _meetings(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
-        """Two sessions, one of which comes back: what it takes for pages to change hands and be asked for."""
-        if case.requests <= MEETING_REQUESTS:
-            return
-        meetings = [
-            _meeting(case, base, pair, gap_ms=gap_ms)
-            for gap_ms, pair in product(_meeting_gaps_ms(case, base), _meeting_pairs(case, base))
-        ]
-        yield from meetings
-        for slack_pages, meeting in product(MEETING_SLACKS, meetings):
-            yield from self._in_tight_memory(meeting, base, slack_pages)
+    def _meetings(self, case: Played, base: Scenario) -> Iterator[list[RunOptions]]:
+        """Yield meetings of two sessions, one of which comes back: so pages change hands and are asked for.
 
-    def _drawn(self, case: Played, base: Scenario) -> Iterator[RunOptions]:
-        """Meetings as other seeds have them, of other prompts and faults: each as it is, and in one tight memory."""
-        if case.requests <= MEETING_REQUESTS:
+        Each list is to be played before the next is asked for: it may be the same in memories for their prompts. Those
+        of this seed come first, then some of others, which have other prompts and faults.
+        """
+        pairs, gaps_ms = _meeting_pairs(case, base), _meeting_gaps_ms(case, base)
+        if case.requests <= MEETING_REQUESTS or not pairs:
             return
-        draw, pairs, gaps_ms = Random(case.options.seed), _meeting_pairs(case, base), _meeting_gaps_ms(case, base)
-        aborts_ms = (case.options.kept.abort_ms, *(less.ABORTS_MS if less.leave_after_ms(base) else ()))
-        for _ in range(DRAWS // DRAWS_AT_ONCE):
-            drawn = []
-            for _ in range(DRAWS_AT_ONCE):
-                pair, gap_ms, abort_ms = draw.choice(pairs), draw.choice(gaps_ms), draw.choice(aborts_ms)
-                meeting = _meeting(case, base, pair, gap_ms=gap_ms, abort_ms=abort_ms)
-                drawn.append(replace(meeting, seed=draw.randint(1, SEEDS)))
-            yield from drawn
-            for meeting in drawn:
-                tight = list(self._in_tight_memory(meeting, base, draw.choice(MEETING_SLACKS)))
-                yield from draw.sample(tight, min(1, len(tight)))
+        meetings = [_meeting(case, base, pair, gap_ms=gap_ms) for gap_ms, pair in product(gaps_ms, pairs)]
+        yield meetings
+        slack = product(MEETING_SLACKS, meetings)
+        yield [tight for slack_pages, each in slack for tight in self._in_tight_memory(each, base, slack_pages)]
+        for first in range(0, DRAWS, DRAWS_AT_ONCE):
+            draws = [partial(_drawn, case.options.seed, number) for number in range(first, first + DRAWS_AT_ONCE)]
+            drawn = [_meeting_of(case, base, draw) for draw in draws]
+            yield drawn
+            memories = [
+                self._in_tight_memory(each, base, draw(MEETING_SLACKS, "slack"))
+                for draw, each in zip(draws, drawn, strict=True)
+            ]
+            yield [draw(tight, "memory") for draw, tight in zip(draws, memories, strict=True) if tight]
 
-    def _in_tight_memory(self, meeting: RunOptions, base: Scenario, slack_pages: int) -> Iterator[RunOptions]:
-        """Yield a meeting that was played in memories for its own longest prompt."""
+    def _in_tight_memory(self, meeting: RunOptions, base: Scenario, slack_pages: int) -> list[RunOptions]:
+        """Return a meeting that was played in memories for its own longest prompt."""
         tokens = self._prompt_tokens.get(meeting, 0) + slack_pages * base.config.page_tokens
-        for memory in less.memories(base, tokens):
-            yield replace(meeting, kept=replace(meeting.kept, **memory._asdict()))
+        memories = less.memories(base, tokens)
+        return [replace(meeting, kept=replace(meeting.kept, **memory._asdict())) for memory in memories]
 
     @property
     def _left(self) -> int:
-        return self._budget - self.replays
+        return self._budget - self._kept_back - self.replays
 
     def _natural(self, case: Played) -> Played:
         """Return the case in the natural order, or with its schedule as plain deviations from it."""
-        window = case.options.schedule.window
-        spelt = Schedule(window=window, deviations=case.deviations)
-        candidates = [replace(case.options, schedule=each) for each in (Schedule(), spelt)]
+        spelt = Schedule(window=case.options.schedule.window, deviations=case.deviations)
         if case.options.schedule in (Schedule(), spelt):
             return case
+        return self._taken(case, [replace(case.options, schedule=each) for each in (Schedule(), spelt)])
+
+    def _descend(self, case: Played, candidates: Less) -> Played:
+        """Return the case after taking smaller ones for as long as there are any."""
+        before = None
+        while case is not before:
+            before, base = case, lightened(self._scenario, case.options.kept)
+            case = self._taken(case, candidates(case, base))
+        return case
+
+    def _taken(self, case: Played, candidates: Iterable[RunOptions]) -> Played:
+        """Return the first candidate that has the cause; the case where none has."""
         found = self._first(iter(candidates), case.requests)
         if found is None:
             return case
         discard(case)
         return found
 
-    def _descend(self, case: Played, candidates: Less) -> Played:
-        """Return the case after taking smaller ones for as long as there are any."""
-        while True:
-            base = lightened(self._scenario, case.options.kept)
-            smaller = self._first(candidates(case, base), case.requests)
-            if smaller is None:
-                return case
-            discard(case)
-            case = smaller
-
     def _first(self, candidates: Iterator[RunOptions], requests_max: int) -> Played | None:
         """Return the first that has the cause, in no more requests. What runs beside it counts as a replay too."""
-        while self._left:
+        while self._left > 0:
             untried = (options for options in candidates if options not in self._tried)
             batch = list(dict.fromkeys(islice(untried, min(self._workers, self._left))))
             if not batch:
@@ -187,3 +197,14 @@ def _meeting_gaps_ms(case: Played, base: Scenario) -> list[int | None]:
 def _meeting(case: Played, base: Scenario, pair: tuple[int, ...], **changes: object) -> RunOptions:
     turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
     return less.changed(case, sessions=pair, turns=turns, dealt=MEETING_REQUESTS, **changes)
+
+
+def _meeting_of(case: Played, base: Scenario, draw: Callable[..., Any]) -> RunOptions:
+    """Return a meeting as another seed has it: of other prompts, met by its faults elsewhere."""
+    pair, gap_ms = draw(_meeting_pairs(case, base), "pair"), draw(_meeting_gaps_ms(case, base), "gap")
+    abort_ms = draw((case.options.kept.abort_ms, *less.aborts_ms(case, base)), "abort")
+    return replace(_meeting(case, base, pair, gap_ms=gap_ms, abort_ms=abort_ms), seed=draw(range(SEEDS), "seed"))
+
+
+def _drawn(seed: int, number: int, among: Sequence[Item], what: str) -> Item:
+    return among[int(uniform(seed, "meeting", number, what) * len(among))]

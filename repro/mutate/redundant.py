@@ -15,28 +15,34 @@ from repro.mutate.sites import Brought
 def implied_by(
     events: Sequence[Event], whys: frozenset[str], brought: Set[Brought] | None = None
 ) -> tuple[str, ...] | None:
-    """Return what implies every order that the waits called `whys` bring; None where something does not.
+    """Return what implies every order that the waits called `whys` bring; None where something does not, or where
+    they bring none.
 
     With `brought`, only those edges of theirs are asked about: (why, source). Each name returned is one that is needed:
     without it, an order would be lost. Where several imply the same one, none is needed and the answer is empty.
     """
     asked = _Asked(whys, brought)
-    if not all(_covered(events, asked)):
+    covered = list(_covered(events, asked))
+    if not covered or not all(covered):
         return None
     others = sorted({why for why in _whys(events)} - whys)
     return tuple(why for why in others if not all(_covered(events, asked, why)))
 
 
 def orders_no_pages(events: Iterable[Event], whys: frozenset[str], brought: Set[Brought] | None = None) -> bool:
-    """Return whether no two accesses to a page lose their order without the waits called `whys`; see `implied_by`."""
-    asked, ordering = _Asked(whys, brought), OrderingDetector()
+    """Return whether the waits called `whys` are there, and no two accesses to a page lose their order without them;
+    see `implied_by`."""
+    asked, ordering, removed = _Asked(whys, brought), OrderingDetector(), 0
     for event in events:
         if isinstance(event, Op):
             kept = tuple(edge for edge in event.after if not asked.has(edge))
+            removed += len(event.after) - len(kept)
             ordering.feed(msgspec.structs.replace(event, after=kept))
-        elif not (isinstance(event, HostSync) and asked.has(event)):
+        elif isinstance(event, HostSync) and asked.has(event):
+            removed += 1
+        else:
             ordering.feed(event)
-    return ordering.verdict().answer == "clean"
+    return removed > 0 and ordering.verdict().answer == "clean"
 
 
 class _Asked(NamedTuple):

@@ -1,7 +1,8 @@
 """The examination that the stack and the detectors do not set themselves.
 
 Each mutant runs under the workloads until somebody notices: a detector, or the stack's own assertions. One that
-nobody notices is either redundant, which the happens-before of a run proves by naming what implies it, or a hole.
+nobody notices is redundant, which the happens-before of a run proves by naming what implies it, or there for pace
+alone, which it proves by the accesses that stay ordered; else it is a hole.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ FIRST_LINE_MAX = 100  # characters of what an assertion said
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A mutant's fate. `by` is who caught it, or what implies it; `runs` how many that took."""
+    """A mutant's fate. `by` is who caught it, what implies it, or why nobody had to; `runs` how many that took."""
 
     kind: str
     name: str

@@ -141,7 +141,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if decode_tokens and self.context_tokens > CONTEXT_SHARE_MAX * decode_tokens:
             raise ValueError(
                 f"context_tokens = {self.context_tokens}: more than {CONTEXT_SHARE_MAX:.0%} of pd.decode_pages = "
-                f"{decode_tokens // self.page_tokens}, and others need room too; raise it, or leave 0: as device_pages"
+                f"{self.pd.decode_pages} of {self.page_tokens} tokens, and others need room too; raise pd.decode_pages"
             )
         if self.context_tokens % self.page_tokens or self.chunk_tokens < 1:
             raise ValueError("context_tokens must be whole pages and chunk_tokens at least 1")

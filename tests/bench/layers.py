@@ -1,9 +1,8 @@
 """Requests to the first finding of each layer of truth: python -m tests.bench.layers [SCENARIO...] [--seeds N].
 
 Each scenario of the suite `bank` with its defect, under that suite's load and faults, and with the arithmetic that the
-scenario itself asks for: stamps have no tokens that could differ or be garbled. What counts is how many requests had
-been received when a layer could first have told, on the run's own clock: at the racing operation, at the bad read, and
-for what is seen in an answer at its end. Median over the seeds that told.
+scenario itself asks for: stamps have no tokens that could differ or be garbled. What counts is what a verdict says: how
+many requests had been sent when a layer could first have told. Median over the seeds that told.
 """
 
 import argparse
@@ -14,56 +13,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
+import msgspec
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from detectors.base import Finding
-from repro.base.probe import Event, RequestEvent
 from repro.nightly.suite import find_suite
 from repro.run import RunOptions, run_scenario
 from repro.scenario import Scenario, find, parse
 from repro.toml import to_toml
 
-LAYERS = ("ordering", "ownership", "canary", "divergence", "acceptance", "text")
+LAYERS = ("ordering", "canary", "divergence", "acceptance", "text")
 NO_TOKENS = ("divergence", "acceptance", "text")  # in stamps
-ENDS = ("finished", "aborted")
-
-
-class Clock:
-    """When each request was received, and when it ended."""
-
-    def __init__(self) -> None:
-        self.received_us: list[float] = []
-        self.ended_us: dict[str, float] = {}
-
-    def feed(self, event: Event) -> None:
-        """Take an event; others than those of requests are ignored."""
-        if isinstance(event, RequestEvent):
-            if event.what == "received":
-                self.received_us.append(event.at_us)
-            elif event.what in ENDS:
-                self.ended_us[event.request] = event.at_us
-
-    def requests_until(self, finding: Finding) -> int:
-        """Return how many requests had been received when a finding could first be told."""
-        at_us = finding.at_us if finding.at_us else self.ended_us.get(finding.request, self.received_us[-1])
-        return sum(received_us <= at_us for received_us in self.received_us)
 
 
 def played(scenario: Scenario, seed: int) -> dict[str, int]:
     """Return for each layer that has a finding the requests to the first one."""
-    clock = Clock()
     with tempfile.TemporaryDirectory(prefix="layers") as root:
-        outcome = run_scenario(
-            scenario, RunOptions(seed), root=Path(root), utc=datetime.now(UTC), listeners=(clock.feed,)
-        )
-    first: dict[str, int] = {}
-    for finding in outcome.findings:
-        layer = "ownership" if finding.detector == "ownership" else finding.layer
-        requests = clock.requests_until(finding)
-        first[layer] = min(requests, first.get(layer, requests))
-    return first
+        outcome = run_scenario(scenario, RunOptions(seed), root=Path(root), utc=datetime.now(UTC))
+    first = msgspec.convert(outcome.verdict["first"], dict[str, dict[str, float]])
+    return {layer: int(at["requests"]) for layer, at in first.items()}
 
 
 def with_own_arithmetic(case: Scenario) -> Scenario:

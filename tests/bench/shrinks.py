@@ -56,7 +56,7 @@ def convicted(scenario: Scenario, root: Path) -> Played | None:
 
 
 def shrunk(scenario: Scenario, budget: int, root: Path) -> Shrunk | None:
-    """Return what becomes of the scenario's first finding; None where there is none."""
+    """Return what becomes of the scenario's chief finding; None where there is none."""
     case = convicted(scenario, root)
     if case is None:
         return None

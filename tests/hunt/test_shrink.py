@@ -31,7 +31,7 @@ from repro.hunt.shrink import Shrinker
 from repro.hunt.testfile import pytest_text
 from repro.lighter import lightened
 from repro.run import RunOptions, run_scenario
-from repro.scenario import find, parse
+from repro.scenario import Scenario, find, parse
 from repro.schedule.kept import Kept
 from repro.schedule.schedule import Schedule
 from repro.schedule.strategies import number_of
@@ -99,27 +99,73 @@ def test_contexts_are_whole_pages_and_fit_their_share_of_the_memory() -> None:
         lightened(base, kept)  # raises where a target refuses it
 
 
+def meetings(small: Shrinker, case: Played, base: Scenario, prompt_tokens: int = 600) -> list[list[RunOptions]]:
+    """Return all lists of meetings, each as if the one before had been played."""
+    lists = []
+    for meetings in small._meetings(case, base):
+        small._prompt_tokens.update(dict.fromkeys(meetings, prompt_tokens))
+        lists.append(meetings)
+    return lists
+
+
 def test_two_of_all_sessions_may_meet_again(tmp_path: Path) -> None:
     case = Played(RunOptions(), requests=5)
     small = shrinker(tmp_path, FOREIGN, 7)
-    tried = [options.kept for options in small._meetings(case, race_scenario())]
+    tried = [options.kept for options in meetings(small, case, race_scenario())[0]]
     assert [kept.sessions for kept in tried] == 2 * [(0, 1), (0, 2), (1, 2)]
     assert {(kept.dealt, kept.turns) for kept in tried} == {(3, 2)}
     assert {kept.gap_ms for kept in tried} == {None, 100}
     many = parse(RACE.replace("sessions = 3", "sessions = 9"), "race", "race.toml")
-    assert len({options.kept.sessions for options in small._meetings(case, many)}) == 6
-    assert list(small._meetings(msgspec.structs.replace(case, requests=3), race_scenario())) == []
+    assert len({options.kept.sessions for options in meetings(small, case, many)[0]}) == 6
+    assert meetings(small, msgspec.structs.replace(case, requests=3), race_scenario()) == []
+    alone = parse(RACE.replace("sessions = 3", "sessions = 1"), "race", "race.toml")
+    assert meetings(small, case, alone) == []
 
 
 def test_two_meet_in_a_memory_for_their_own_prompts(tmp_path: Path) -> None:
     case, small = Played(RunOptions(), requests=5), shrinker(tmp_path, FOREIGN, 7)
-    tried = []
-    for options in small._meetings(case, race_scenario()):
-        if options.kept.device_pages is None:
-            small._prompt_tokens[options] = 600  # as if it had been played
-        tried.append(options.kept)
-    tight = {(kept.context_tokens, kept.device_pages) for kept in tried if kept.device_pages is not None}
+    tried = [options.kept for options in meetings(small, case, race_scenario())[1]]
+    tight = {(kept.context_tokens, kept.device_pages) for kept in tried}
     assert tight == {(640, 13), (640, 20), (768, 15), (768, 24)}
+
+
+def test_meetings_of_other_seeds_are_the_same_each_time(tmp_path: Path) -> None:
+    case, base = Played(RunOptions(5), requests=5), race_scenario()
+    drawn = meetings(shrinker(tmp_path, FOREIGN, 7), case, base)[2:]
+    assert drawn == meetings(shrinker(tmp_path, FOREIGN, 9), case, base)[2:]
+    loose, tight = drawn[::2], drawn[1::2]
+    assert len({options.seed for each in loose for options in each}) > 30
+    assert [len(each) for each in loose] == [len(each) for each in tight] == 6 * [16]
+    assert {options.kept.context_tokens for each in tight for options in each} == {640, 768}
+    short = meetings(shrinker(tmp_path, FOREIGN, 7), case, base, prompt_tokens=1)[2:]
+    assert short[::2] == loose and not any(short[1::2])  # no memory is that small, and no draw hangs on another
+
+
+def test_every_meeting_is_tried_in_tight_memory_whatever_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    for workers in (1, 3, 20):
+        pool = HerePool(1)
+        small = Shrinker(
+            race_scenario(), FOREIGN, pool, root=tmp_path, budget=999, workers=workers, told=lambda *_: None  # type: ignore[arg-type]
+        )  # fmt: skip
+        monkeypatch.setattr(small, "_play", lambda batch: [Played(each, prompt_tokens=600) for each in batch])
+        case = Played(RunOptions(), requests=5)
+        assert small._sought(case) is case
+        tried.append(small._tried)
+    assert tried[0] == tried[1] == tried[2] and len(tried[0]) > 200
+
+
+def test_a_part_of_the_budget_is_kept_for_taking_away_one_thing_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = shrinker(tmp_path, FOREIGN, 50)
+    monkeypatch.setattr(small, "_play", lambda batch: [Played(each, prompt_tokens=600) for each in batch])
+    case = Played(RunOptions(), requests=5)
+    assert small._sought(case) is case and small.replays == 40
+    small._settled(case)
+    assert small.replays == 50
 
 
 def test_a_fault_that_fires_once_needs_one_or_two_sessions(tmp_path: Path) -> None:
@@ -143,33 +189,31 @@ def test_clients_that_leave_do_so_while_a_smaller_load_lasts(tmp_path: Path) -> 
     assert [options.kept.abort_ms for options in aborts(case, scenario)] == [300, 1_000, 2_000]
     assert list(aborts(case, lightened(scenario, Kept(abort_ms=300)))) == []
     assert list(aborts(case, race_scenario())) == []  # whose clients stay
+    assert list(aborts(case, find("hicache_writeback_raw"))) == []  # after 0.3 s
+    without = msgspec.structs.replace(case, options=replace(case.options, no_faults=True))
+    assert list(aborts(without, scenario)) == []
     small = Shrinker(scenario, "", HerePool(1), root=tmp_path, budget=9, workers=1, told=lambda *_: None)  # type: ignore[arg-type]
-    for candidates in (small._few, small._drawn):
-        assert {options.kept.abort_ms for options in candidates(case, scenario)} == {None, 300, 1_000, 2_000}
+    drawn = [options for each in meetings(small, case, scenario)[2:] for options in each]
+    for tried in (small._few(case, scenario), drawn):
+        assert {options.kept.abort_ms for options in tried} == {None, 300, 1_000, 2_000}
 
 
-def test_meetings_of_other_seeds_are_drawn_the_same_each_time(tmp_path: Path) -> None:
-    case, drawn = Played(RunOptions(5), requests=5), []
-    for _ in range(2):
-        small = shrinker(tmp_path, FOREIGN, 7)
-        drawn.append([])
-        for options in small._drawn(case, race_scenario()):
-            if options.kept.device_pages is None:
-                small._prompt_tokens[options] = 600  # as if it had been played
-            drawn[-1].append(options)
-    assert drawn[0] == drawn[1] and len({options.seed for options in drawn[0]}) > 30
-    tight_ones = [options for options in drawn[0] if options.kept.device_pages is not None]
-    assert 2 * len(tight_ones) == len(drawn[0])
-    assert {options.kept.context_tokens for options in tight_ones} == {640, 768}
-    assert list(small._drawn(msgspec.structs.replace(case, requests=3), race_scenario())) == []
-
-
-def test_with_pd_all_pages_of_decode_are_few_too() -> None:
-    scenario = find("async_step_after_free")
+def test_with_pd_decode_has_few_pages_too_and_then_prefill_alone() -> None:
+    scenario = find("async_step_after_free")  # 160 pages for prefill, 128 for decode
     case = Played(RunOptions(), prompt_tokens=1_000)
-    for options in tight(case, scenario):
-        config = lightened(scenario, options.kept).config
-        assert config.pd is not None and config.pd.decode_pages == config.device_pages == options.kept.device_pages
+    tried = [lightened(scenario, options.kept).config for options in tight(case, scenario)]
+    assert [(config.device_pages, config.pd and config.pd.decode_pages) for config in tried] == [
+        (23, 23), (36, 36), (23, 128), (36, 128),
+    ]  # fmt: skip
+    assert all(options.kept.decode_pages is None for options in tight(case, find("pd_reuse_before_drain")))
+
+
+def test_the_finding_that_the_scenario_expects_is_kept(tmp_path: Path) -> None:
+    found = tuple(Found(each, each, each, "") for each in ("ordering", "canary"))
+    case, scenario = Played(RunOptions(), found=found), find("hicache_partial_prefetch")
+    assert scenario.expect.detectors == ("canary",)
+    assert reduce._chosen(case, scenario, "").detector == "canary"
+    assert reduce._chosen(case, scenario, "ord").detector == "ordering"
 
 
 def test_the_chief_finding_is_what_the_scenario_expects() -> None:

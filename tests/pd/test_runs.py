@@ -76,6 +76,7 @@ def test_another_schedule_finds_it_too(picker: str, tmp_path: Path) -> None:
         ("prefill = 7, decode = 7", "pd.prefill = 7, pd.decode = 7, pd.lanes = 2: 85 streams"),
         ("prefill = 4, lanes = 64", "take fewer workers or lanes"),
         ("decode_pages = 8", "pd.decode_pages = 8"),
+        ("decode_pages = -1", "pd.decode_pages = -1"),
         ("prefil = 2", 'nearest: "prefill"'),
         ("transfer_timeout_s = 0", "pd.transfer_timeout_s = 0"),
         ('prefill = "two"', "a whole number"),
@@ -84,6 +85,14 @@ def test_another_schedule_finds_it_too(picker: str, tmp_path: Path) -> None:
 def test_impossible_ratios_are_refused_with_the_key(pd: str, said: str) -> None:
     with pytest.raises(ScenarioError, match=said):
         parse(SCENARIO.format(pd=pd), "small-pd", "small-pd.toml")
+
+
+def test_decode_needs_room_for_one_context_and_a_quarter() -> None:
+    config = parse(SCENARIO.format(pd="decode = 1"), "small-pd", "small-pd.toml").config
+    least = -(-config.context_tokens * 5 // (4 * config.page_tokens))
+    assert parse(SCENARIO.format(pd=f"decode_pages = {least}"), "small-pd", "small-pd.toml").config.pd is not None
+    with pytest.raises(ScenarioError, match="more than 80% of pd.decode_pages"):
+        parse(SCENARIO.format(pd=f"decode_pages = {least - 1}"), "small-pd", "small-pd.toml")
 
 
 def signatures(outcome: Outcome) -> dict[str, int]:
