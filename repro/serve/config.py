@@ -137,11 +137,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"retract and {other} don't go together: only a plain engine retracts; drop one")
         if self.retract and not self.prefix_cache:
             raise ValueError("retract takes prefix_cache: a retracted request comes again by what the tree has kept")
-        decode_tokens = 0 if self.pd is None else self.pd.decode_pages * self.page_tokens
-        if decode_tokens and self.context_tokens > CONTEXT_SHARE_MAX * decode_tokens:
+        decode_pages = 0 if self.pd is None else self.pd.decode_pages
+        if decode_pages and self.context_tokens > CONTEXT_SHARE_MAX * decode_pages * self.page_tokens:
             raise ValueError(
                 f"context_tokens = {self.context_tokens}: more than {CONTEXT_SHARE_MAX:.0%} of pd.decode_pages = "
-                f"{self.pd.decode_pages} of {self.page_tokens} tokens, and others need room too; raise pd.decode_pages"
+                f"{decode_pages} of {self.page_tokens} tokens, and others need room too; raise pd.decode_pages"
             )
         if self.context_tokens % self.page_tokens or self.chunk_tokens < 1:
             raise ValueError("context_tokens must be whole pages and chunk_tokens at least 1")
