@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations, islice, product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from repro.base.errors import UsageError
 from repro.base.rng import uniform
@@ -105,16 +105,27 @@ class Shrinker:
         Each list is to be played before the next is asked for: it may be the same in memories for their prompts. Those
         of this seed come first, then some of others, which have other prompts and faults.
         """
-        pairs, gaps_ms = _meeting_pairs(case, base), _meeting_gaps_ms(case, base)
+        pairs = list(combinations(present(base, case.options.seed)[:MEETING_SESSIONS], 2))
         if case.requests <= MEETING_REQUESTS or not pairs:
             return
+        kept = case.options.kept
+        gaps_ms = [kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in less.gaps_ms(base))]
+        aborts_ms = [kept.abort_ms, *less.aborts_ms(case, base)]
         meetings = [_meeting(case, base, pair, gap_ms=gap_ms) for gap_ms, pair in product(gaps_ms, pairs)]
         yield meetings
         slack = product(MEETING_SLACKS, meetings)
         yield [tight for slack_pages, each in slack for tight in self._in_tight_memory(each, base, slack_pages)]
         for first in range(0, DRAWS, DRAWS_AT_ONCE):
             draws = [partial(_drawn, case.options.seed, number) for number in range(first, first + DRAWS_AT_ONCE)]
-            drawn = [_meeting_of(case, base, draw) for draw in draws]
+            drawn = [
+                replace(
+                    _meeting(
+                        case, base, draw(pairs, "pair"), gap_ms=draw(gaps_ms, "gap"), abort_ms=draw(aborts_ms, "abort")
+                    ),
+                    seed=draw(range(SEEDS), "seed"),
+                )
+                for draw in draws
+            ]
             yield drawn
             memories = [
                 self._in_tight_memory(each, base, draw(MEETING_SLACKS, "slack"))
@@ -186,24 +197,9 @@ class Shrinker:
         return played
 
 
-def _meeting_pairs(case: Played, base: Scenario) -> list[tuple[int, ...]]:
-    return list(combinations(present(base, case.options.seed)[:MEETING_SESSIONS], 2))
-
-
-def _meeting_gaps_ms(case: Played, base: Scenario) -> list[int | None]:
-    return [case.options.kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in less.gaps_ms(base))]
-
-
 def _meeting(case: Played, base: Scenario, pair: tuple[int, ...], **changes: object) -> RunOptions:
     turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
     return less.changed(case, sessions=pair, turns=turns, dealt=MEETING_REQUESTS, **changes)
-
-
-def _meeting_of(case: Played, base: Scenario, draw: Callable[..., Any]) -> RunOptions:
-    """Return a meeting as another seed has it: of other prompts, met by its faults elsewhere."""
-    pair, gap_ms = draw(_meeting_pairs(case, base), "pair"), draw(_meeting_gaps_ms(case, base), "gap")
-    abort_ms = draw((case.options.kept.abort_ms, *less.aborts_ms(case, base)), "abort")
-    return replace(_meeting(case, base, pair, gap_ms=gap_ms, abort_ms=abort_ms), seed=draw(range(SEEDS), "seed"))
 
 
 def _drawn(seed: int, number: int, among: Sequence[Item], what: str) -> Item:
