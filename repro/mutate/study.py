@@ -206,7 +206,8 @@ def _instead(guards: Guards, correct: Guards) -> Guards:
 def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
     """Return what implies all that a mutant takes away, in words; "" when nothing does, or nobody can tell."""
     whys, brought = _taken_by(mutant, workloads, reached)
-    if mutant.kind == "record" and not whys and not any(mutant.name in sites.learnt_of for sites in reached.values()):
+    learnt_of = {name for workload in workloads for name in reached[workload.name].learnt_of}
+    if mutant.kind == "record" and not whys and mutant.name not in learnt_of:
         return "nobody asks for it"
     if not whys:
         return ""

@@ -61,9 +61,10 @@ def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: 
 
 def test_a_random_schedule_gets_smaller_and_keeps_its_cause(tmp_path: Path) -> None:
     case = played(tmp_path, SHOWING)
-    result = shrinker(tmp_path, FOREIGN, 40).shrink(case)
+    result = shrinker(tmp_path, FOREIGN, 90).shrink(case)
     assert FOREIGN in result.signatures
     assert 0 < len(result.deviations) < len(case.deviations) and result.requests < case.requests
+    assert (result.options.kept.prompt_tokens or 760) < 760
 
 
 def test_what_the_natural_schedule_shows_needs_no_deviation(tmp_path: Path) -> None:
