@@ -8,8 +8,8 @@ import msgspec
 import pandas as pd
 import vl_convert as vlc
 
-from detectors.acceptance import LENGTH_MIN, RATE_MAX
-from reports.separation import Answer, Truth
+from detectors.answers.acceptance import LENGTH_MIN, RATE_MAX
+from reports.experiment.separation import Answer, Truth
 from repro.record.requests import RequestRecord
 
 POINTS_MAX = 1200

@@ -12,10 +12,10 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup
 
-from reports.answers import pieces, visible_text
 from reports.rates import share_text
-from reports.story import time_text
-from reports.summary import exercise_label
+from reports.run.answers import pieces, visible_text
+from reports.run.story import time_text
+from reports.run.summary import exercise_label
 from repro.record.folder import STAMP
 
 

@@ -8,5 +8,5 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # MKL picks a kernel by the number of rows, and on AVX2 processors they round differently: a token's bits would
-# depend on its batch mates (tests/model/test_rows.py). MKL reads this at its first call.
+# depend on its batch mates (tests/serve/model/test_rows.py). MKL reads this at its first call.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

@@ -21,7 +21,7 @@ from repro.base.probe import (
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord
 from repro.record.view import Run, open_run
-from repro.scenario import find
+from repro.scenario.schema import find
 
 UTC_START = datetime(2026, 11, 23, 10, 15, 0, tzinfo=UTC)
 TOKEN = "AQm7c1T0pQz9kXwVtR3sLb8uYh2nGd5e"

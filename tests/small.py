@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from repro.run import Outcome, RunOptions, run_scenario
-from repro.scenario import Scenario, parse
+from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.scenario.schema import Scenario, parse
 
 SMALL = """
 format = 1

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from repro.run import Outcome, RunOptions, run_scenario
-from repro.scenario import Scenario, parse
+from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.scenario.schema import Scenario, parse
 
 TINY = """
 format = 1

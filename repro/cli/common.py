@@ -14,11 +14,11 @@ import msgspec
 import typer
 from rich.console import Console
 
-import repro.scenario as scenarios
+import repro.scenario.schema as scenarios
 from repro.base.errors import HarnessError, ReproError, StoppedError
 
 if TYPE_CHECKING:  # these bring torch and pandas with them: a usage error is told without the wait
-    from repro.run import Outcome, RunOptions
+    from repro.run.run import Outcome, RunOptions
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -95,8 +95,8 @@ def run_watched(
 ) -> "Outcome":
     """Run a scenario with its progress on standard error."""
     set_threads(threads)
-    from repro.run import run_scenario
-    from repro.view import Watcher
+    from repro.cli.progress import Watcher
+    from repro.run.run import run_scenario
 
     console = Output(stderr=True, quiet=quiet)
     with Watcher(console, time.monotonic, simulated=not options.url) as watcher:
@@ -114,9 +114,9 @@ def run_watched(
 
 def finish(outcome: "Outcome", json: bool, *, report: bool = True) -> None:
     """Write the report, print the verdict, and exit with its code, whatever becomes of the printing."""
-    from reports.html import write_report
-    from reports.summary import summarise
-    from reports.terminal import print_summary
+    from reports.run.html import write_report
+    from reports.run.summary import summarise
+    from reports.run.terminal import print_summary
     from repro.record.view import open_run
 
     opened, verdict = open_run(outcome.path), outcome.verdict

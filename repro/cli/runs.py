@@ -8,8 +8,8 @@ import msgspec
 import typer
 from rich.table import Table
 
-import repro.experiment.plan as experiments
-import repro.scenario as scenarios
+import repro.fleet.experiment.plan as experiments
+import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import (
     RUNS,
@@ -76,7 +76,7 @@ def run(
                 f"{scenario} is an experiment, whose steps say what they run; it takes --seed, --seeds, --workers, "
                 "--resume, --runs, --json and --quiet"
             )
-        from repro.experiment.command import Command, run_experiment
+        from repro.fleet.experiment.command import Command, run_experiment
 
         command = Command(scenario, runs, seed, seeds, workers or WORKERS, resume, json)
         out, told = Output(highlight=False), Output(stderr=True, highlight=False, quiet=quiet)
@@ -84,7 +84,7 @@ def run(
     if workers or seeds or resume:
         raise UsageError(f"{scenario} is no experiment: --workers, --seeds and --resume are for one")
     found = scenarios.find(scenario)
-    from repro.run import RunOptions
+    from repro.run.run import RunOptions
     from repro.schedule.schedule import Schedule
 
     options = RunOptions(seed, control, no_faults, Schedule(picker, seed if picker != "timed" else 0))
@@ -169,7 +169,7 @@ def replay(
     threads: Threads = None,
 ) -> None:
     """Replay agent traces against the bundled stack or a server, with the detectors on."""
-    from repro.replay import replay_scenario
+    from repro.scenario.from_traces import replay_scenario
 
     scenario = replay_scenario(
         traces,
@@ -195,7 +195,7 @@ def replay(
         raise UsageError(f"--api {api} needs a server at a URL; the bundled stack is asked over its chat API")
     if calibration is not None and not url:
         raise UsageError("--calibration needs a server at a URL; the bundled stack has its own clean decode")
-    from repro.run import RunOptions
+    from repro.run.run import RunOptions
 
     options = RunOptions(
         seed,
@@ -249,9 +249,9 @@ def calibrate(
     """
     if not target.startswith(("http://", "https://")):
         raise UsageError(f'--target "{target}": give a URL such as http://127.0.0.1:30000')
-    from repro.calibrate import Gentle
-    from repro.calibrate import calibrate as learn
-    from repro.view import Watcher
+    from repro.cli.progress import Watcher
+    from repro.tools.calibrate import Gentle
+    from repro.tools.calibrate import calibrate as learn
 
     gentle = Gentle(
         answers=answers,
@@ -292,7 +292,7 @@ def reproduce(
 
     A token of a scenario or trace of your own needs the folder of its run, here or in --runs.
     """
-    from repro.reproduce import prove, recipe_of
+    from repro.search.reproduce import prove, recipe_of
 
     recipe = recipe_of(what, runs)
     for warning in recipe.warnings:
@@ -320,7 +320,7 @@ def campaign(
     """
     if not scenarios.find(scenario).defects:
         raise UsageError(f"{scenario} has no defect: there is nothing to find; use `repro run`")
-    from repro.campaign import SIDES, corrupted_rate, exit_code, first_findings, run_campaign
+    from repro.fleet.campaign import SIDES, corrupted_rate, exit_code, first_findings, run_campaign
 
     names = list(SIDES) if no_faults else list(SIDES)[:2]
 
@@ -362,7 +362,7 @@ def profile(
     ] = 128,
 ) -> None:
     """Learn how a model accepts its drafts when all is well, for `repro replay --acceptance profile=FILE`."""
-    from repro.profile import learn_profile
+    from repro.tools.profile import learn_profile
 
     learned = learn_profile(runs, out, model=model, tokens_min=tokens_min)
     told = f"{learned.profile.answers:,} answers, {learned.windows:,} windows; false_alarm_rate can be"
@@ -377,9 +377,9 @@ def report(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write the report, print nothing.")] = False,
 ) -> None:
     """Write the HTML report of a run again and print its summary."""
-    from reports.html import write_report
-    from reports.summary import summarise
-    from reports.terminal import print_summary
+    from reports.run.html import write_report
+    from reports.run.summary import summarise
+    from reports.run.terminal import print_summary
     from repro.record.view import open_run
 
     opened, path = open_run(folder), ""

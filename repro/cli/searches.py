@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-import repro.scenario as scenarios
+import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import RUNS, WORKERS, Json, Output, Quiet, Runs, Seed, app, errors, examples, guarded, print_json
 
@@ -59,8 +59,8 @@ def hunt(
     for each in layers:
         if each not in HUNTED:
             raise UsageError(f'--layer "{each}": give one of {", ".join(HUNTED)}')
-    from repro.hunt.command import Command, run_hunt
-    from repro.hunt.hunt import Quarry
+    from repro.search.hunt import Quarry
+    from repro.search.hunt_command import Command, run_hunt
 
     quarry = msgspec.convert(
         {"search": strategy, "budget": budget, "time_s": time_s, "layers": layers, "everything": every}, Quarry
@@ -107,8 +107,8 @@ def shrink(
     Writes a scenario, and a test that fails with the defect and passes with the guard. Exit codes: 1 shrunk, 4 the
     result is no finding with the guard in place, or not the same run in a new process.
     """
-    from repro.hunt.reduce import Command, run_shrink
-    from repro.reproduce import recipe_of
+    from repro.search.reproduce import recipe_of
+    from repro.search.shrink.command import Command, run_shrink
 
     recipe = recipe_of(what, runs)
     for warning in recipe.warnings:
@@ -146,7 +146,7 @@ def detect(
         raise UsageError("give either files of answers, or --events FILE")
     output = Output(highlight=False)
     if files:
-        from repro.detect_answers import detect_answers
+        from repro.tools.detect_texts import detect_answers
 
         found = detect_answers(files, redact=redact)
         if json:
@@ -162,7 +162,7 @@ def detect(
             output.print(f"and more; --json shows {len(found.findings):,}", markup=False)
         raise typer.Exit(found.exit_code)
     assert events is not None
-    from repro.detect import detect as judge_events
+    from repro.tools.detect_events import detect as judge_events
 
     told = judge_events(events)
     if json:
@@ -192,7 +192,7 @@ def mutate(
     Exit codes: 0 every mutant is caught or shown redundant; 1 some survive; 4 a workload is not clean as it is;
     5 Ctrl-C.
     """
-    from repro.mutate.command import run_mutate
+    from repro.search.mutate.command import run_mutate
 
     names = workloads or [name for name in scenarios.bundled_names() if name.startswith("generic_")]
     out, told = Output(highlight=False), Output(stderr=True, highlight=False, quiet=quiet)

@@ -6,8 +6,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-import repro.experiment.plan as experiments
-import repro.scenario as scenarios
+import repro.fleet.experiment.plan as experiments
+import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import Output, Seed, Threads, app, errors, examples, guarded, print_json, set_threads
 
@@ -37,7 +37,7 @@ def serve(
         raise UsageError("--scenario brings its own defect; give --defect with --config")
     found = None if scenario is None else scenarios.find(scenario)
     set_threads(threads)
-    from repro.service import Service, serve_bundled, service_of
+    from repro.tools.serve import Service, serve_bundled, service_of
 
     service = (
         service_of(config, tuple(defect or ())) if found is None else Service(found.config, found.defects, found.faults)
@@ -60,7 +60,7 @@ def sglang(context: typer.Context) -> None:
     Its control, on a port of this machine, takes delays and defects while it runs: POST /plan with a TOML text as in a
     scenario file, GET /counts. Exit code 4: it died, or did not prove that the plugin is active.
     """
-    from repro.sglang_server.command import run_sglang
+    from repro.engines.sglang.server.command import run_sglang
 
     run_sglang(context.args, lambda told: errors.print(told, markup=False, soft_wrap=True))
 

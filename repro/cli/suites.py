@@ -48,9 +48,9 @@ def nightly(
     Writes junit.xml, summary.md, index.html, nightly.json and the runs that are not clean. Exit code 3: more vacuous
     runs than the suite allows; 5: the numbers cannot tell, or the target went away.
     """
-    from repro.nightly.command import Command, duration_s
-    from repro.nightly.command import nightly as run_nightly
-    from repro.nightly.plan import Target
+    from repro.fleet.nightly.command import Command, duration_s
+    from repro.fleet.nightly.command import nightly as run_nightly
+    from repro.fleet.nightly.plan import Target
 
     if target != BUNDLED and not target.startswith(("http://", "https://")):
         raise UsageError(f'--target "{target}": give {BUNDLED}, or a URL such as http://127.0.0.1:30000')
@@ -76,6 +76,6 @@ def compare(
 
     Exit codes: 0 same or better, 1 worse, 5 inconclusive.
     """
-    from repro.nightly.command import compare_sides
+    from repro.fleet.nightly.command import compare_sides
 
     raise typer.Exit(compare_sides(before, after, same_within, json, Output(highlight=False)))

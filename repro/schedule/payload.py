@@ -8,7 +8,7 @@ follows then. Deviations come last and need no count.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from repro.schedule.kept import Kept
+from repro.schedule.overrides import Kept
 from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
 
 _FIELDS = (

@@ -21,7 +21,7 @@ import msgspec
 import torch
 
 from repro.base.errors import UsageError
-from repro.schedule.kept import Kept
+from repro.schedule.overrides import Kept
 from repro.schedule.payload import pack, unpack
 from repro.schedule.schedule import Schedule
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
-from detectors.acceptance import Acceptance, AcceptanceRules
-from detectors.acceptance_profile import PERCENT, WINDOW_TOKENS, AcceptanceProfile, chart_of, learn, percent
+from detectors.answers.acceptance import Acceptance, AcceptanceRules
+from detectors.answers.acceptance_profile import PERCENT, WINDOW_TOKENS, AcceptanceProfile, chart_of, learn, percent
+from detectors.answers.cusum import average_run_length
+from detectors.answers.leak import CrossPromptLeak, Nonces
 from detectors.base import Finding
-from detectors.cusum import average_run_length
-from detectors.leak import CrossPromptLeak, Nonces
 from repro.record.requests import SpecCounts
 from tests.detectors.spec import NO_RULES, clean_answers, drawn
 

@@ -22,17 +22,17 @@ from statsmodels.stats.proportion import proportion_confint
 
 from repro.base.clock import run_virtual
 from repro.base.probe import Event, NullProbes
-from repro.judges import TextJudges, shown, vocabulary_of
-from repro.oracle.clean import CleanDecoder
 from repro.record.exercised import Exercised, ExerciseMeter
+from repro.run.judge.clean_decode import CleanDecoder
+from repro.run.judge.online import TextJudges, shown, vocabulary_of
+from repro.run.targets import Checkpoint, load_checkpoint
+from repro.scenario.sessions import last_turns
 from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.engine import Engine
 from repro.serve.kv.pool import COMPONENTS, KVPool
 from repro.serve.sched.request import Request
 from repro.serve.types import GenerateRequest, SamplingParams
-from repro.sessions import last_turns
-from repro.target import Checkpoint, load_checkpoint
 from repro.trace.format import Session
 from repro.trace.synth import TRAINED_KINDS, synthesise
 from repro.train.data import openai_message, openai_messages

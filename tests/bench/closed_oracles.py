@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
-from detectors.canary import CanaryDetector
-from detectors.clean_cache import ORACLES, Calibration, Oracle, judged
+from detectors.answers.clean_cache import ORACLES, Calibration, Oracle, judged
+from detectors.pages.canary import CanaryDetector
 from repro.base.clock import run_virtual
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
@@ -38,17 +38,17 @@ from repro.load.clean import ASKED_FOR, Checks, check_answers
 from repro.load.client import open_client
 from repro.load.driver import drive
 from repro.load.plan import LoadPlan
-from repro.oracle.clean import CleanDecoder
 from repro.record.checks import Check
-from repro.scenario import Scenario, parse
+from repro.run.judge.clean_decode import CleanDecoder
+from repro.run.targets import Checkpoint, load_checkpoint
+from repro.scenario.schema import Scenario, parse
+from repro.scenario.sessions import sessions_of
 from repro.serve.device.sim import SimDevice
 from repro.serve.engine import LoadedModel
 from repro.serve.model.glm5 import Glm5
 from repro.serve.server.app import create_app
 from repro.serve.stack import build
 from repro.serve.types import GenerateRequest, Update
-from repro.sessions import sessions_of
-from repro.target import Checkpoint, load_checkpoint
 
 UNBOUNDED_TOKENS = 10**9
 RATE = 0.001

@@ -21,9 +21,9 @@ from scipy.stats import binomtest
 
 from repro.fault.aftermath import Corruptions
 from repro.fault.plan import CORRUPTING, PLACES, Do, Fault, When
-from repro.mutate.study import in_stamps
-from repro.run import RunOptions, run_scenario
-from repro.scenario import find
+from repro.run.run import RunOptions, run_scenario
+from repro.scenario.schema import find
+from repro.search.mutate.study import in_stamps
 
 PROBABILITY = {"memory.in_flight": 0.04, "memory.cached": 0.4, "memory.host": 0.2}  # of a moment; the rarely read more
 OFTEN = 0.1

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
-from detectors.data.build import CODE, read, roots, share
-from detectors.text import NAMES
+from detectors.registry import NAMES
+from detectors.text.tables.build import CODE, read, roots, share
 from repro.base.rng import generator
-from repro.detect_answers import detect_answers
+from repro.tools.detect_texts import detect_answers
 from tests.bench.detector_material import REPORTED
 
 SEED = 20261125

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from detectors.data.build import CODE, DATA, PROSE, read, roots, share
+from detectors.text.tables.build import CODE, DATA, PROSE, read, roots, share
 from repro.base.rng import generator
 
 CALIBRATION = frozenset((6, 7))

@@ -16,9 +16,9 @@ from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
 from detectors.base import Finding, TextDetector
-from detectors.rare_tokens import Vocabulary
-from detectors.salad import BLOCK_CHARS, COMMON, NO_VOTE, Salad
-from detectors.text import NAMES, text_detectors
+from detectors.registry import NAMES, text_detectors
+from detectors.text.rare_tokens import Vocabulary
+from detectors.text.salad import BLOCK_CHARS, COMMON, NO_VOTE, Salad
 from tests.bench.detector_material import CALIBRATION, REPORTED, Corruption, Window, long_windows, windows
 
 SEED = 20261124

@@ -42,25 +42,25 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from detectors.canary import CanaryDetector
-from detectors.garbled import Garbled
-from detectors.ordering import OrderingDetector
-from detectors.ownership import OwnershipDetector
-from detectors.rare_tokens import RareTokens
-from detectors.repetition import Repetition
-from repro import scenario as scenarios
+from detectors.pages.canary import CanaryDetector
+from detectors.pages.ordering import OrderingDetector
+from detectors.pages.ownership import OwnershipDetector
+from detectors.text.garbled import Garbled
+from detectors.text.rare_tokens import RareTokens
+from detectors.text.repetition import Repetition
 from repro.base.clock import run_virtual
-from repro.oracle.clean import CleanDecoder
 from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
-from repro.run import RunOptions, run_scenario
+from repro.run.judge.clean_decode import CleanDecoder
+from repro.run.run import RunOptions, run_scenario
+from repro.run.targets import Checkpoint, load_checkpoint
+from repro.scenario import schema as scenarios
 from repro.serve.config import CONFIGS, EngineConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.engine import Engine
 from repro.serve.kv.reads import ReadCheck, StepReads
 from repro.serve.types import GenerateRequest, SamplingParams
-from repro.target import Checkpoint, load_checkpoint
-from tests.model.builders import CHECKPOINT
+from tests.serve.model.builders import CHECKPOINT
 
 GOAL_SESSIONS, GOAL_BATCH_1, GOAL_BATCH_ALL = 16, 5.0, 1.0  # ours over theirs
 WARM_UP_STEPS = 2  # of each measurement

@@ -21,9 +21,9 @@ from rich.table import Table
 
 from repro.base.errors import HarnessError, ScenarioError
 from repro.fault import defects
-from repro.mutate.study import in_stamps
-from repro.run import RunOptions, run_scenario
-from repro.scenario import Scenario, bundled_names, find
+from repro.run.run import RunOptions, run_scenario
+from repro.scenario.schema import Scenario, bundled_names, find
+from repro.search.mutate.study import in_stamps
 
 GENERIC = [name for name in bundled_names() if name.startswith("generic_")]
 SILENT = "none of them"

@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from repro.nightly.suite import find_suite
-from repro.run import RunOptions, run_scenario
-from repro.scenario import Scenario, find, parse
-from repro.toml import to_toml
+from repro.base.toml import to_toml
+from repro.fleet.nightly.suite import find_suite
+from repro.run.run import RunOptions, run_scenario
+from repro.scenario.schema import Scenario, find, parse
 
 LAYERS = ("ordering", "canary", "divergence", "acceptance", "text")
 NO_TOKENS = ("divergence", "acceptance", "text")  # in stamps

@@ -8,7 +8,7 @@ import argparse
 
 import torch
 
-from tests.layersplit.turns import TURNS, serve_turns, served_by, turn_config
+from tests.serve.layersplit.turns import TURNS, serve_turns, served_by, turn_config
 
 
 def main() -> None:

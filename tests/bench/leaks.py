@@ -16,23 +16,23 @@ from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
-from detectors.leak import CrossPromptLeak
+from detectors.answers.leak import CrossPromptLeak
 from repro.base.clock import run_virtual
 from repro.base.rng import uniform
-from repro.judges import TextJudges, nonces_of
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.client import open_client
 from repro.load.driver import drive
 from repro.load.plan import LoadPlan
 from repro.record.requests import RequestRecord
-from repro.scenario import LoadSpec
+from repro.run.judge.online import TextJudges, nonces_of
+from repro.run.targets import load_checkpoint
+from repro.scenario.schema import LoadSpec
+from repro.scenario.sessions import sessions_of
 from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.server.app import create_app
 from repro.serve.stack import build
 from repro.serve.types import GenerateRequest, Update
-from repro.sessions import sessions_of
-from repro.target import load_checkpoint
 
 CONFIG = EngineConfig(name="leaks", device_pages=200, host_pages=400, context_tokens=1024, rows=10)
 LOAD = LoadSpec(sessions=10, trace="synth:ticket", turns=4, prompt_tokens=700, answer_tokens_max=128)

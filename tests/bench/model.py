@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, GlmMoeDsaForCausalLM
 
 from repro.serve.model.glm5 import Glm5, load_model
-from tests.model.builders import CHECKPOINT, Cache, make_model, make_reference
+from tests.serve.model.builders import CHECKPOINT, Cache, make_model, make_reference
 
 CHUNK_TOKENS = 512
 

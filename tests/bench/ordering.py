@@ -24,19 +24,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from detectors.canary import CanaryDetector
-from detectors.ordering import OrderingDetector
-from detectors.ownership import OwnershipDetector
-from detectors.pages import Sample
+from detectors.pages.canary import CanaryDetector
+from detectors.pages.ordering import OrderingDetector
+from detectors.pages.ownership import OwnershipDetector
+from detectors.pages.sets import Sample
 from repro.base.probe import Access, Component, Edge, Event, HostSync, Op, PageSet
-from repro.hunt.play import discard, play
-from repro.lighter import light
 from repro.record.exercised import ExerciseMeter
-from repro.run import RunOptions, run_scenario
-from repro.scenario import Scenario, find, parse
-from repro.schedule.kept import Kept
+from repro.run.run import RunOptions, run_scenario
+from repro.scenario.overrides import light
+from repro.scenario.schema import Scenario, find, parse
+from repro.schedule.overrides import Kept
 from repro.schedule.schedule import Schedule
-from tests.hunt.race import race_scenario
+from repro.search.play import discard, play
+from tests.search.race import race_scenario
 
 SCENARIO = "hicache_early_read"
 EVERY = 16
@@ -131,7 +131,7 @@ def shares(scenario: Scenario, kept: Kept) -> tuple[float, int, Counter[str]]:
         seconds[type(detector).__name__] += time.process_time() - started
         shown += len(fed) * isinstance(detector, OrderingDetector)
 
-    with tempfile.TemporaryDirectory() as root, mock.patch("repro.observed.feed_all", feed_all):
+    with tempfile.TemporaryDirectory() as root, mock.patch("repro.run.recorder.feed_all", feed_all):
         started = time.process_time()
         run_scenario(scenario, RunOptions(kept=kept), root=Path(root), utc=datetime.now(UTC))
         return time.process_time() - started, shown, seconds

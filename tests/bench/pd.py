@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from repro.base.clock import run_virtual
+from repro.run.targets import Checkpoint, load_checkpoint
 from repro.serve.config import PdConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.stack import Stack, build
 from repro.serve.types import GenerateRequest
-from repro.target import Checkpoint, load_checkpoint
 from tests.bench.clean_answers import CONFIG, sessions_of, turns_of
 
 TOPOLOGIES: dict[str, PdConfig | None] = {

@@ -12,7 +12,7 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from tests.pd.storm import LEGAL, storm
+from tests.serve.pd.storm import LEGAL, storm
 
 BATCH = 500  # requests of one stack
 

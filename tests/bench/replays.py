@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from repro.hunt.play import Played, play
-from repro.run import RunOptions
-from repro.scenario import Scenario, find
+from repro.run.run import RunOptions
+from repro.scenario.schema import Scenario, find
 from repro.schedule.schedule import Schedule
+from repro.search.play import Played, play
 from tests.bench.small import small_loads
 
 TRIES_MAX = 5  # schedules for one finding

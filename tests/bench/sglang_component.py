@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from repro.base.probe import BadRead, CacheEvent, Event
-from repro.run import RunOptions, run_scenario
-from repro.scenario import Scenario, find, parse
-from repro.toml import merged, to_toml
+from repro.base.toml import merged, to_toml
+from repro.run.run import RunOptions, run_scenario
+from repro.scenario.schema import Scenario, find, parse
 
 LAYERS = 6
 SLOW_COMPUTE = [{"at": "forward.feed_forward", "do": {"kind": "delay", "us": 2000}}]

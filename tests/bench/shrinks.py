@@ -14,14 +14,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from repro.hunt.play import Played, chief, discard, play
-from repro.hunt.shrink import Shrinker
-from repro.lighter import light
-from repro.run import RunOptions
-from repro.scenario import Scenario, find
-from repro.schedule.kept import Kept
+from repro.run.run import RunOptions
+from repro.scenario.overrides import light
+from repro.scenario.schema import Scenario, find
+from repro.schedule.overrides import Kept
+from repro.search.play import Played, chief, discard, play
+from repro.search.shrink.shrink import Shrinker
 from tests.bench.small import small_loads
-from tests.hunt.race import HerePool
+from tests.search.race import HerePool
 
 SEEDS_MAX = 10
 REQUESTS_MAX, DEVIATIONS_MAX = 3, 5  # the goal

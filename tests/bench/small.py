@@ -2,10 +2,10 @@
 
 from functools import lru_cache
 
-from repro.lighter import LEAVING
-from repro.nightly.suite import find_suite
-from repro.scenario import Scenario
-from repro.schedule.kept import Kept
+from repro.fleet.nightly.suite import find_suite
+from repro.scenario.overrides import LEAVING
+from repro.scenario.schema import Scenario
+from repro.schedule.overrides import Kept
 
 
 @lru_cache(maxsize=1)

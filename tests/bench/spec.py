@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from repro.base.clock import run_virtual
+from repro.run.targets import Checkpoint, load_checkpoint
 from repro.serve.device.sim import SimDevice
 from repro.serve.engine import Engine
 from repro.serve.types import GenerateRequest, Speculation
-from repro.target import Checkpoint, load_checkpoint
 from tests.bench.clean_answers import CONFIG, sessions_of, turns_of
 
 Stamp = tuple[int, float, float]  # tokens so far, virtual and wall seconds

@@ -18,16 +18,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom
 
-from repro.hunt.play import Played, discard, play
-from repro.hunt.search import SEARCHES, Search, Searcher
-from repro.run import RunOptions
-from repro.scenario import Scenario, find
-from repro.schedule.kept import Kept
+from repro.run.run import RunOptions
+from repro.scenario.schema import Scenario, find
+from repro.schedule.overrides import Kept
+from repro.search.play import Played, discard, play
+from repro.search.portfolio import SEARCHES, Search, Searcher
 from tests.bench.small import small_loads
-from tests.hunt.race import race_scenario
+from tests.search.race import race_scenario
 
 WRONG_BYTES = frozenset(("canary", "divergence"))
-RACE = "race"  # tests/hunt/race.py: hicache_early_read with six requests
+RACE = "race"  # tests/search/race.py: hicache_early_read with six requests
 CONFIDENCE = 0.95
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from detectors.acceptance import Acceptance, AcceptanceRules
-from detectors.acceptance_profile import CleanAnswer
+from detectors.answers.acceptance import Acceptance, AcceptanceRules
+from detectors.answers.acceptance_profile import CleanAnswer
 from repro.record.requests import SpecCounts
 
 DRAFTS = 3

@@ -2,8 +2,8 @@
 
 import pytest
 
-from detectors.ordering import OrderingDetector
-from detectors.ownership import OwnershipDetector
+from detectors.pages.ordering import OrderingDetector
+from detectors.pages.ownership import OwnershipDetector
 from repro.base.probe import Access, HostMessage, HostSync, OpRef
 from tests.detectors.events import World, judged
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.base import TextDetector
-from detectors.rare_tokens import Vocabulary
-from detectors.text import NAMES, text_detectors
+from detectors.registry import NAMES, text_detectors
+from detectors.text.rare_tokens import Vocabulary
 
 CODE = inspect.getsource(shlex)
 VOCABULARY = Vocabulary(size=64, reachable=frozenset(range(60)))

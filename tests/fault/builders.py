@@ -7,9 +7,9 @@ import torch
 from msgspec.structs import replace
 
 from repro.fault.plan import POINTS, Do, Fault, When
-from repro.mutate.study import in_stamps
-from repro.run import Outcome, RunOptions, run_scenario
-from repro.scenario import find
+from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.scenario.schema import find
+from repro.search.mutate.study import in_stamps
 
 NUMBERS = {"delay": 3000.0, "stall": 2e6, "slow": 20_000.0, "burst": 100_000.0, "abort": 200_000.0, "order": 1e6}
 OFTEN = {"loadback": 0.2, "writeback": 0.2, "transfer": 0.02, "pd": 0.2, "client": 0.3, "storage": 0.1}

@@ -7,7 +7,7 @@ import pytest
 from repro.base.errors import HarnessError
 from repro.fault.catalogue import PLANES, WHAT, WHERE, catalogue
 from repro.fault.plan import CORRUPTING, PLACES, POINTS
-from repro.run import Outcome
+from repro.run.run import Outcome
 from tests.fault.builders import fired, planned, run_with, some
 
 ENGINE = ("loadback", "writeback", "forward", "spec", "memory.evict", "client")

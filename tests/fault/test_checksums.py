@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from repro.scenario import Scenario
+from repro.scenario.schema import Scenario
 from repro.serve.kv.pool import KVPool
 from repro.serve.kv.stamps import checksum
 from tests.fault.builders import some

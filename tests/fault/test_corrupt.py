@@ -6,7 +6,7 @@ import pytest
 
 from repro.fault.plan import CORRUPTING, PLACES
 from repro.record.view import open_run
-from repro.run import Outcome
+from repro.run.run import Outcome
 from repro.serve.kv.reads import StepReads
 from tests.fault.builders import fired, planned, run_with, some
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro.base.errors import ScenarioError
+from repro.base.toml import to_toml
 from repro.fault.plan import (
     CORRUPTING,
     DELAY_US_MAX,
@@ -20,8 +21,7 @@ from repro.fault.plan import (
     When,
     check,
 )
-from repro.scenario import parse
-from repro.toml import to_toml
+from repro.scenario.schema import parse
 
 US = {"delay": 5.0, "stall": 5.0, "slow": 5.0, "burst": 5.0}
 

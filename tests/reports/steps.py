@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from reports.experiment import Result
+from reports.experiment.page import Result
+from reports.experiment.separation import Answer, separate
+from reports.experiment.steps import PartCounts, StepCounts
 from reports.rates import rate_of
-from reports.separation import Answer, separate
-from reports.steps import PartCounts, StepCounts
 
 FAULTS, ALONE, FIXED = ("faults on", "with the defect"), ("no faults", "with the defect"), ("faults on", "guard")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.answers import ANSWER_CHARACTERS_MAX, compare, difference, pieces, visible_text
+from reports.run.answers import ANSWER_CHARACTERS_MAX, compare, difference, pieces, visible_text
 from tests.builders import divergence_finding, make_request, race_finding
 
 any_text = st.text(st.characters(codec=None))

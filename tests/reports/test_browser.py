@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from reports.experiment import render_experiment
-from reports.html import write_report
+from reports.experiment.page import render_experiment
+from reports.run.html import write_report
 from tests.builders import divergence_finding, make_run, race_finding, text_finding
 from tests.reports.steps import make_result
 from tests.reports.test_html import HOSTILE

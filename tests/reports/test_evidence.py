@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.evidence import HISTORY_STEPS_MAX, Window, windows
-from reports.lanes import BARS_MAX, GUTTER, MARGIN, WIDTH, draw
+from reports.run.evidence import HISTORY_STEPS_MAX, Window, windows
+from reports.run.lanes import BARS_MAX, GUTTER, MARGIN, WIDTH, draw
 from repro.base.probe import Access, AnyEvent, Edge, PageEvent, PageSet
 from tests.builders import (
     canary_finding,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from reports.experiment import render_experiment
-from reports.steps import StepCounts
-from repro.experiment.result import exit_code
+from reports.experiment.page import render_experiment
+from reports.experiment.steps import StepCounts
+from repro.fleet.experiment.result import exit_code
 from tests.reports.steps import five_steps, make_part, make_result, make_step
 from tests.reports.test_html import HOSTILE, assert_inert
 
@@ -28,7 +28,7 @@ def test_the_scatter_has_the_lines_of_the_fixed_rule_and_both_scores() -> None:
 
 
 def test_without_drafts_the_page_says_so() -> None:
-    from reports.separation import separate
+    from reports.experiment.separation import separate
 
     page = assert_inert(render_experiment(make_result(separation=separate([], []))))
     assert "No finished answer has counts of drafts." in page.text and "There is no score" in page.text

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reports.answers import visible_text
 from reports.charts import first_token_chart
-from reports.html import REPORT_BYTES_MAX, Bounds, render_report, write_report
+from reports.run.answers import visible_text
+from reports.run.html import REPORT_BYTES_MAX, Bounds, render_report, write_report
 from repro.base.errors import RecordError
 from repro.base.probe import Access, AnyEvent, PageSet
 from repro.record.view import open_run
@@ -281,5 +281,5 @@ def test_a_page_that_would_be_too_large_shows_less(tmp_path: Path, monkeypatch: 
     requests = [make_request(f"s{number}-t0", text="word " * 40) for number in range(400)]
     run = make_run(tmp_path, requests=requests)
     whole = render_report(run, Bounds())
-    monkeypatch.setattr("reports.html.REPORT_BYTES_MAX", len(whole) - 1)
+    monkeypatch.setattr("reports.run.html.REPORT_BYTES_MAX", len(whole) - 1)
     assert "The first 100 are shown" in Page(render_report(run)).text

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from reports.separation import Answer, answer_of, auroc, separate
-from reports.steps import part_counts
+from reports.experiment.separation import Answer, answer_of, auroc, separate
+from reports.experiment.steps import part_counts
 from tests.builders import make_request, make_run, make_verdict
 from tests.reports.steps import make_answers
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.story import (
+from reports.run.story import (
     best_finding,
     lead_example,
     missing_edge,
@@ -14,8 +14,8 @@ from reports.story import (
     time_text,
     wrong_reads,
 )
-from reports.summary import DetectorRow, funnel, funnel_counts, grouped, headline, retry_counts, summarise
-from reports.words import compared_text, cut_text, retries_text
+from reports.run.summary import DetectorRow, funnel, funnel_counts, grouped, headline, retry_counts, summarise
+from reports.run.words import compared_text, cut_text, retries_text
 from repro.record.requests import RequestRecord
 from repro.record.view import open_run
 from tests.builders import (

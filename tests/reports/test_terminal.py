@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from reports.live import LiveView, Progress, lines_of, progress_parts
-from reports.summary import summarise
-from reports.terminal import print_summary
+from reports.run.live import LiveView, Progress, lines_of, progress_parts
+from reports.run.summary import summarise
+from reports.run.terminal import print_summary
 from repro.record.view import Run, open_run
 from tests.builders import (
     TOKEN,

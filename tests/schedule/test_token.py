@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from repro.base.errors import UsageError
 from repro.schedule import token as tokens
-from repro.schedule.kept import Kept
+from repro.schedule.overrides import Kept
 from repro.schedule.payload import pack
 from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
 from repro.schedule.token import SEED_MAX, TOKEN_CHARACTERS_MAX, Token, decode

@@ -1,7 +1,7 @@
 """GLM-5's forward as the leaf functions of a step; they read and write tensors, and own no cache.
 
 For each layer: `project`, write its two cache rows, `select`, `attend`, `feed_forward`. A token's bits are
-the same alone and in any batch, in any chunk of a prefill, and in a decode step (tests/model/test_bits.py).
+the same alone and in any batch, in any chunk of a prefill, and in a decode step (tests/serve/model/test_bits.py).
 """
 
 from pathlib import Path

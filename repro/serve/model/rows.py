@@ -2,7 +2,7 @@
 
 A matrix product's bits depend on the number of rows: the BLAS picks another kernel for small counts, and
 splits rows over threads. With weights laid out by input, and whole tiles of `ROW_TILE` rows, each row's
-bits are the same for every count and for one or two threads (tests/model/test_rows.py). So weights are laid
+bits are the same for every count and for one or two threads (tests/serve/model/test_rows.py). So weights are laid
 out so when they are loaded, and rows are padded before a product.
 """
 

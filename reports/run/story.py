@@ -1,0 +1,208 @@
+"""A finding in words: who raced whom, over what, and what was missing."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+
+from detectors.base import Finding
+from reports.run.summary import Group, Summary
+from repro.base.probe import OpRef
+
+REPLAY_OPTIONS = {
+    "sessions": "--sessions",
+    "concurrency": "--concurrency",
+    "scale_tokens": "--scale-tokens",
+    "time_scale": "--time-scale",
+    "answer_tokens_max": "--answer-tokens",
+    "history": "--history",
+    "on_anomaly": "--on-anomaly",
+    "anomaly_retries_max": "--anomaly-retries",
+}
+NO_READS: Mapping[OpRef, Finding] = MappingProxyType({})
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One side of a race, as far as the evidence tells it."""
+
+    stream: str
+    index: int = -1
+    name: str = ""
+    layer: int = -1
+    step: int = -1
+    site: str = ""
+    enqueued_us: float | None = None
+    start_us: float | None = None
+    end_us: float | None = None
+    write: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """Return its name, or its number where the name is unknown."""
+        return self.name or f"operation {self.index}"
+
+    @property
+    def span_us(self) -> tuple[float, float] | None:
+        """Return when it ran, None where the evidence does not say."""
+        return None if self.start_us is None or self.end_us is None else (self.start_us, self.end_us)
+
+    @property
+    def verb(self) -> str:
+        """Return what it does to the page."""
+        return {True: "writes", False: "reads", None: "touches"}[self.write]
+
+
+def operations(finding: Finding) -> tuple[Operation, ...]:
+    """Return the operations that the evidence names: two for a race, one for a bad read, else none.
+
+    Of two, the one that the host enqueued first comes first; where that is unknown, the one that began first.
+    """
+    evidence = finding.evidence
+    sides = [_operation(evidence.get(key)) for key in ("first", "second")]
+    if not any(sides) and evidence.get("stream"):
+        told = dict(evidence) | {"name": evidence.get("op") or evidence.get("name") or ""}
+        sides = [_operation(told)]
+    found = [side for side in sides if side is not None]
+    enqueued = all(side.enqueued_us is not None for side in found)
+    return tuple(sorted(found, key=lambda side: _or_never(side.enqueued_us if enqueued else side.start_us)))
+
+
+def _or_never(us: float | None) -> float:
+    return float("inf") if us is None else us
+
+
+def _operation(told: object) -> Operation | None:
+    if not isinstance(told, Mapping) or not told.get("stream"):
+        return None
+    known = {name: told[name] for name in Operation.__struct_fields__ if told.get(name) is not None}
+    try:
+        return msgspec.convert(known, Operation, strict=False)
+    except msgspec.ValidationError:
+        return Operation(stream=str(told["stream"]))  # evidence of a foreign detector: say what is certain
+
+
+def wrong_reads(groups: Sequence[Group]) -> dict[OpRef, Finding]:
+    """Return the canary's examples by the operation that read wrong bytes."""
+    canaries = [finding for group in groups if group.layer == "canary" for finding in group.examples]
+    sides = [(side, finding) for finding in canaries for side in operations(finding)]
+    return {(side.stream, side.index): finding for side, finding in reversed(sides)}  # the first one stays
+
+
+def best_finding(groups: Sequence[Group]) -> Finding | None:
+    """Return the finding to show first: a race that was seen to do harm, else the most frequent."""
+    reads = wrong_reads(groups)
+    ranked = sorted(groups, key=lambda group: (-_explains(lead_example(group, reads), reads), -group.count))
+    return lead_example(ranked[0], reads) if ranked else None
+
+
+def lead_example(group: Group, reads: Mapping[OpRef, Finding] = NO_READS) -> Finding:
+    """Return the example that shows most: one whose read got wrong bytes, or whose operations overlapped."""
+    return max(group.examples, key=lambda finding: _explains(finding, reads))  # the first of equals
+
+
+def _explains(finding: Finding, reads: Mapping[OpRef, Finding]) -> int:
+    sides = operations(finding)
+    together = _overlap_us(sides) > 0 or bool(finding.evidence.get("inverted"))
+    return len(sides) + together + 2 * (_wrong_read(finding, sides, reads) is not None)
+
+
+def _wrong_read(finding: Finding, sides: Sequence[Operation], reads: Mapping[OpRef, Finding]) -> Finding | None:
+    """Return what the canary says of a race: that one of its operations read wrong bytes for its request."""
+    if len(sides) != 2:
+        return None
+    seen = [reads[ref] for side in sides if (ref := (side.stream, side.index)) in reads]
+    return next((canary for canary in seen if canary.request == finding.request), None)
+
+
+def _overlap_us(sides: Sequence[Operation]) -> float:
+    spans = [side.span_us for side in sides if side.span_us is not None]
+    if len(spans) < 2:
+        return 0.0
+    return min(end for _, end in spans) - max(start for start, _ in spans)
+
+
+def story(finding: Finding, reads: Mapping[OpRef, Finding] = NO_READS) -> str:
+    """Return the finding as a few sentences; `reads` are the wrong ones, by operation."""
+    sides = operations(finding)
+    if len(sides) != 2:
+        return _sentence(finding.claim)
+    seen = _wrong_read(finding, sides, reads)
+    return _race(finding, *sides) + (f" The canary saw what came of it: {_sentence(seen.claim)}" if seen else "")
+
+
+def missing_edge(finding: Finding) -> str:
+    """Return what would have ordered the two operations of a race; "" for a finding that is none."""
+    if len(operations(finding)) < 2:
+        return ""
+    told = finding.evidence.get("missing_edge")
+    return _sentence(str(told or "no event, no stream order and no host wait connects the two"))
+
+
+def _race(finding: Finding, earlier: Operation, later: Operation) -> str:
+    evidence = finding.evidence
+    what = f"the {evidence['component']} rows" if evidence.get("component") else "the bytes"
+    page = f" of page {evidence['page']}" if "page" in evidence else ""
+    layer = evidence.get("layer")
+    where = f", layer {layer}" if isinstance(layer, int) and layer >= 0 else ""
+    return (
+        f"{earlier.label} on stream {earlier.stream} {earlier.verb} {what}{page}{where}{_span(earlier)}. "
+        f"{later.label} on stream {later.stream} {later.verb} them{_span(later)}{_relation(earlier, later)}."
+    )
+
+
+def _span(side: Operation) -> str:
+    if side.span_us is None:
+        return ""
+    return f" from {time_text(side.span_us[0])} to {time_text(side.span_us[1])}"
+
+
+def _relation(earlier: Operation, later: Operation) -> str:
+    """`earlier` is the one that should have ended first."""
+    if earlier.span_us is None or later.span_us is None:
+        return ""
+    (begins_us, ends_us), (start_us, end_us) = earlier.span_us, later.span_us
+    if end_us <= begins_us:
+        return f": enqueued later, it had ended {time_text(begins_us - end_us)} before {earlier.label} began"
+    if start_us < ends_us:
+        return f", {time_text(ends_us - start_us)} before {earlier.label} has finished"
+    gap = time_text(start_us - ends_us)
+    return f", {gap} later; in this schedule they did not overlap, but nothing keeps them apart"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def time_text(us: float) -> str:
+    """Return a virtual time with its unit, exact to the microsecond however late it is."""
+    if abs(us) < 1000:
+        return f"{round(us, 3):,g} us"
+    if abs(us) < 10_000:
+        return f"{us:,.1f}".removesuffix(".0") + " us"
+    return f"{us / 1e3:,.3f} ms"
+
+
+def replay_command(summary: Summary) -> str:
+    """Return the command that replays the run; "" when there is none.
+
+    A token names a bundled scenario by its hash, so a scenario of the user's own is found by its folder. A
+    server at a URL answers in its own time: there the same load is sent again.
+    """
+    if summary.url:
+        return _replay_again(summary)
+    target = summary.token if summary.token and summary.bundled else summary.path
+    return f"repro reproduce {target}" if target else ""
+
+
+def _replay_again(summary: Summary) -> str:
+    load = summary.load
+    traces = load.get("trace", ())
+    words = ["repro", "replay", *([traces] if isinstance(traces, str) else traces), "--target", summary.url]
+    words += ["--api", summary.api] if summary.api != "chat" else []
+    for key, option in REPLAY_OPTIONS.items():
+        words += [option, load[key]] if key in load else []
+    words += [*summary.checking, *(["--nonces"] if load.get("nonces") else [])]
+    for key, value in summary.acceptance.items():
+        words += ["--acceptance", f"{key}={value}"]
+    return shlex.join(map(str, [*words, "--seed", summary.seed]))

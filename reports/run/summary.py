@@ -1,0 +1,480 @@
+"""A run in numbers: what the terminal and the HTML report show. Pure data, made from the run folder."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from detectors.answers.clean_cache import ORACLES
+from detectors.base import Finding
+from reports.rates import Rate, rate_of, rate_text
+from repro.record.requests import RequestRecord
+from repro.record.view import Run
+from repro.scenario.schema import bundled_names, find
+
+EXIT_CODES = {"clean": 0, "anomaly": 1, "vacuous": 3, "failed": 4, "inconclusive": 5}
+MEANINGS = {
+    "clean": "Every detector that applies was silent, and the run did what its scenario is about.",
+    "anomaly": "At least one detector convicted; the evidence is below.",
+    "vacuous": "The run proves nothing: a fault never fired or changed no order, or a floor was not reached.",
+    "failed": "The harness or the target broke, or a deterministic run was not deterministic.",
+    "inconclusive": "A detector that applies could not tell, or the numbers are too small.",
+    "interrupted": "The run was stopped before its end; what it had recorded is here.",
+    "unfinished": "The run was killed or is still going on; what it has recorded is here.",
+}
+LAYERS = ("ordering", "canary", "divergence", "acceptance", "text")
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One row of the funnel. `count` is None where the target cannot tell."""
+
+    key: str
+    label: str
+    about: str
+    count: int | None
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Findings of one cause."""
+
+    signature: str
+    detector: str
+    layer: str
+    count: int
+    requests: int  # distinct ones among the examples
+    examples: tuple[Finding, ...]
+
+    @property
+    def title(self) -> str:
+        """Return the cause in words, without the detector's name."""
+        return self.signature.removeprefix(f"{self.detector}: ")
+
+
+class FaultRow(msgspec.Struct, frozen=True):
+    """What became of one fault."""
+
+    name: str
+    armed: int = 0
+    reached: int = 0
+    fired: int = 0
+    reordered: int = 0
+    changed: int = 0  # of a corrupting one: how often bytes are others now
+    read: int = 0  # of those, by a step
+    detected: int = 0  # of those, by the canary
+
+
+class DetectorRow(msgspec.Struct, frozen=True):
+    """What one detector answered. `checked` is None when that was not recorded."""
+
+    name: str
+    answer: str
+    checked: int | None = None
+    why: str = ""
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Of `count` measured values."""
+
+    count: int
+    p50: float
+    p90: float
+    p99: float
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """Histories that were shortened to fit the model's limit."""
+
+    requests: int  # sent with a shortened history
+    sessions: int
+    turns: int  # dropped, each counted once however many requests went without it
+    characters: int
+    limit_tokens: int = 0  # 0 where the record does not say
+
+
+class Retries(msgspec.Struct, frozen=True):
+    """What became of answers that a detector convicted in their stream, as the online detectors saw it."""
+
+    aborted_retried: int = 0  # given up and asked for again
+    retried_clean: int = 0
+    retried_convicted: int = 0  # again
+    retried_unanswered: int = 0
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """Answers that were asked for again where nothing disturbs them."""
+
+    compared: int
+    suspects: int
+    sample: int  # of those that no detector suspects
+    differing: int
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """All that a report says in numbers and short sentences."""
+
+    scenario: str
+    title: str
+    defects: tuple[str, ...]  # armed ones: none in a control run
+    conditions: tuple[str, ...]  # what was switched off: "control", "no faults"
+    seed: int
+    utc: str
+    state: str
+    error: str
+    verdict: str
+    exit_code: int | None  # None for a run without a verdict
+    meaning: str
+    why: str  # what the harness said beyond the meaning
+    judged: bool  # False for a run that ended before detectors and oracle had spoken
+    rate: Rate
+    funnel: tuple[Stage, ...]
+    own: int  # requests with a text finding that the clean decode has too
+    compared: Compared
+    groups: tuple[Group, ...]
+    faults: tuple[FaultRow, ...]
+    exercised: dict[str, int]
+    detectors: tuple[DetectorRow, ...]
+    ttft_ms: Quantiles | None
+    token_ms: Quantiles | None  # mean time of a token after the first, per request
+    lag_ms: Quantiles | None  # how late the client sent
+    loop_lag_ms: dict[str, float]  # how late the client's event loop ran; empty in virtual time
+    finishes: dict[str, int]
+    cut: Cut
+    retries: Retries
+    events: int
+    dropped_events: int
+    fingerprint: str
+    token: str
+    bundled: bool  # the scenario comes with the package, so a token finds it
+    url: str  # of the server that was the target, "" for the bundled stack
+    checking: tuple[str, ...]  # options by which its answers were checked, and what was kept of them
+    api: str  # of that server
+    load: dict[str, Any]  # as the scenario has it
+    acceptance: dict[str, Any]  # as the scenario asks for it, {} for not at all
+    versions: dict[str, str]
+    path: str
+
+
+def summarise(run: Run) -> Summary:
+    """Return the summary of a run, also of one that was killed; reads no events."""
+    verdict, meta, records = run.verdict, run.meta, run.requests
+    name = _verdict_name(run)
+    judged = bool(verdict) or any(value for key, value in funnel_counts(records).items() if key != "requests")
+    detectors = _detectors(run)
+    url = str(meta.config.get("url") or "")
+    scenario, exercised = _scenario(run.scenario_toml), _counts(verdict.get("exercised"))
+    floors = _counts(scenario.get("exercise"))
+    hits_untold = bool(url) or exercised.get("host_hit_tokens", 0) > 0
+    return Summary(
+        scenario=meta.scenario,
+        title=str(scenario.get("title") or meta.scenario),
+        defects=() if verdict.get("control") else tuple(map(str, _defects(run, scenario))),
+        conditions=_conditions(run),
+        seed=meta.seed,
+        utc=meta.utc,
+        state=meta.state,
+        error=meta.error,
+        verdict=name,
+        exit_code=EXIT_CODES.get(name),
+        meaning=MEANINGS.get(name, ""),
+        why=_sentence(verdict.get("why")),
+        judged=judged,
+        rate=_rate(records, detectors),
+        funnel=_told(_stages_of(exercised, funnel(records, detectors)), judged, hits_untold),
+        own=sum(record.own for record in records),
+        compared=compared_counts(records),
+        groups=grouped(run.findings(Finding)),
+        faults=_faults(verdict.get("faults")),
+        exercised={} if url else {name: n for name, n in exercised.items() if n or name in floors},
+        detectors=detectors,
+        ttft_ms=_quantiles([(r.first_token_us - r.sent_us) / 1e3 for r in records if r.first_token_us >= 0]),
+        token_ms=_quantiles([value for r in records if (value := _token_ms(r)) is not None]),
+        lag_ms=_quantiles([(r.sent_us - r.due_us) / 1e3 for r in records if min(r.sent_us, r.due_us) >= 0]),
+        loop_lag_ms=_loop_lag(verdict.get("client_lag_ms")),
+        finishes=_finishes(records),
+        cut=_cut(records, verdict.get("contexts_cut")),
+        retries=Retries(**retry_counts(records)),
+        events=meta.events,
+        dropped_events=meta.dropped_events,
+        fingerprint=str(verdict.get("fingerprint") or ""),
+        token=str(verdict.get("token") or ""),
+        bundled=_is_bundled(meta.scenario, run.scenario_toml),
+        url=url,
+        checking=_checking(meta.config) if url else (),
+        api=str(meta.config.get("api") or "chat"),
+        load=_table(scenario, "load"),
+        acceptance=_table(scenario, "acceptance"),
+        versions=meta.versions,
+        path=str(run.path),
+    )
+
+
+def _checking(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options of `repro replay --target` that a run's configuration tells."""
+    words: list[str] = []
+    if config.get("calibration"):
+        for option in ("calibration", "false_alarm_rate", "oracle_tokens"):
+            words += [f"--{option.replace('_', '-')}", str(config[option])]
+    return (*words, "--redact") if config.get("redact") else tuple(words)
+
+
+def funnel_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Return the funnel as the verdict JSON has it."""
+    return {
+        "requests": len(records),
+        "raced": sum(record.raced for record in records),
+        "corrupted": sum(record.corrupted for record in records),
+        "poisoned": sum(record.poisoned for record in records),
+        "diverged": sum(record.oracle == "diverged" for record in records),
+        "acceptance": sum(record.acceptance for record in records),
+        "visible": sum(record.visible for record in records),
+        "model_own": sum(record.own for record in records),
+    }
+
+
+def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -> tuple[Stage, ...]:
+    """Return the stages from all requests down to what a user would have seen."""
+    answers = {row.name: row.answer for row in detectors}
+    counts: dict[str, int | None] = {**funnel_counts(records)}
+    for names, stages in _NEEDS.items():
+        if all(answers.get(name, "not_applicable") == "not_applicable" for name in names) and names[0] in answers:
+            counts |= dict.fromkeys(stages)
+    text = [row.answer for row in detectors if row.name not in _NOT_TEXT]
+    if text and all(answer == "not_applicable" for answer in text):
+        counts["visible"] = None
+    counts["exposed"] = sum(record.cached_host_tokens > 0 for record in records)
+    drafts = answers.get("acceptance", "not_applicable") != "not_applicable"
+    shown = [stage for stage in _STAGES if drafts or stage[0] != "acceptance"]
+    return tuple(Stage(key, label, about, counts[key]) for key, label, about in shown)
+
+
+_NEEDS = {
+    ("ordering",): ("raced",),
+    ("canary",): ("corrupted", "poisoned"),
+    ("divergence", *ORACLES): ("diverged",),  # any of them
+}
+_NOT_TEXT = ("ordering", "ownership", "canary", "divergence", *ORACLES, "acceptance")
+_STAGES = (
+    ("requests", "Requests", "all that were sent"),
+    ("exposed", "Exposed", "had a part of their prefix loaded back from the host"),
+    ("raced", "Raced", "an access of theirs conflicts with another that nothing orders it with"),
+    ("corrupted", "Corrupted at first hand", "read bytes that were not the expected ones"),
+    ("poisoned", "Poisoned by reuse", "read bytes that a corrupted request had stored"),
+    ("diverged", "Diverged", "answered with another token than the clean decode"),
+    ("acceptance", "Odd acceptance", "had more or fewer of their drafts accepted than a clean answer"),
+    ("visible", "Visible", "convicted by a text detector, and the clean decode does not have it"),
+)
+
+
+def _stages_of(exercised: dict[str, int], stages: Sequence[Stage]) -> Sequence[Stage]:
+    """Leave out the exposure to load-backs where prompts come from another machine anyway."""
+    return [stage for stage in stages if stage.key != "exposed"] if exercised.get("transfers") else stages
+
+
+def _told(stages: Sequence[Stage], judged: bool, hits_untold: bool) -> tuple[Stage, ...]:
+    """Take back the zeros of stages that nobody has looked at; `hits_untold`: no host hit need not mean none."""
+    unknown = [] if judged else [stage.key for stage in stages if stage.key not in ("requests", "exposed")]
+    return tuple(
+        msgspec.structs.replace(stage, count=None)
+        if stage.key in unknown or (stage.key == "exposed" and hits_untold and not stage.count)
+        else stage
+        for stage in stages
+    )
+
+
+def headline(summary: Summary) -> str:
+    """Return the rate with its interval as a sentence, or that nothing has been judged yet."""
+    if summary.judged:
+        return rate_text(summary.rate)
+    return f"Recorded requests: {summary.rate.of:,}; the run ended before they were judged."
+
+
+def grouped(findings: Sequence[Finding]) -> tuple[Group, ...]:
+    """Return the findings by signature: deepest layer first, then the most frequent."""
+    by_signature: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        by_signature.setdefault((finding.detector, finding.signature), []).append(finding)
+    groups = [
+        Group(
+            signature=signature,
+            detector=detector,
+            layer=examples[0].layer,
+            count=sum(finding.count for finding in examples),
+            requests=len({finding.request for finding in examples if finding.request}),
+            examples=tuple(examples),
+        )
+        for (detector, signature), examples in by_signature.items()
+    ]
+    return tuple(sorted(groups, key=lambda group: (_depth(group.layer), -group.count, group.signature)))
+
+
+EXERCISE_LABELS = {
+    "load_backs": "load-backs",
+    "host_hit_tokens": "host-hit tokens",
+    "reads_overlapping_load": "indexer reads overlapping a load",
+}
+
+
+def exercise_label(name: str) -> str:
+    """Return what a floor counts, in words."""
+    return EXERCISE_LABELS.get(name, name.replace("_", " "))
+
+
+def _depth(layer: str) -> int:
+    return LAYERS.index(layer) if layer in LAYERS else len(LAYERS)
+
+
+def _verdict_name(run: Run) -> str:
+    name = run.verdict.get("verdict")
+    if isinstance(name, str) and name:
+        return name
+    return {"running": "unfinished", "interrupted": "interrupted"}.get(run.meta.state, "failed")
+
+
+def _rate(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -> Rate:
+    """Rates of corrupted requests start at wrong bytes; a target that tells none is judged by its answers."""
+    answers = {row.name: row.answer for row in detectors}
+    blind = answers.get("canary") == "not_applicable"
+    sessions: dict[str, tuple[int, int]] = {}
+    for record in records:
+        wrong = record.corrupted or record.poisoned
+        if blind:
+            wrong = record.oracle == "diverged" or record.visible
+        hit, of = sessions.get(record.session, (0, 0))
+        sessions[record.session] = (hit + wrong, of + 1)
+    return rate_of("answered wrongly" if blind else "read wrong bytes", list(sessions.values()))
+
+
+def _detectors(run: Run) -> tuple[DetectorRow, ...]:
+    answers = run.verdict.get("detectors")
+    named: dict[str, Any] = dict(answers) if isinstance(answers, Mapping) else {}
+    rows = []
+    for name in list(dict.fromkeys((*run.meta.detectors, *named))):
+        told = named.get(name)
+        more: dict[str, Any] = dict(told) if isinstance(told, Mapping) else {"answer": told}
+        more |= run.meta.detectors.get(name, {})
+        checked = more.get("checked")
+        row = DetectorRow(
+            name, str(more.get("answer") or "unknown"), checked if isinstance(checked, int) else None,
+            _sentence(more.get("why")),
+        )  # fmt: skip
+        rows.append(row)
+    return tuple(rows)
+
+
+def _faults(faults: object) -> tuple[FaultRow, ...]:
+    if not isinstance(faults, Mapping):
+        return ()
+    return tuple(
+        FaultRow(str(name), **{key: count for key, count in _counts(counts).items() if key in _FAULT_COUNTS})
+        for name, counts in faults.items()
+    )
+
+
+_FAULT_COUNTS = ("armed", "reached", "fired", "reordered", "changed", "read", "detected")
+
+
+def _counts(counts: object) -> dict[str, int]:
+    if not isinstance(counts, Mapping):
+        return {}
+    return {str(key): int(count) for key, count in counts.items() if isinstance(count, int | float)}
+
+
+def _quantiles(values: Sequence[float]) -> Quantiles | None:
+    if not values:
+        return None
+    p50, p90, p99 = (float(value) for value in np.quantile(np.asarray(values), (0.5, 0.9, 0.99)))
+    return Quantiles(len(values), p50, p90, p99)
+
+
+def _token_ms(record: RequestRecord) -> float | None:
+    if record.completion_tokens < 2 or min(record.first_token_us, record.finished_us) < 0:
+        return None
+    return (record.finished_us - record.first_token_us) / 1e3 / (record.completion_tokens - 1)
+
+
+def _finishes(records: Sequence[RequestRecord]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for record in records:
+        reason = record.finish or "open"
+        counts[reason] = counts.get(reason, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def cut_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Return how far histories were shortened, as the verdict JSON has it."""
+    cut = [record for record in records if record.dropped_turns or record.dropped_characters]
+    turns: dict[str, int] = {}
+    characters: dict[str, int] = {}
+    for record in cut:  # a record counts what its session has lost so far
+        turns[record.session] = max(turns.get(record.session, 0), record.dropped_turns)
+        characters[record.session] = max(characters.get(record.session, 0), record.dropped_characters)
+    return {
+        "requests": len(cut),
+        "sessions": len(turns),
+        "turns": sum(turns.values()),
+        "characters": sum(characters.values()),
+    }
+
+
+def retry_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Return what became of answers that were given up, as the verdict JSON has it."""
+    last = {record.retry_of: record for record in records if record.retry_of}
+    convicted = sum(bool(record.detectors) for record in last.values())
+    clean = sum(record.finish in _ANSWERED and not record.detectors for record in last.values())
+    counts = Retries(len(last), clean, convicted, len(last) - clean - convicted)
+    return msgspec.structs.asdict(counts)
+
+
+_ANSWERED = ("stop", "length", "tool_calls")
+
+
+def _cut(records: Sequence[RequestRecord], told: object) -> Cut:
+    return Cut(**cut_counts(records), limit_tokens=_counts(told).get("limit_tokens", 0))
+
+
+def compared_counts(records: Sequence[RequestRecord]) -> Compared:
+    """Return how many answers were asked for again, undisturbed, and how many came out different."""
+    again = [record for record in records if record.oracle]
+    suspects = sum(record.suspect for record in again)
+    return Compared(len(again), suspects, len(again) - suspects, sum(record.oracle != "same" for record in again))
+
+
+def _loop_lag(told: object) -> dict[str, float]:
+    if not isinstance(told, Mapping):
+        return {}
+    return {str(key): float(value) for key, value in told.items() if isinstance(value, int | float)}
+
+
+def _is_bundled(name: str, text: str) -> bool:
+    return name in bundled_names() and find(name).source == text
+
+
+def _table(scenario: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = scenario.get(name)
+    return table if isinstance(table, dict) else {}
+
+
+def _scenario(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return {}  # a replay has no scenario file, and a report must come out of any run
+
+
+def _defects(run: Run, scenario: Mapping[str, Any]) -> Sequence[object]:
+    armed = run.verdict.get("defects", run.meta.config.get("defects", scenario.get("defects")))
+    return armed if isinstance(armed, list | tuple) else ()
+
+
+def _conditions(run: Run) -> tuple[str, ...]:
+    told = dict(run.meta.config) | run.verdict
+    names = {"control": "control: guards in place", "no_faults": "no faults"}
+    return tuple(words for key, words in names.items() if told.get(key) is True)
+
+
+def _sentence(why: object) -> str:
+    if isinstance(why, list | tuple):
+        return "; ".join(str(each) for each in why)
+    return str(why) if why else ""

@@ -1,0 +1,64 @@
+"""Sentences that the terminal and the HTML report share."""
+
+from reports.run.summary import Cut, Retries, Summary
+
+
+def compared_text(summary: Summary) -> str:
+    """Return how many answers were asked for again where nothing disturbs them; "" for none."""
+    told, of = summary.compared, summary.rate.of
+    if not told.compared:
+        return ""
+    how = "asked for again, alone" if summary.url else "decoded again on a clean cache"
+    rest = f" and a sample of {told.sample:,}" if told.sample else ""
+    return (
+        f"{told.compared:,} of {of:,} answers were {how}: {told.suspects:,} {_plural(told.suspects, 'suspect')}{rest}; "
+        f"{told.differing:,} came out different."
+    )
+
+
+def own_text(summary: Summary) -> str:
+    """Return how many answers look wrong and are the model's own; "" for none."""
+    if not summary.own:
+        return ""
+    looks = _plural(summary.own, "answer looks", "answers look")
+    them = "alone" if summary.url else "in the clean decode"
+    return f"{summary.own:,} {looks} wrong {them} too: the model's own, which convicts nobody."
+
+
+def cut_text(cut: Cut) -> str:
+    """Return how far histories were shortened; "" where all fitted."""
+    if not cut.requests:
+        return ""
+    limit = f" of {cut.limit_tokens:,} tokens" if cut.limit_tokens else ""
+    return (
+        f"To fit the model's limit{limit}, {cut.turns:,} old {_plural(cut.turns, 'turn')} and {cut.characters:,} "
+        f"characters were dropped from the histories of {cut.sessions:,} {_plural(cut.sessions, 'session')}; "
+        f"{cut.requests:,} {_plural(cut.requests, 'request')} went out shortened; no turn was left out for it."
+    )
+
+
+def retries_text(retries: Retries) -> str:
+    """Return what became of answers that were given up in their stream; "" where none was."""
+    if not retries.aborted_retried:
+        return ""
+    answers = _plural(retries.aborted_retried, "answer was", "answers were")
+    rest = f", {retries.retried_unanswered:,} not at all" if retries.retried_unanswered else ""
+    return (
+        f"{retries.aborted_retried:,} {answers} convicted in the stream, given up and asked for again: "
+        f"{retries.retried_clean:,} came back clean, {retries.retried_convicted:,} convicted again{rest}."
+    )
+
+
+def loop_lag_text(summary: Summary) -> str:
+    """Return how late the client's own event loop ran; "" in virtual time, where it never does."""
+    lag = summary.loop_lag_ms
+    if not lag.get("count"):
+        return ""
+    return (
+        f"The client's event loop ran late by p50 {lag.get('p50', 0.0):,.1f} ms, p99 {lag.get('p99', 0.0):,.1f}, "
+        f"at most {lag.get('max', 0.0):,.1f}: times shorter than that are its own doing."
+    )
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return one if count == 1 else many or f"{one}s"

@@ -1,0 +1,53 @@
+"""Progress of a run on the terminal: from the driver's snapshots to the live view."""
+
+from collections.abc import Callable
+from types import TracebackType
+
+import msgspec
+from rich.console import Console
+
+from reports.run.live import LiveView, Progress
+from repro.load.plan import Progress as LoadProgress
+
+
+class Watcher:
+    """Shows the load, then the oracle. Use it as a context. `simulated`: the load runs in virtual time."""
+
+    def __init__(self, console: Console, clock_s: Callable[[], float], *, simulated: bool = True) -> None:
+        self._console = console
+        self._view = LiveView(console, clock_s)
+        self._simulated = simulated
+        self._last = Progress()
+
+    def __enter__(self) -> "Watcher":
+        self._view.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._view.__exit__(kind, error, trace)
+
+    def note(self, text: str) -> None:
+        """Say something above the progress."""
+        self._console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def load(self, snapshot: LoadProgress) -> None:
+        """Take a snapshot of the load."""
+        self._last = Progress(
+            what="load",
+            sessions_done=snapshot.sessions_done,
+            sessions=snapshot.sessions,
+            requests_done=snapshot.requests_done,
+            requests_open=snapshot.requests_active,
+            tokens=snapshot.tokens,
+            ttft_ms=snapshot.ttft.p50_s * 1e3 if snapshot.ttft.count else None,
+            anomalies=snapshot.anomalies,
+            virtual_s=snapshot.at_s if self._simulated else None,
+        )
+        self._view.update(self._last)
+
+    def oracle(self, number: int, total: int) -> None:
+        """Say how many of the suspect answers have been asked for again."""
+        what = "clean decode" if self._simulated else "asked again"
+        self._view.update(msgspec.structs.replace(self._last, what=f"{what} {number} of {total}"))

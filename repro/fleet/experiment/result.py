@@ -1,0 +1,103 @@
+"""What an experiment came to, made from the folders of its runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reports.experiment.page import Result
+from reports.experiment.separation import Answer, answer_of, separate
+from reports.experiment.steps import PartCounts, StepCounts, part_counts
+from repro.fleet.experiment.folder import ExperimentFolder
+from repro.fleet.experiment.plan import Experiment, Step
+from repro.fleet.experiment.runs import PartRuns
+from repro.record.view import Run, open_run
+
+WORDS = {0: "as expected", 1: "not as expected", 4: "failed", 5: "inconclusive"}
+
+
+def result_of(experiment: Experiment, folder: ExperimentFolder, results: Sequence[PartRuns]) -> Result:
+    """Add up the runs of all parts. Raises UsageError for a run folder that is gone."""
+    opened = [(each, [open_run(Path(verdict.run_dir)) for verdict in each.verdicts.values()]) for each in results]
+    counts = [_counts(each, runs) for each, runs in opened]
+    steps = tuple(
+        StepCounts(
+            step.name, step.title, step.about.strip(), step.expect, _conditions(step), _differs(step.target, step.load),
+            tuple(part for each, part in zip(results, counts, strict=True) if each.part.step.name == step.name),
+        )
+        for step in experiment.steps
+    )  # fmt: skip
+    code, why = exit_code(steps)
+    with_faults = [answer for each, runs in opened if each.part.step.faults for answer in _answers(runs)]
+    all_answers = [answer for _, runs in opened for answer in _answers(runs)]
+    return Result(
+        experiment.name, experiment.title, experiment.about.strip(), experiment.defects, code, WORDS[code], why,
+        folder.plan.first_seed, steps, separate(with_faults, all_answers), sum(each.missing for each in results),
+        str(folder.path), str(folder.report),
+    )  # fmt: skip
+
+
+def _answers(runs: Sequence[Run]) -> list[Answer]:
+    """Return the whole answers of runs that have counts of drafts."""
+    found = [answer_of(record, run.meta.seed) for run in runs for record in run.requests]
+    return [answer for answer in found if answer is not None]
+
+
+def exit_code(steps: Sequence[StepCounts]) -> tuple[int, tuple[str, ...]]:
+    """Return 4 for dead runs, 1 for a step that is not as expected, 5 for runs that are missing or say nothing, 0.
+
+    With the sentences that led to it.
+    """
+    parts = [(step, part) for step in steps for part in step.parts]
+    died = [f"step {step.name}: {error}" for step, part in parts for error in part.died]
+    died += [f"step {step.name}: a run failed" for step, part in parts if part.verdicts.get("failed")]
+    if died:
+        return 4, tuple(died)
+    missing = [f"step {step.name}: {part.missing} runs are missing" for step, part in parts if part.missing]
+    unsure = [
+        f"step {step.name}: {part.verdicts['inconclusive']} runs are inconclusive"
+        for step, part in parts
+        if part.verdicts.get("inconclusive")
+    ]
+    unmet = [
+        f"step {step.name} is expected to be {step.expect}, and is: {step.told}"
+        for step in steps
+        if step.met is False and not _open(step)
+    ]
+    if unmet:
+        return 1, (*unmet, *missing, *unsure)
+    return (5, (*missing, *unsure)) if missing or unsure else (0, ())
+
+
+def _open(step: StepCounts) -> bool:
+    """Return whether the runs that are missing or inconclusive may still make the step what it should be."""
+    word = {"silent": "clean", "found": "anomaly"}[step.expect]
+    told = {each for part in step.parts for each in part.verdicts}
+    return told <= {word, "inconclusive"} and ("inconclusive" in told or any(part.missing for part in step.parts))
+
+
+def _conditions(step: Step) -> tuple[str, ...]:
+    return ("faults on" if step.faults else "no faults", "guard in place" if step.control else "with the defect")
+
+
+def _counts(runs: PartRuns, opened: Sequence[Run]) -> PartCounts:
+    part = runs.part
+    variants = [each for each in (*part.step.variant, *part.step.sensitivity) if each.name == part.variant]
+    return part_counts(
+        opened,
+        key=part.key,
+        variant=part.variant,
+        sensitivity=part.sensitivity,
+        died=tuple(runs.errors.values()),
+        empty=tuple(runs.empty.values()),
+        missing=runs.missing,
+        differs={key: value for each in variants for key, value in _differs(each.target, each.load).items()},
+        numerics=str(part.tables.get("target", {}).get("numerics", "tensors")),
+    )
+
+
+def _differs(target: dict[str, Any], load: dict[str, Any]) -> dict[str, object]:
+    """Return what overrides set, flat."""
+    flat: dict[str, object] = {}
+    for key, value in (target | load).items():
+        flat |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,0 +1,73 @@
+"""What stays on the disk: the evidence of runs that found something, within a bound; clean and vacuous runs go."""
+
+import shutil
+from pathlib import Path
+
+from reports.night.night import Pruned
+from reports.run.html import write_report
+from repro.fleet.nightly.job import JobResult
+from repro.record.view import open_run
+
+LOG = "events.jsonl"
+REPORT = "report.html"
+
+
+class Evidence:
+    """Owns the run folders of a night. All figures in its JSON stay when a folder goes."""
+
+    def __init__(self, root: Path, bytes_max: int) -> None:
+        self.pruned = Pruned()
+        self._root = root
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self.shown: dict[str, str] = {}  # by cause: the folder of a run that is kept whole
+
+    def tidy(self, results: dict[str, JobResult]) -> None:
+        """Take over what an earlier start left: its results' runs, and drop those that nobody counts."""
+        for result in results.values():
+            self.keep(result)
+        counted = {Path(result.run_dir).parts[-2:] for result in results.values() if result.run_dir}
+        for folder in sorted(self._root.glob("*/*")):
+            if folder.parts[-2:] not in counted:  # the night's folder may have been moved since
+                self._remove(folder)
+
+    def keep(self, result: JobResult) -> None:
+        """Keep a run's evidence, or prune it: a clean or vacuous run goes, and a log whose causes another shows.
+
+        A run that shows a new cause gets its report now, for the page of the night to lead to.
+        """
+        folder = Path(result.run_dir)
+        if not result.run_dir or not folder.is_dir():
+            return
+        if result.verdict in ("clean", "vacuous"):
+            self._remove(folder)
+            return
+        fits = self._bytes + _size(folder) <= self._bytes_max
+        if result.role == "silent" and fits and result.signatures.keys() - self.shown.keys():
+            self.shown = dict.fromkeys(result.signatures, result.run_dir) | self.shown
+            if not (folder / REPORT).exists():
+                write_report(open_run(folder))
+        else:
+            self._remove_log(folder)
+        if self._bytes + _size(folder) > self._bytes_max:
+            self._remove(folder)
+        else:
+            self._bytes += _size(folder)
+
+    def _remove(self, folder: Path) -> None:
+        size = _size(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        pruned = self.pruned
+        self.pruned = Pruned(pruned.runs + 1, pruned.logs, pruned.bytes + size)
+
+    def _remove_log(self, folder: Path) -> None:
+        log = folder / LOG
+        if log.exists():
+            size = log.stat().st_size
+            log.unlink()
+            pruned = self.pruned
+            self.pruned = Pruned(pruned.runs, pruned.logs + 1, pruned.bytes + size)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,103 @@
+"""Everything that is recorded while the load of a run goes on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from detectors.answers.acceptance import Acceptance, AcceptanceRules
+from detectors.base import Finding
+from detectors.pages.canary import CanaryDetector
+from detectors.pages.ordering import OrderingDetector
+from detectors.pages.ownership import OwnershipDetector
+from repro.base.probe import Event, RequestEvent, Tokens
+from repro.load.plan import CountsDetector, DetectorsFor, OnlineFinding, TextDetector
+from repro.record.exercised import ExerciseMeter
+from repro.record.folder import RunFolder
+from repro.record.requests import RequestRecord
+from repro.run.limits import LimitWatch
+
+EVENTS_AT_ONCE = 1024  # between the steps of a run a detector's code and data are cold: one by one takes twice as long
+
+
+@dataclass
+class Observed:
+    """Listens to the stack and to the load, and keeps what the judges need."""
+
+    folder: RunFolder
+    limits: LimitWatch
+    text_detectors: DetectorsFor
+    acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
+    ordering: OrderingDetector = field(default_factory=OrderingDetector)
+    ownership: OwnershipDetector = field(default_factory=OwnershipDetector)
+    canary: CanaryDetector = field(default_factory=CanaryDetector)
+    exercise: ExerciseMeter = field(default_factory=ExerciseMeter)
+    records: list[RequestRecord] = field(default_factory=list)
+    text_findings: list[Finding] = field(default_factory=list)
+    acceptance_findings: list[Finding] = field(default_factory=list)
+    prompts: dict[str, str] = field(default_factory=dict)  # of the answers that an online detector convicts
+    _unseen: list[Event] = field(default_factory=list)  # by the detectors
+    _answers: dict[str, list[int]] = field(default_factory=dict)  # of requests under way, as the next three
+    _logprobs: dict[str, list[float]] = field(default_factory=dict)
+    _accepting: dict[str, Acceptance] = field(default_factory=dict)
+    _admissions: dict[str, RequestEvent] = field(default_factory=dict)
+
+    def feed(self, event: Event) -> None:
+        """Take an event of the stack."""
+        self.limits.look()
+        self.folder.emit(event)
+        self._unseen.append(event)
+        if len(self._unseen) >= EVENTS_AT_ONCE:
+            self.show()
+        if isinstance(event, Tokens):
+            self._answers.setdefault(event.request, []).extend(event.ids)
+            self._logprobs.setdefault(event.request, []).extend(event.logprobs)
+        elif isinstance(event, RequestEvent) and event.what == "admitted":
+            self._admissions.setdefault(event.request, event)
+
+    def show(self) -> None:
+        """Show the detectors what they have not seen yet; they judge what they were shown."""
+        unseen, self._unseen = self._unseen, []
+        for detector in (self.ordering, self.ownership, self.canary, self.exercise):
+            feed_all(detector, unseen)
+
+    def asked(self, request: str, prompt: str) -> Sequence[TextDetector]:
+        """Take a request that is about to be sent; return the text detectors of its answer."""
+        self.limits.request()
+        self.prompts[request] = prompt
+        return self.text_detectors(request, prompt)
+
+    def counted(self, request: str) -> Sequence[CountsDetector]:
+        """Return the detectors of the counts of a request that is about to be sent."""
+        self._accepting[request] = Acceptance(self.acceptance)
+        return (self._accepting[request],)
+
+    def request(self, record: RequestRecord) -> None:
+        """Take a request that is over."""
+        record.tokens = self._answers.pop(record.request, record.tokens)
+        record.logprobs = self._logprobs.pop(record.request, record.logprobs)
+        admission = self._admissions.pop(record.request, None)
+        if admission is not None:  # OpenAI's usage has only the sum over the tiers
+            record.cached_device_tokens = int(admission.detail["device_hit"])
+            record.cached_host_tokens = int(admission.detail["host_hit"])
+        accepting = self._accepting.pop(record.request, None)
+        if accepting is not None:
+            record.spec_window_rates = accepting.window_rates
+        if not record.detectors:
+            self.prompts.pop(record.request, None)
+        self.records.append(record)
+        self.folder.add_request(record)
+
+    def finding(self, request: str, finding: OnlineFinding) -> None:
+        """Take a finding of an online detector."""
+        assert isinstance(finding, Finding)
+        kept = self.acceptance_findings if finding.layer == "acceptance" else self.text_findings
+        kept.append(msgspec.structs.replace(finding, request=request))
+
+
+def feed_all(
+    detector: OrderingDetector | OwnershipDetector | CanaryDetector | ExerciseMeter, events: list[Event]
+) -> None:
+    """Feed a detector these events."""
+    for event in events:
+        detector.feed(event)

@@ -1,0 +1,288 @@
+"""A scenario: what to load, what to break, what to expect. Reads and checks scenarios/*.toml."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from detectors.answers.acceptance import RANGES as ACCEPTANCE_RANGES
+from detectors.answers.acceptance import Acceptance
+from detectors.answers.clean_cache import ORACLES
+from detectors.answers.leak import CrossPromptLeak
+from detectors.registry import NAMES as TEXT_DETECTORS
+from repro.base.errors import ScenarioError, UsageError, nearest
+from repro.base.strict import shown, to_struct
+from repro.engines.sglang import fits
+from repro.fault import defects, plan
+from repro.fault.plan import Fault
+from repro.load.plan import OnAnomaly
+from repro.load.shapes import Closed, Recorded, Shape, arrival_times
+from repro.record.exercised import Exercised
+from repro.serve.config import CONFIGS, EngineConfig
+from repro.serve.device.cost import PRESETS
+from repro.trace.load import SCALE_MIN
+from repro.trace.synth import KINDS
+
+FORMAT = 1
+SYNTH = "synth:"
+Engine = Literal["bundled", "sglang"]  # the stack of this package, or SGLang's own cache classes
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+DETECTORS = (
+    "ordering", "ownership", "canary", "divergence", *ORACLES, Acceptance.name, *TEXT_DETECTORS, CrossPromptLeak.name,
+)  # fmt: skip
+WEEK_S = 7 * 24 * 3600.0  # of virtual time; far beyond it the clock's ticks get coarse
+
+# What a number must be at least and at most: beyond it is a slip of the pen, and memory would not do.
+LOAD_RANGES = {
+    "sessions": (1, 100_000),
+    "concurrency": (1, 65_536),
+    "turns": (1, 100_000),
+    "requests": (1, 1_000_000_000),
+    "prompt_tokens": (1, 10_000_000),
+    "answer_tokens_max": (1, 1_000_000),
+    "scale_tokens": (SCALE_MIN, 1.0),
+    "time_scale": (0, 1e6),
+    "anomaly_retries_max": (0, 100),
+}
+TARGET_RANGES = {
+    "page_tokens": (1, 4096),
+    "device_pages": (2, 1_000_000),
+    "host_pages": (1, 1_000_000),
+    "storage_pages": (0, 1_000_000),
+    "rows": (1, 4096),
+    "context_tokens": (256, 10_000_000),
+    "chunk_tokens": (1, 1_000_000),
+    "waiting_max": (1, 1_000_000),
+    "copy_group_pages": (1, 1_000_000),
+}
+DETECT_RANGES = {"pages_sampled": (1, 4096)}
+LIMIT_RANGES = {"wall_s": (1, WEEK_S), "requests": (1, 1_000_000_000)}
+
+
+class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the clients do. `trace` is "synth:KIND", or one or several files and folders."""
+
+    sessions: int = 8  # at most, where the trace has more
+    concurrency: int = 8
+    trace: str | tuple[str, ...] = "synth:code-review"
+    only_sessions: tuple[int, ...] | None = None  # of these, by number from 0; the others are not asked
+    scale_tokens: float = 1.0  # shrinks the lengths of traces, and keeps their prefixes
+    turns: int | None = None  # turns asked, the last ones; what came before is recorded history
+    requests: int | None = None  # so many turns in all, dealt out to the sessions in rounds; None: all
+    prompt_tokens: int = 4096  # how long a synthesised session's history grows
+    gap_s: tuple[float, float] = (0.0, 0.0)  # think and tool time between the turns of a synthesised session
+    answer_tokens_max: int = 160
+    history: Literal["recorded", "generated"] = "recorded"
+    time_scale: float = 1.0
+    shape: Shape = Closed()
+    on_anomaly: OnAnomaly = "report"  # or give the answer up that a detector convicts in its stream, and ask again
+    anomaly_retries_max: int = 1  # of one turn
+    nonces: bool = False  # sessions of traces get a line with a nonce of their own: a leak shows by it
+
+
+class AcceptanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How acceptance is judged, as `detectors.answers.acceptance.AcceptanceRules` says; None: as it is by default.
+
+    A scenario that has it asks for the detector: a target that tells no counts is unknown then.
+    """
+
+    length_min: float | None = None
+    rate_max: float | None = None
+    tokens_min: int | None = None
+    profile: str | None = None  # a file that `repro profile` has written
+    false_alarm_rate: float | None = None
+    arl_tokens: float | None = None
+
+
+class DetectSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How closely the detectors look."""
+
+    pages_sampled: int = 1  # ordering watches one page in so many; which ones, the seed says
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Bounds of a run. One that is reached ends it; what was done until then is judged, and the rest said."""
+
+    wall_s: float = 600.0  # real time, the oracle's included
+    requests: int = 100_000
+
+
+class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What tests and the nightly job expect; never changes an exit code."""
+
+    detectors: tuple[str, ...] = ()
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """One scenario, checked. `config` is the target with its overrides applied."""
+
+    name: str
+    title: str
+    about: str
+    defects: tuple[str, ...]
+    config: EngineConfig
+    load: LoadSpec
+    faults: tuple[Fault, ...]
+    exercise: dict[str, int]
+    limits: Limits
+    expect: Expect
+    source: str  # the TOML text
+    acceptance: AcceptanceSpec | None = None
+    engine: Engine = "bundled"
+    detect: DetectSpec = DetectSpec()
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    title: str
+    about: str = ""
+    defects: tuple[str, ...] = ()
+    target: dict[str, Any] = {}
+    load: LoadSpec = LoadSpec()
+    fault: tuple[Fault, ...] = ()
+    exercise: dict[str, int] = {}
+    acceptance: AcceptanceSpec | None = None
+    detect: DetectSpec = DetectSpec()
+    limits: Limits = Limits()
+    expect: Expect = Expect()
+
+
+EXERCISE = Exercised.__struct_fields__
+
+
+def bundled_names() -> list[str]:
+    """Return the names of the scenarios in the package, sorted."""
+    return sorted(entry.name[:-5] for entry in files("scenarios").iterdir() if entry.name.endswith(".toml"))
+
+
+def experiment_names() -> list[str]:
+    """Return the names of the experiments in the package, sorted; `repro.fleet.experiment.plan` reads them."""
+    return sorted(
+        entry.name[:-5] for entry in (files("scenarios") / "experiments").iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def find(name: str) -> Scenario:
+    """Return a scenario by its bundled name or by the path of a TOML file."""
+    if name.endswith(".toml") or os.sep in name:
+        path = Path(name)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise ScenarioError(f"{name}: can't read the scenario file ({error.strerror}); check the path") from error
+        except ValueError as error:
+            raise ScenarioError(f"{name}: not UTF-8 text ({error}); save it as UTF-8") from error
+        return parse(text, path.stem, name)
+    if name in experiment_names():
+        raise ScenarioError(f'"{name}" is an experiment; `repro run {name}` runs it')
+    if name not in bundled_names():
+        beside = f"; the file beside you is `repro run ./{name}.toml`" if Path(f"{name}.toml").is_file() else ""
+        raise ScenarioError(
+            f'"{name}" is no scenario; nearest: "{nearest(name, [*bundled_names(), *experiment_names()])}". '
+            f"`repro list` shows them; a path to a .toml file works too{beside}"
+        )
+    resource = files("scenarios") / f"{name}.toml"
+    return parse(resource.read_text(encoding="utf-8"), name, f"scenarios/{name}.toml")
+
+
+def parse(text: str, name: str, where: str) -> Scenario:
+    """Return the scenario of a TOML text; raises ScenarioError with file, key and what was expected."""
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ScenarioError(f"{where}: not valid TOML: {error}") from error
+    if raw.get("format", FORMAT) != FORMAT:
+        raise ScenarioError(f"{where}: format = {shown(raw['format'])}; this version reads format = {FORMAT}")
+    file = to_struct(raw, _File, where)
+    engine, config = _config(file.target, where)
+    _check(file, config, where)
+    if engine == "sglang":
+        fits.check(config, file.defects, tuple(fault.at for fault in file.fault), where)
+    return Scenario(
+        name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
+        file.expect, text, file.acceptance, engine, file.detect,
+    )  # fmt: skip
+
+
+def _check(file: _File, config: EngineConfig, where: str) -> None:
+    defects.check(file.defects, config, f"{where} defects")
+    plan.check(file.fault, where)
+    for number, fault in enumerate(file.fault, 1):
+        if 0 < fault.do.tokens < config.page_tokens:
+            raise ScenarioError(
+                f"{where} [[fault]] {number}: do.tokens = {fault.do.tokens}; whole pages are evicted, "
+                f"and a page has {config.page_tokens} tokens"
+            )
+    for key in file.exercise:
+        if key not in EXERCISE:
+            raise ScenarioError(f'{where} [exercise]: unknown floor {key}; nearest: "{nearest(key, EXERCISE)}"')
+    _check_ranges(file.exercise, dict.fromkeys(file.exercise, (0, 10**12)), f"{where} [exercise]")
+    if file.acceptance is not None:
+        _check_ranges(msgspec.structs.asdict(file.acceptance), ACCEPTANCE_RANGES, f"{where} [acceptance]")
+    _check_ranges(msgspec.structs.asdict(file.detect), DETECT_RANGES, f"{where} [detect]")
+    _check_ranges(msgspec.structs.asdict(file.limits), LIMIT_RANGES, f"{where} [limits]")
+    for name in file.expect.detectors:
+        if name not in DETECTORS:
+            raise ScenarioError(
+                f'{where} [expect]: detectors: "{name}" is no detector; nearest: "{nearest(name, DETECTORS)}"'
+            )
+    _check_load(file.load, f"{where} [load]")
+
+
+def _check_load(load: LoadSpec, where: str) -> None:
+    _check_ranges(msgspec.structs.asdict(load), LOAD_RANGES, where)
+    low, high = load.gap_s
+    if not 0 <= low <= high <= WEEK_S:
+        raise ScenarioError(
+            f"{where}: gap_s = [{low}, {high}]; must be seconds, the shortest and the longest gap, at most a week"
+        )
+    _check_shape(load, where)
+    if not load.trace:
+        raise ScenarioError(f'{where}: trace is empty; give a file, a folder, or "{SYNTH}{next(iter(KINDS))}"')
+    if isinstance(load.trace, str):
+        kind = load.trace.removeprefix(SYNTH)
+        if kind != load.trace and kind not in KINDS:
+            raise ScenarioError(f'{where}: trace = "{load.trace}"; nearest: "{SYNTH}{nearest(kind, KINDS)}"')
+    elif found := [each for each in load.trace if each.startswith(SYNTH)]:
+        raise ScenarioError(f'{where}: trace: "{found[0]}" stands alone, not in an array: trace = "{found[0]}"')
+
+
+def _check_shape(load: LoadSpec, where: str) -> None:
+    try:
+        times_s = arrival_times(load.shape, 0, [0.0] * load.sessions)
+    except UsageError as error:
+        raise ScenarioError(f"{where}: {error}") from error
+    if not max(times_s) <= WEEK_S:
+        raise ScenarioError(f"{where}: shape: the last session would start after more than a week; raise the rate")
+    synthesised = isinstance(load.trace, str) and load.trace.startswith(SYNTH)
+    if isinstance(load.shape, Recorded) and synthesised:
+        raise ScenarioError(f'{where}: shape.kind = "trace" needs a recorded trace; "{load.trace}" has no arrivals')
+
+
+def _check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[float, float]], where: str) -> None:
+    for key, (least, most) in ranges.items():
+        value = values[key]
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise ScenarioError(f"{where}: {key} = {value}; must be at least {least:g} and at most {most:,.15g}")
+
+
+def _config(target: dict[str, Any], where: str) -> tuple[Engine, EngineConfig]:
+    """Return whose engine [target] names, and the configuration, with its overrides."""
+    overrides = dict(target)
+    engine = overrides.pop("engine", "bundled")
+    if engine not in ENGINES:
+        raise ScenarioError(f'{where} [target]: engine = {shown(engine)}; nearest: "{nearest(str(engine), ENGINES)}"')
+    name = overrides.pop("config", "tiny-hicache")
+    if not isinstance(name, str) or name not in CONFIGS:
+        found = nearest(str(name), CONFIGS)
+        raise ScenarioError(f'{where} [target]: config = {shown(name)}; nearest: "{found}"')
+    place = f"{where} [target]"
+    _check_ranges(overrides, {key: TARGET_RANGES[key] for key in overrides if key in TARGET_RANGES}, place)
+    config = to_struct(msgspec.to_builtins(CONFIGS[name]) | overrides, EngineConfig, where, ("target",))
+    if config.cost not in PRESETS:
+        raise ScenarioError(f'{place}: cost = "{config.cost}"; nearest: "{nearest(config.cost, PRESETS)}"')
+    return engine, config

@@ -1,0 +1,323 @@
+"""The examination that the stack and the detectors do not set themselves.
+
+Each mutant runs under the workloads until somebody notices: a detector, or the stack's own assertions. One that
+nobody notices is redundant, which the happens-before of a run proves by naming what implies it, or there for pace
+alone, which it proves by the accesses that stay ordered; else it is a hole.
+"""
+
+import dataclasses
+import multiprocessing
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+from unittest.mock import patch
+
+import msgspec
+import torch
+from msgspec.structs import replace
+
+from repro.base.errors import HarnessError
+from repro.base.probe import Event
+from repro.fault.defects import DEFECTS, Defect
+from repro.record.view import open_run
+from repro.run.run import RunOptions, run_scenario
+from repro.scenario.schema import Scenario
+from repro.search.mutate.redundant import implied_by, orders_no_pages
+from repro.search.mutate.sites import (
+    MUTANT,
+    Brought,
+    Mutant,
+    Sites,
+    applied,
+    does_nothing,
+    is_trap,
+    noted,
+    static_mutants,
+    watched,
+)
+from repro.serve.guards import Guards
+
+Outcome = Literal["caught", "redundant", "survived", "undecided"]
+# A mutant may go round in circles. Processor time tells that on a machine of any speed; a run that stands still for
+# longer than RUN_TIMEOUT_S may be the machine's fault, and is nobody's.
+TIMES_MAX = 20  # of the processor time that the workload takes with nothing taken away
+PROCESSOR_S_MIN = 30.0
+RUN_TIMEOUT_S = 1800.0
+AGAIN_S = 1.0  # the loop may swallow what ends it
+NO_END = f"no end within {RUN_TIMEOUT_S:.0f} s"
+CIRCLES = f"never ends: {TIMES_MAX} times the processor time of the workload"
+FIRST_LINE_MAX = 100  # characters of what an assertion said
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A mutant's fate. `by` is who caught it, what implies it, or why nobody had to; `runs` how many that took."""
+
+    kind: str
+    name: str
+    outcome: Outcome
+    by: str
+    runs: int
+
+
+class Examination(msgspec.Struct, frozen=True):
+    """All rows, and who was not clean before anything was taken away."""
+
+    rows: tuple[Row, ...]
+    unclean: tuple[str, ...] = ()
+    cut: bool = False  # by Ctrl-C
+
+    def count(self, outcome: Outcome) -> int:
+        """Return how many mutants came to this."""
+        return sum(row.outcome == outcome for row in self.rows)
+
+    @property
+    def score(self) -> float:
+        """Return the share of the mutants that are caught or redundant."""
+        return (self.count("caught") + self.count("redundant")) / max(1, len(self.rows))
+
+
+def examine(
+    workloads: Sequence[Scenario], seeds: Sequence[int], *, workers: int, done: Callable[[Row, int, int], None]
+) -> Examination:
+    """Run every mutant under every workload that comes by it and every seed until it is noticed; `done(row,
+    number, of)` after each.
+
+    The workloads run in stamps, and their floors don't count. A Ctrl-C ends it; what was done is returned.
+    """
+    plain = [in_stamps(workload) for workload in workloads]
+    spawning = multiprocessing.get_context("spawn")
+    rows: list[Row] = []
+    with ProcessPoolExecutor(workers, mp_context=spawning, initializer=_quiet) as pool:
+        watching = [(workload, pool.submit(watch, workload, seed)) for workload in plain for seed in seeds]
+        reached: dict[str, Sites] = {workload.name: Sites() for workload in plain}
+        unclean = []
+        for workload, watched_run in watching:
+            sites, said = watched_run.result()
+            reached[workload.name].add(sites)
+            unclean += [said] if said else []
+        if unclean:
+            return Examination((), tuple(unclean))
+        mutants = sorted(set().union(static_mutants(), *(sites.mutants for sites in reached.values())))
+        futures = [pool.submit(fate, mutant, plain, tuple(seeds), reached) for mutant in mutants]
+        try:
+            for future in as_completed(futures):
+                rows.append(future.result())
+                done(rows[-1], len(rows), len(futures))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return Examination(tuple(sorted(rows, key=lambda row: (row.kind, row.name))), cut=len(rows) < len(futures))
+
+
+def in_stamps(workload: Scenario) -> Scenario:
+    """Return a workload as it is examined: without tensors, and without floors."""
+    return replace(workload, config=replace(workload.config, numerics="stamps"), exercise={})
+
+
+def _quiet() -> None:
+    """Leave a Ctrl-C to the process that the user sees."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def watch(workload: Scenario, seed: int) -> tuple[Sites, str]:
+    """Return what a workload comes by, and what its run had to complain of; "" for nothing, as it must be."""
+    sites = Sites()
+    started_s = time.process_time()
+    with watched(sites):
+        said = _noticed(replace(workload, defects=(MUTANT,)), seed)
+    sites.took_s = time.process_time() - started_s
+    return sites, f"{workload.name}, seed {seed}: {said}" if said else ""
+
+
+def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
+    """Return what became of a mutant; `reached` is what each workload comes by, by its name."""
+    if mutant.kind == "guard" and does_nothing(getattr(Guards(), mutant.name)):
+        by = "does nothing by itself; a setting puts another in its place"
+        return Row(mutant.kind, mutant.name, "redundant", by, 0)
+    if mutant.kind == "guard" and is_trap(getattr(Guards(), mutant.name)):
+        return _fate_of_trap(mutant, workloads, seeds, reached)
+    runs, there = 0, [workload for workload in workloads if mutant in reached[workload.name].mutants]
+    with applied(mutant):
+        for seed in seeds:
+            for workload in there:
+                runs += 1
+                mutated = replace(workload, defects=(MUTANT,)) if mutant.kind == "guard" else workload
+                if noticed := _noticed(mutated, seed, reached[workload.name].took_s):
+                    outcome: Outcome = "undecided" if noticed == NO_END else "caught"
+                    return Row(mutant.kind, mutant.name, outcome, noticed, runs)
+    if not there:
+        return Row(mutant.kind, mutant.name, "survived", "no workload comes by it", 0)
+    if by := _redundant(mutant, there, seeds[0], reached):
+        return Row(mutant.kind, mutant.name, "redundant", by, runs)
+    return Row(mutant.kind, mutant.name, "survived", _unneeded(mutant, there, seeds[0], reached), runs)
+
+
+def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
+    """Return whether what springs a trap is noticed without it too: the bank's defects that leave it out with
+    another guard, once with the trap in place and once without."""
+    runs = 0
+    for name, in_place in _springing(trap):
+        for seed in seeds:
+            for workload in workloads:
+                usual_s = reached[workload.name].took_s
+                runs += 1
+                if not _springs(trap, in_place, workload, seed, usual_s):
+                    continue
+                runs += 1
+                noticed = _noticed(replace(workload, defects=(name,)), seed, usual_s)
+                if noticed not in ("", NO_END):
+                    by = f"only raises; {name}, which springs it, is caught without it by {noticed}"
+                    return Row(trap.kind, trap.name, "redundant", by, runs)
+    return Row(trap.kind, trap.name, "survived", "only raises, and nothing springs it", runs)
+
+
+def _springing(trap: Mutant) -> Iterator[tuple[str, Guards]]:
+    """Yield the bank's defects that leave a trap and other guards out, each with its guards and the trap in place."""
+    correct = Guards()
+    for defect in DEFECTS.values():
+        guards = defect.apply(correct)
+        in_place = dataclasses.replace(guards, **{trap.name: getattr(correct, trap.name)})
+        if guards != in_place != correct:
+            yield defect.name, in_place
+
+
+def _springs(trap: Mutant, guards: Guards, workload: Scenario, seed: int, usual_s: float) -> bool:
+    """Run once with these guards; return whether the trap was called."""
+    sprung = Sites()
+    watched_trap = {trap.name: noted(getattr(guards, trap.name), trap, sprung)}
+    kept = partial(_instead, dataclasses.replace(guards, **watched_trap))
+    with patch.dict(DEFECTS, {MUTANT: Defect(MUTANT, "what springs a trap", "", kept)}):
+        _noticed(replace(workload, defects=(MUTANT,)), seed, usual_s)
+    return trap in sprung.mutants
+
+
+def _instead(guards: Guards, correct: Guards) -> Guards:
+    return guards
+
+
+def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
+    """Return what implies all that a mutant takes away, in words; "" when nothing does, or nobody can tell."""
+    whys, brought = _taken_by(mutant, workloads, reached)
+    learnt_of = {name for workload in workloads for name in reached[workload.name].learnt_of}
+    if mutant.kind == "record" and not whys and mutant.name not in learnt_of:
+        return "nobody asks for it"
+    if not whys:
+        return ""
+    logs = zip(brought, _logs(workloads, seed), strict=True)
+    implying = [implied_by(events, whys, edges) for edges, events in logs]
+    if any(each is None for each in implying):
+        return ""
+    names = sorted({name for each in implying for name in each or ()})
+    never = "never had to wait, and is " if mutant.kind == "acknowledge" else ""
+    return f"{never}implied by: {'; '.join(names) or 'several at once, none of which is needed'}"
+
+
+def _unneeded(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
+    """Return why nobody noticed a mutant that nothing implies, in words; "" when nobody can tell."""
+    whys, brought = _taken_by(mutant, workloads, reached)
+    logs = zip(brought, _logs(workloads, seed), strict=True)
+    if not whys or not all(orders_no_pages(events, whys, edges) for edges, events in logs):
+        return ""
+    return "for pace alone: without it no two accesses to a page lose their order"
+
+
+def _taken_by(
+    mutant: Mutant, workloads: Sequence[Scenario], reached: dict[str, Sites]
+) -> tuple[frozenset[str], list[set[Brought] | None]]:
+    """Return the waits that a mutant makes void, and which edges of theirs, by workload; None for all."""
+    sites = Sites()
+    for workload in workloads:
+        sites.add(reached[workload.name])
+    whys = _whys_of(mutant, sites)
+    if mutant.kind != "record":
+        return whys, [None] * len(workloads)
+    return whys, [reached[workload.name].edges_of.get(mutant.name, set()) for workload in workloads]
+
+
+def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
+    """Return the waits and synchronisations that are void without what a mutant takes away."""
+    match mutant.kind:
+        case "record" if mutant.name not in sites.learnt_of:
+            return frozenset(sites.waits_for.get(mutant.name, ()))
+        case "guard":
+            return frozenset(sites.waits_of.get(mutant.name, ()))
+        case "wait" | "synchronise":
+            return frozenset((mutant.name,))
+        case "acknowledge" if mutant.name not in sites.refused:
+            return frozenset(sites.learnt_of.get(mutant.name, ()))
+        case _:
+            return frozenset()
+
+
+def _noticed(workload: Scenario, seed: int, usual_s: float | None = None) -> str:
+    """Run once; return who noticed something. `usual_s` is the processor time that it takes with nothing taken away,
+    None where nobody knows yet."""
+    bound_s = None if usual_s is None else max(PROCESSOR_S_MIN, TIMES_MAX * usual_s)
+    said = ""
+    with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded(bound_s) as over:
+        said = _said(workload, seed, Path(root))
+    return over[0] if over else said
+
+
+def _said(workload: Scenario, seed: int, root: Path) -> str:
+    """Run once; return what the stack or the detectors said."""
+    try:
+        outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC))
+    except (HarnessError, AssertionError) as error:
+        cause = error.__cause__ or error
+        return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
+    findings = outcome.verdict["findings"]
+    assert isinstance(findings, dict)
+    return ", ".join(findings) or (outcome.judgement.word if outcome.judgement.word == "failed" else "")
+
+
+def _logs(workloads: Sequence[Scenario], seed: int) -> Iterator[list[Event]]:
+    """Yield the events of each workload's run with nothing taken away."""
+    for workload in workloads:
+        with tempfile.TemporaryDirectory(prefix="mutate") as root:
+            outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=Path(root), utc=datetime.now(UTC))
+            yield list(open_run(outcome.path).events())
+
+
+class _Over(Exception):
+    """A run went on for too long."""
+
+
+@contextmanager
+def _bounded(processor_s: float | None) -> Iterator[list[str]]:
+    """End what takes more processor time than this, or longer than RUN_TIMEOUT_S; what is yielded says so then.
+
+    Whatever such a run says itself counts for nothing: the stack may have swallowed what was to end it, and gone on.
+    """
+    over: list[str] = []
+    armed = True
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if armed:
+            over.append(CIRCLES if number == signal.SIGPROF else NO_END)
+            raise _Over
+
+    limits = (
+        (signal.SIGPROF, signal.ITIMER_PROF, processor_s or 0.0),  # a timer of 0 never goes off
+        (signal.SIGALRM, signal.ITIMER_REAL, RUN_TIMEOUT_S),
+    )
+    before = [signal.signal(number, end) for number, _, _ in limits]
+    try:
+        for _, timer, bound_s in limits:
+            signal.setitimer(timer, bound_s, AGAIN_S)
+        yield over
+    except _Over:
+        pass
+    finally:
+        armed = False  # first: a timer that goes off in here must not keep the other from being stopped
+        for (number, timer, _), handler in zip(limits, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)

@@ -1,0 +1,157 @@
+"""What to play next: one strategy with ever new seeds, or a portfolio that learns which pay."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import msgspec
+
+from repro.base.rng import uniform
+from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule, Strategy
+from repro.schedule.strategies import number_of
+from repro.search.play import Played
+
+Search = Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"]
+SEARCHES: tuple[Search, ...] = get_args(Search)
+MUTATION = "mutation"
+HOLD: Strategy = "hold"
+WINDOWS_HELD = tuple(reversed(range(len(WINDOWS_US))))  # the longest shows most
+NEW_DEVIATIONS_MAX = 3
+DEVIATIONS_MAX = 8  # of a mutant, so that a token holds it
+CORPUS_MAX = 1_000
+
+Hold = tuple[int, int]  # an operation, by number, and for how long: a window
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A schedule that brought orders which none before had brought."""
+
+    schedule: Schedule
+    steps: int
+    new_orders: int
+
+
+class Corpus(msgspec.Struct, frozen=True):
+    """What a hunt leaves to the next: how many schedules were proposed so far, and those that paid."""
+
+    taken: int = 0
+    entries: tuple[Entry, ...] = ()
+    held: tuple[Hold, ...] = ()
+
+
+NO_CORPUS = Corpus()
+
+
+class Searcher:
+    """Proposes schedules by number and learns from what became of them.
+
+    The portfolio first holds back, one at a time, the operations that happens-before has told to be unordered: it
+    sees in the natural schedule already that an order is missing, and only the other order makes bytes wrong. Then it
+    holds back for the longest time, one at a time, the others that meet at pages, the rarest first: copies and
+    transfers are rare beside steps, and what waits for them for so long gives them up. For shorter times that is
+    an arm like the strategies.
+
+    The first is the natural one; it tells how many steps there are and who contends how often. The seeds of
+    the others are their numbers and `first_seed`: small ones, so that tokens are short. A search that goes on
+    from an earlier one's corpus goes on behind the schedules that were `taken` there.
+    """
+
+    def __init__(self, search: Search, seed: int, before: Corpus = NO_CORPUS, first_seed: int = 0) -> None:
+        self.orders: set[str] = set()
+        self.corpus = list(before.entries[-CORPUS_MAX:])
+        self._search = search
+        self._seed = seed
+        self._first_seed = first_seed
+        self._taken_before = self._taken = before.taken
+        self._held = set(before.held)
+        self._wanted: dict[Hold, None] = {}
+        self._others: dict[Hold, None] = {}
+        self._steps = 0
+        self._weights: tuple[int, ...] = ()
+        arms: list[str] = [search]
+        if search == "portfolio":
+            arms = [*(each for each in STRATEGIES if each != "timed"), MUTATION]
+        self._paid = {arm: [1, 1] for arm in arms}  # new orders, schedules
+
+    def propose(self, number: int) -> tuple[str, Schedule]:
+        """Return the schedule with this number, and which arm it is of."""
+        if number == 0:
+            return "natural", Schedule()
+        place = self._taken_before + number
+        self._taken = max(self._taken, place)
+        arm = HOLD if self._wanted else self._arm(place)
+        if arm == HOLD:
+            return arm, self._holding(self._wanted or self._others)
+        if arm == MUTATION:
+            return arm, self._mutant(place)
+        return arm, self._fresh(arm, place)
+
+    def learn(self, arm: str, played: Played) -> int:
+        """Take what a schedule came to; return how many orders it brought that are new."""
+        if arm == "natural":
+            self._steps, self._weights = played.steps, played.weights
+        if self._search == "portfolio":
+            self._wanted |= self._holds(played.suspects)
+            if arm == "natural":
+                self._wanted |= self._holds(played.operations, WINDOWS_HELD[:1])
+            self._others |= self._holds(played.operations)
+        new = len(played.orders - self.orders)
+        self.orders |= played.orders
+        if arm in self._paid:
+            self._paid[arm][0] += new
+            self._paid[arm][1] += 1
+        if new and len(self.corpus) < CORPUS_MAX:
+            self.corpus.append(Entry(played.options.schedule, played.steps, new))
+        return new
+
+    def left(self) -> Corpus:
+        """Return what the next search can go on from."""
+        return Corpus(self._taken, tuple(self.corpus), tuple(sorted(self._held)))
+
+    def _arm(self, number: int) -> str:
+        """Return an arm, with the probability of the new orders that each of its schedules has brought."""
+        has = {MUTATION: self.corpus, HOLD: self._others}
+        worth = {arm: new / runs for arm, (new, runs) in self._paid.items() if has.get(arm, True)}
+        draw = uniform(self._seed, "arm", number) * sum(worth.values())
+        for arm, share in worth.items():
+            draw -= share
+            if draw < 0:
+                return arm
+        return next(iter(worth))
+
+    def _holds(self, operations: Sequence[str], windows: Sequence[int] = WINDOWS_HELD) -> dict[Hold, None]:
+        """Return how the operations can be held back, without what has been played."""
+        holds = ((number_of(name), window) for window in windows for name in operations)
+        return {hold: None for hold in holds if hold not in self._held}
+
+    def _holding(self, wanted: dict[Hold, None]) -> Schedule:
+        hold = next(iter(wanted))
+        self._held.add(hold)
+        self._wanted.pop(hold, None)
+        self._others.pop(hold, None)
+        operation, window = hold
+        return Schedule(HOLD, operation, window)
+
+    def _fresh(self, arm: str, number: int) -> Schedule:
+        strategy = msgspec.convert(arm, Strategy)
+        weights = self._weights if strategy == "surw" else ()
+        steps = self._steps if strategy.startswith("pct") else 0
+        return Schedule(
+            strategy, self._first_seed + number, self._draw(len(WINDOWS_US), number, "window"), steps, weights
+        )
+
+    def _mutant(self, number: int) -> Schedule:
+        """Return a schedule of the corpus with another window, or taken elsewhere at a few more steps."""
+        entry = self.corpus[self._draw(len(self.corpus), number, "entry")]
+        schedule = entry.schedule
+        added = self._draw(NEW_DEVIATIONS_MAX + 1, number, "added")
+        if schedule.natural:
+            added = max(1, added)  # with another window alone it would be the natural run again
+        elif added == 0 or len(schedule.deviations) + added > DEVIATIONS_MAX or not entry.steps:
+            return replace(schedule, window=self._draw(len(WINDOWS_US), number, "window"))
+        steps = [self._draw(entry.steps, number, "step", n) for n in range(added)]
+        deviations = dict(schedule.deviations) | {step: 1 for step in steps}
+        return replace(schedule, deviations=tuple(sorted(deviations.items())))
+
+    def _draw(self, below: int, *place: str | int) -> int:
+        return int(uniform(self._seed, *place) * below)
