@@ -1,4 +1,4 @@
-"""A llama of random weights for a server on a CPU: `python -m tests.engines.sglang.llama FOLDER`; --on-a-cpu for arguments.
+"""A llama of random weights for a server on a CPU: `python -m tests.engines.sglang.llama FOLDER`.
 
 It speaks with the bundled model's tokenizer, and says nothing that makes sense.
 """

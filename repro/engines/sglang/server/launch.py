@@ -192,9 +192,8 @@ def write_plugin(folder: Path) -> None:
     info = folder / f"{PLUGIN}_sglang-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}-sglang\nVersion: 0\n")
-    (info / "entry_points.txt").write_text(
-        f"[sglang.srt.plugins]\n{PLUGIN} = repro.engines.sglang.server.plugin:register\n"
-    )
+    entry = f"{PLUGIN} = repro.engines.sglang.server.plugin:register"
+    (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{entry}\n")
     for package in absent.PACKAGES:
         if importlib.util.find_spec(package) is None:
             text = f'from repro.engines.sglang.server.absent import stand_in\n\nstand_in("{package}")\n'
