@@ -3,8 +3,8 @@
 Three rules are compared. The *fixed* one is that of "Scaling Pain of Coding Agent Serving" (Z.ai, 2026): an accept
 length below 1.4, or an accept rate above 0.96. The *learned* one asks how far out an answer lies among clean
 answers of other seeds: the order statistics of `detectors.answers.acceptance_profile`, at full resolution. The
-*windows* one asks how far an answer lies from clean ones of its length, and how far its oddest 64 tokens do: what starts late,
-or goes up and down, has an average like any other.
+*windows* one asks how far an answer lies from clean ones of its length, and how far its oddest 64 tokens do: what
+starts late, or goes up and down, has an average like any other.
 """
 
 from collections.abc import Sequence
