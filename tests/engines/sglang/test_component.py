@@ -53,7 +53,7 @@ def test_operations_are_named_by_the_line_of_sglang_that_launched_them(tmp_path:
     lines = {name: site.partition(":")[0] for name, site in sorted(heard.sites)}
     assert lines["forward.index"] == "sglang/srt/mem_cache/memory_pool.py"
     assert lines["loadback.copy_layer"] == lines["writeback.copy_layer"] == "sglang/srt/mem_cache/memory_pool_host.py"
-    assert lines["forward.attend"] == "sglang/forward.py"
+    assert lines["forward.attend"] == "engines/sglang/classes/forward.py"
 
 
 def test_the_same_seed_is_the_same_run_in_another_process(tmp_path: Path) -> None:

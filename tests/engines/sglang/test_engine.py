@@ -59,7 +59,7 @@ def test_what_sglang_imports_and_is_not_installed_is_named_each_time() -> None:
     script = (
         "import sys\n"
         "from repro.base.errors import UsageError\n"
-        "from repro.engines.sglang.classes import pinned\n"
+        "from repro.engines.sglang import pinned\n"
         "sys.modules['orjson'] = None\n"
         "for _ in range(2):\n"
         "    try: pinned.load()\n"

@@ -167,7 +167,7 @@ def test_a_process_that_does_not_answer_is_told_and_the_control_bounds_what_it_r
 def test_sigterm_ends_the_launcher_as_ctrl_c_does() -> None:
     script = (
         "import sys\n"
-        "from repro.engines.sglang.classes import pinned\n"
+        "from repro.engines.sglang import pinned\n"
         "from repro.engines.sglang.server import command, launch\n"
         "pinned.version = lambda name: pinned.VERSION\n"
         "class Server(launch.SglangServer):\n"
@@ -197,7 +197,7 @@ def test_a_launcher_that_is_killed_leaves_no_server_behind(tmp_path: Path) -> No
     )
     script = (
         "import sys\n"
-        "from repro.engines.sglang.classes import pinned\n"
+        "from repro.engines.sglang import pinned\n"
         "from repro.engines.sglang.server.launch import SglangServer\n"
         "pinned.version = lambda name: pinned.VERSION\n"
         f"SglangServer({['--port', free_port(), HICACHE]!r}, (sys.executable, '-c', {server!r})).start()\n"
