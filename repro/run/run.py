@@ -6,7 +6,7 @@ scenario ─> sessions ─> target under load and faults ─> events ─> detect
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -43,11 +43,11 @@ from repro.run.judge.verdict import Judgement, judge
 from repro.run.limits import LimitWatch
 from repro.run.recorder import Observed
 from repro.run.targets import BundledTarget, Checking, Checkpoint, Load, ServerTarget, load_checkpoint
-from repro.scenario.overrides import lightened
+from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario
 from repro.scenario.sessions import longest_wait_s, sessions_of
 from repro.schedule import token as tokens
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.schedule.pickers import Pick, timed
 from repro.schedule.schedule import Schedule
 from repro.schedule.strategies import Exploring, explorer
@@ -60,15 +60,14 @@ ORACLE_TOKENS = 10_000_000  # of a server's own, for checking its answers: a hun
 ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
 
 
-@dataclass(frozen=True)
-class RunOptions:
+class RunOptions(msgspec.Struct, frozen=True):
     """How to run a scenario."""
 
     seed: int = 0
     control: bool = False  # guards in place: no defect
     no_faults: bool = False
     schedule: Schedule = Schedule()
-    kept: Kept = Kept()
+    overrides: Overrides = msgspec.field(default=Overrides(), name="kept")
     url: str = ""  # a running server instead of the bundled stack
     api: Api = "chat"  # of that server
     oracle_sample: int = ORACLE_SAMPLE
@@ -110,7 +109,7 @@ def run_scenario(
     and StoppedError for a second Ctrl-C; but for a usage error each names the folder. `note` is told what a
     user should know beforehand; `listeners` hear the stack's events too.
     """
-    named, scenario = scenario, lightened(scenario, options.kept)
+    named, scenario = scenario, overridden(scenario, options.overrides)
     engine = _engine_versions(scenario)  # before there is a folder: it may not be installed
     checkpoint = load_checkpoint(scenario.config)
     acceptance = acceptance_rules(scenario.acceptance, None if options.url else checkpoint_folder(scenario.config))
@@ -123,7 +122,8 @@ def run_scenario(
     faults = _faults(scenario, options)
     folder = RunFolder.create(
         root, named.name, utc, options.seed, scenario_toml=named.source,
-        versions=versions() | engine | {"sessions": hash_of(sessions)}, config=asdict(options), redact=options.redact,
+        versions=versions() | engine | {"sessions": hash_of(sessions)},
+        config=msgspec.to_builtins(options), redact=options.redact,
     )  # fmt: skip
     with kept(folder):
         limits = LimitWatch(scenario.limits.wall_s, scenario.limits.requests, clock_s, lambda: folder.log.events)
@@ -400,7 +400,7 @@ def _token(scenario: Scenario, options: RunOptions, fingerprint: str) -> str:
         control=options.control,
         no_faults=options.no_faults,
         schedule=options.schedule,
-        kept=options.kept,
+        overrides=options.overrides,
         fingerprint=fingerprint[: tokens.FINGERPRINT_DIGITS],
         code=tokens.code_hash(),
         machine=tokens.machine_hash(),

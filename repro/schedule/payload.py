@@ -8,22 +8,19 @@ follows then. Deviations come last and need no count.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
 
 _FIELDS = (
     "stamps", "sessions", "turns", "prompt_tokens", "answer_tokens", "device_pages", "faults", "window", "strategy",
-    "seed", "steps", "context_tokens", "requests", "deviations", "weights", "gap_ms", "fires", "host_pages", "dealt",
-    "abort_ms", "decode_pages",
+    "seed", "steps", "context_tokens", "requests", "deviations", "weights", "gap_ms", "fires_after", "host_pages",
+    "turns_in_all", "abort_ms", "decode_pages",
 )  # fmt: skip
-_NUMBERS = (
-    "turns", "prompt_tokens", "answer_tokens", "device_pages", "context_tokens", "requests", "gap_ms", "fires",
-    "host_pages", "dealt", "abort_ms", "decode_pages",
-)  # fmt: skip
+_SETS = ("sessions", "faults")
 _ORDER = sorted(_FIELDS, key=lambda name: name == "deviations")  # they take what is left
 
 
-def pack(seed: int, schedule: Schedule, kept: Kept) -> bytes:
+def pack(seed: int, schedule: Schedule, overrides: Overrides) -> bytes:
     """Return the bytes that `unpack` reads."""
     values: dict[str, tuple[int, ...]] = {}
     if schedule.strategy != "timed":
@@ -36,20 +33,22 @@ def pack(seed: int, schedule: Schedule, kept: Kept) -> bytes:
         values["weights"] = (len(schedule.weights), *schedule.weights)
     if schedule.deviations:
         values["deviations"] = tuple(_of_deviations(schedule.deviations))
-    values |= _of_kept(kept)
+    values |= _of_overrides(overrides)
     mask = sum(1 << place for place, name in enumerate(_FIELDS) if name in values)
     numbers = [seed, *([mask] if mask else ()), *(number for name in _ORDER for number in values.get(name, ()))]
     return b"".join(map(_varint, numbers))
 
 
-def _of_kept(kept: Kept) -> dict[str, tuple[int, ...]]:
-    values: dict[str, tuple[int, ...]] = {"stamps": ()} if kept.stamps else {}
-    for name in _NUMBERS:
-        if (value := getattr(kept, name)) is not None:
+def _of_overrides(overrides: Overrides) -> dict[str, tuple[int, ...]]:
+    values: dict[str, tuple[int, ...]] = {}
+    for name in Overrides.__struct_fields__:
+        value = getattr(overrides, name)
+        if name in _SETS and value is not None:
+            values[name] = (sum(1 << number for number in value),)
+        elif name == "stamps" and value:
+            values[name] = ()
+        elif name != "stamps" and value is not None:
             values[name] = (value,)
-    for name in ("sessions", "faults"):
-        if (many := getattr(kept, name)) is not None:
-            values[name] = (sum(1 << number for number in many),)
     return values
 
 
@@ -62,8 +61,8 @@ def _of_deviations(deviations: Iterable[tuple[int, int]]) -> Iterator[int]:
         last = step
 
 
-def unpack(packed: bytes) -> tuple[int, Schedule, Kept]:
-    """Return seed, schedule and what is kept; raises ValueError for bytes that `pack` does not make."""
+def unpack(packed: bytes) -> tuple[int, Schedule, Overrides]:
+    """Return seed, schedule and overrides; raises ValueError for bytes that `pack` does not make."""
     numbers = _numbers(packed)
     try:
         seed = next(numbers)
@@ -79,8 +78,8 @@ def unpack(packed: bytes) -> tuple[int, Schedule, Kept]:
     strategy, window = values.pop("strategy", 0), values.get("window", 0)
     if strategy >= len(STRATEGIES) or window >= len(WINDOWS_US):
         raise ValueError("a strategy that this version does not know")
-    of_schedule = {name: values.pop(name) for name in Schedule.__dataclass_fields__ if name in values}
-    return seed, Schedule(STRATEGIES[strategy], **of_schedule), Kept(**values)
+    of_schedule = {name: values.pop(name) for name in Schedule.__struct_fields__ if name in values}
+    return seed, Schedule(STRATEGIES[strategy], **of_schedule), Overrides(**values)
 
 
 def _read(name: str, numbers: Iterator[int]) -> Any:
@@ -88,7 +87,7 @@ def _read(name: str, numbers: Iterator[int]) -> Any:
         return True
     if name == "deviations":
         return tuple(_deviations(numbers))
-    if name in ("sessions", "faults"):
+    if name in _SETS:
         bits = next(numbers)
         return tuple(number for number in range(bits.bit_length()) if bits >> number & 1)
     if name == "weights":

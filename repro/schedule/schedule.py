@@ -4,8 +4,9 @@ A step is a moment at which several actors are about to do what others may notic
 At each one of the contenders is taken; 0 is the one that a real machine would take.
 """
 
-from dataclasses import dataclass
 from typing import Literal, get_args
+
+import msgspec
 
 Strategy = Literal["timed", "random", "pct2", "pct3", "pct5", "pos", "surw", "hold"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -14,8 +15,7 @@ WINDOW = 1
 STEPS_GUESSED = 4096  # where no earlier run has told how many there are
 
 
-@dataclass(frozen=True)
-class Schedule:
+class Schedule(msgspec.Struct, frozen=True):
     """One schedule of a run. `steps` and `weights` are what an earlier run has told, for PCT and SURW.
 
     `hold` draws nothing: its seed is the number of the operation that it holds back.

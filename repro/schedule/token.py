@@ -21,7 +21,7 @@ import msgspec
 import torch
 
 from repro.base.errors import UsageError
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.schedule.payload import pack, unpack
 from repro.schedule.schedule import Schedule
 
@@ -39,7 +39,7 @@ _CODE_SUFFIXES = (".py", ".safetensors", ".json", ".jinja", ".xz")
 
 
 class Token(msgspec.Struct, frozen=True):
-    """What a token says. One whose payload is `elsewhere` has no seed, schedule and kept load of its own."""
+    """What a token says. One whose payload is `elsewhere` has no seed, schedule and overrides load of its own."""
 
     scenario: bytes  # first bytes of the scenario text's SHA-256
     control: bool
@@ -49,12 +49,12 @@ class Token(msgspec.Struct, frozen=True):
     machine: bytes
     seed: int = 0
     schedule: Schedule = Schedule()
-    kept: Kept = Kept()
+    overrides: Overrides = Overrides()
     elsewhere: bool = False  # the payload is in the run's folder
 
     def encode(self) -> str:
         """Return the token's text."""
-        payload = pack(self.seed, self.schedule, self.kept)
+        payload = pack(self.seed, self.schedule, self.overrides)
         elsewhere = len(payload) > _PAYLOAD_BYTES_MAX
         if elsewhere:
             payload = hashlib.sha256(payload).digest()[:_PAYLOAD_HASH_BYTES]
@@ -72,7 +72,7 @@ class Token(msgspec.Struct, frozen=True):
         if flags > (_CONTROL | _NO_FAULTS | _ELSEWHERE):
             raise ValueError("flags that this version does not know")
         elsewhere = bool(flags & _ELSEWHERE)
-        seed, schedule, kept = (0, Schedule(), Kept()) if elsewhere else unpack(payload)
+        seed, schedule, overrides = (0, Schedule(), Overrides()) if elsewhere else unpack(payload)
         return cls(
             scenario=body[2:7],
             control=bool(flags & _CONTROL),
@@ -82,7 +82,7 @@ class Token(msgspec.Struct, frozen=True):
             machine=body[11:13],
             seed=seed,
             schedule=schedule,
-            kept=kept,
+            overrides=overrides,
             elsewhere=elsewhere,
         )
 

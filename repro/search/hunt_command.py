@@ -14,9 +14,9 @@ from repro.base.errors import UsageError
 from repro.record.folder import STAMP
 from repro.run.judge.verdict import EXIT_CODES, Word
 from repro.run.run import RunOptions
-from repro.scenario.overrides import light, lightened
+from repro.scenario.overrides import light_load, overridden
 from repro.scenario.schema import Scenario
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.search.hunt import Caught, Hunt, Quarry, Tally
 from repro.search.portfolio import Corpus, Searcher
 
@@ -72,11 +72,11 @@ def run_hunt(
     scenario: Scenario, command: Command, console: Console, errors: Console, clock_s: Callable[[], float]
 ) -> int:
     """Hunt and return the exit code; the corpus is kept in a folder beside the scenario's runs."""
-    kept = Kept(stamps=command.stamps)
+    overrides = Overrides(stamps=command.stamps)
     if not command.full:
-        kept = light(scenario, stamps=command.stamps, seed=command.seed)
-    lightened(scenario, kept)  # what makes no sense is said before processes start
-    options = RunOptions(command.seed, command.control, command.no_faults, kept=kept)
+        overrides = light_load(scenario, stamps=command.stamps, seed=command.seed)
+    overridden(scenario, overrides)  # what makes no sense is said before processes start
+    options = RunOptions(command.seed, command.control, command.no_faults, overrides=overrides)
     before = _read_corpus(command.corpus)
     searcher = Searcher(command.quarry.search, command.seed, before)
     folder = command.root / scenario.name / f"{datetime.now(UTC).strftime(STAMP)}-hunt"

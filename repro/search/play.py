@@ -125,7 +125,7 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
         weights_of(explored.contended),
         deviations_of(explored.tape),
         tuple(explored.overtakings),
-        min(said.requests, options.kept.requests or said.requests),  # the one that ended the load was never sent
+        min(said.requests, options.overrides.requests or said.requests),  # the one that ended the load was never sent
         longest.prompt_tokens,
         said.token,
         said.fingerprint,

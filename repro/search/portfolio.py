@@ -1,10 +1,10 @@
 """What to play next: one strategy with ever new seeds, or a portfolio that learns which pay."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, get_args
 
 import msgspec
+from msgspec.structs import replace
 
 from repro.base.rng import uniform
 from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule, Strategy

@@ -70,7 +70,7 @@ def recipe_of(name: str, runs: Path) -> Recipe:
         )
     for bundled in map(scenarios.find, scenarios.bundled_names()):
         if tokens.scenario_hash(bundled.source) == token.scenario:
-            options = RunOptions(token.seed, token.control, token.no_faults, token.schedule, token.kept)
+            options = RunOptions(token.seed, token.control, token.no_faults, token.schedule, token.overrides)
             return Recipe(bundled, options, token.fingerprint, warnings=_other_inputs(token))
     raise UsageError(
         f"the token is whole, but its scenario is none of this package's (another version, or a file or traces of "

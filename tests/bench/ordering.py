@@ -31,9 +31,9 @@ from detectors.pages.sets import Sample
 from repro.base.probe import Access, Component, Edge, Event, HostSync, Op, PageSet
 from repro.record.exercised import ExerciseMeter
 from repro.run.run import RunOptions, run_scenario
-from repro.scenario.overrides import light
+from repro.scenario.overrides import light_load
 from repro.scenario.schema import Scenario, find, parse
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.schedule.schedule import Schedule
 from repro.search.play import discard, play
 from tests.search.race import race_scenario
@@ -118,7 +118,7 @@ def print_rates(console: Console) -> None:
     console.print(table)
 
 
-def shares(scenario: Scenario, kept: Kept) -> tuple[float, int, Counter[str]]:
+def shares(scenario: Scenario, overrides: Overrides) -> tuple[float, int, Counter[str]]:
     """Run a scenario; return its seconds of processor time, its events, and of those seconds each detector's."""
     seconds: Counter[str] = Counter()
     shown = 0
@@ -133,7 +133,7 @@ def shares(scenario: Scenario, kept: Kept) -> tuple[float, int, Counter[str]]:
 
     with tempfile.TemporaryDirectory() as root, mock.patch("repro.run.recorder.feed_all", feed_all):
         started = time.process_time()
-        run_scenario(scenario, RunOptions(kept=kept), root=Path(root), utc=datetime.now(UTC))
+        run_scenario(scenario, RunOptions(overrides=overrides), root=Path(root), utc=datetime.now(UTC))
         return time.process_time() - started, shown, seconds
 
 
@@ -143,10 +143,10 @@ def print_shares(console: Console, *, tensors: bool) -> None:
     sampled = parse(f"{whole.source}\n[detect]\npages_sampled = {EVERY}\n", SCENARIO, SCENARIO)
     detectors = (OrderingDetector, OwnershipDetector, CanaryDetector, ExerciseMeter)
     table = Table("run", "pages", "seconds", "events", *(each.__name__ for each in detectors), title=SCENARIO)
-    kinds = {"light, stamps": light(whole, stamps=True), "stamps": Kept(stamps=True)}
-    for label, kept in (kinds | ({"tensors": Kept()} if tensors else {})).items():
+    kinds = {"light, stamps": light_load(whole, stamps=True), "stamps": Overrides(stamps=True)}
+    for label, overrides in (kinds | ({"tensors": Overrides()} if tensors else {})).items():
         for pages, scenario in (("all", whole), (f"1 in {EVERY}", sampled)):
-            total, shown, seconds = shares(scenario, kept)
+            total, shown, seconds = shares(scenario, overrides)
             parts = [f"{seconds[each.__name__] / total:.1%}" for each in detectors]
             table.add_row(label, pages, f"{total:.1f}", f"{shown:,}", *parts)
     console.print(table)
@@ -156,11 +156,11 @@ def print_schedules(console: Console, number: int) -> None:
     """Print how many schedules a core plays in a second."""
     table = Table("light schedules, stamps, random walk", "requests", "a second and core")
     for scenario in (race_scenario(), *map(find, HUNTED)):
-        kept, requests = light(scenario, stamps=True), 0
+        overrides, requests = light_load(scenario, stamps=True), 0
         with tempfile.TemporaryDirectory() as root:
             started = time.process_time()
             for seed in range(number):
-                played = play(scenario, RunOptions(kept=kept, schedule=Schedule("random", seed)), Path(root))
+                played = play(scenario, RunOptions(overrides=overrides, schedule=Schedule("random", seed)), Path(root))
                 requests += played.requests
                 discard(played)
             spent = time.process_time() - started

@@ -64,10 +64,10 @@ def findings(scenarios: list[Scenario], tokens: int, root: Path, counts: Counter
 
 def finding(scenario: Scenario, seed: int, root: Path, counts: Counter[str]) -> Played | None:
     """Return a finding with a token, None where TRIES_MAX schedules give none."""
-    kept = small_loads()[scenario.name]
+    overrides = small_loads()[scenario.name]
     for attempt in range(TRIES_MAX):
         schedule = Schedule("random", seed * TRIES_MAX + attempt)
-        played = play(scenario, RunOptions(seed, schedule=schedule, kept=kept), root)
+        played = play(scenario, RunOptions(seed, schedule=schedule, overrides=overrides), root)
         if played.word == "anomaly" and not Path(played.token).exists():
             return played
         counts[f"{scenario.name}: {played.word}, no token"] += 1

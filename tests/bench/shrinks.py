@@ -6,18 +6,18 @@ Each scenario with a defect, under the load that the suite `bank` gives it, seed
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import torch
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
 from repro.run.run import RunOptions
-from repro.scenario.overrides import light
+from repro.scenario.overrides import light_load
 from repro.scenario.schema import Scenario, find
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.search.play import Played, chief, discard, play
 from repro.search.shrink.shrink import Shrinker
 from tests.bench.small import small_loads
@@ -46,9 +46,9 @@ class Shrunk(msgspec.Struct):
 def convicted(scenario: Scenario, root: Path) -> Played | None:
     """Return the first run that a detector which the scenario expects convicts, under the suite's load, a hunt's, or
     the scenario's own."""
-    for kept in (small_loads()[scenario.name], light(scenario, stamps=True), Kept(stamps=True)):
+    for overrides in (small_loads()[scenario.name], light_load(scenario, stamps=True), Overrides(stamps=True)):
         for seed in range(SEEDS_MAX):
-            played = play(scenario, RunOptions(seed, kept=kept), root)
+            played = play(scenario, RunOptions(seed, overrides=overrides), root)
             if any(each.detector in scenario.expect.detectors for each in played.found):
                 return played
             discard(played)

@@ -3,22 +3,22 @@
 from functools import lru_cache
 
 from repro.fleet.nightly.suite import find_suite
-from repro.scenario.overrides import LEAVING
+from repro.scenario.overrides import LEAVING_FAULTS
 from repro.scenario.schema import Scenario
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 
 
 @lru_cache(maxsize=1)
-def small_loads() -> dict[str, Kept]:
+def small_loads() -> dict[str, Overrides]:
     """Return for each scenario of the suite how much of its load the suite plays, in stamps."""
     suite = find_suite("bank")
-    return {case.scenario: _kept(played) for case, played in zip(suite.cases, suite.scenarios, strict=True)}
+    return {case.scenario: _overrides(played) for case, played in zip(suite.cases, suite.scenarios, strict=True)}
 
 
-def _kept(played: Scenario) -> Kept:
+def _overrides(played: Scenario) -> Overrides:
     load, config = played.load, played.config
-    abort_us = next((fault.do.us for fault in played.faults if fault.at in LEAVING), None)
-    return Kept(
+    abort_us = next((fault.do.us for fault in played.faults if fault.at in LEAVING_FAULTS), None)
+    return Overrides(
         stamps=True,
         sessions=tuple(range(load.sessions)),
         turns=load.turns,

@@ -9,18 +9,18 @@ said to.
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom
 
 from repro.run.run import RunOptions
 from repro.scenario.schema import Scenario, find
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.search.play import Played, discard, play
 from repro.search.portfolio import SEARCHES, Search, Searcher
 from tests.bench.small import small_loads
@@ -76,8 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in given.scenarios:
             scenario = race_scenario() if name == RACE else find(name)
-            kept = Kept(stamps=True) if name == RACE else small_loads()[name]
-            options = RunOptions(no_faults=True, kept=kept)
+            overrides = Overrides(stamps=True) if name == RACE else small_loads()[name]
+            options = RunOptions(no_faults=True, overrides=overrides)
             natural = play(scenario, options, Path(folder))
             if shows(natural):
                 table.add_row(name, "1: its natural schedule shows it")

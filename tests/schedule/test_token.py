@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from repro.base.errors import UsageError
 from repro.schedule import token as tokens
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.schedule.payload import pack
 from repro.schedule.schedule import STRATEGIES, WINDOWS_US, Schedule
 from repro.schedule.token import SEED_MAX, TOKEN_CHARACTERS_MAX, Token, decode
@@ -29,8 +29,8 @@ schedules = st.builds(
 )
 numbered = st.lists(st.integers(0, 40), max_size=9, unique=True).map(sorted).map(tuple)
 numbers = st.none() | st.integers(1, 2**20)
-kept = st.builds(
-    Kept,
+overrides = st.builds(
+    Overrides,
     stamps=st.booleans(),
     sessions=st.none() | numbered,
     turns=numbers,
@@ -42,10 +42,10 @@ kept = st.builds(
     faults=st.none() | numbered,
     gap_ms=numbers,
     host_pages=numbers,
-    dealt=numbers,
+    turns_in_all=numbers,
     abort_ms=numbers,
     decode_pages=numbers,
-    fires=numbers,
+    fires_after=numbers,
 )
 any_token = st.builds(
     Token,
@@ -57,7 +57,7 @@ any_token = st.builds(
     machine=st.binary(min_size=2, max_size=2),
     seed=st.integers(0, SEED_MAX),
     schedule=schedules | st.just(Schedule()),
-    kept=kept | st.just(Kept()),
+    overrides=overrides | st.just(Overrides()),
 )
 
 
@@ -71,8 +71,8 @@ def test_a_token_comes_back_and_is_short(token: Token) -> None:
     text = token.encode()
     found = decode(text)
     if found.elsewhere:  # too long: the token names everything but its payload
-        assert len(pack(token.seed, token.schedule, token.kept)) > 8
-        token = msgspec.structs.replace(token, seed=0, schedule=Schedule(), kept=Kept(), elsewhere=True)
+        assert len(pack(token.seed, token.schedule, token.overrides)) > 8
+        token = msgspec.structs.replace(token, seed=0, schedule=Schedule(), overrides=Overrides(), elsewhere=True)
     assert found == token
     assert len(text) <= TOKEN_CHARACTERS_MAX and set(text) <= set(SIGNS)
     assert decode(f" {text}\n") == found  # as copied from a terminal
@@ -110,12 +110,12 @@ def test_a_token_of_another_version_is_told_so() -> None:
 
 
 def test_what_a_search_finds_fits() -> None:
-    light = Kept(True, tuple(range(6)), 3, None, 48, 128)
-    seeded = make_token(schedule=Schedule("pct3", 9_999, 2, steps=30_000), kept=light)
-    mutant = make_token(schedule=Schedule("pos", 9_999, 3, deviations=((810, 1), (3_000, 2))), kept=light)
+    light = Overrides(True, tuple(range(6)), 3, None, 48, 128)
+    seeded = make_token(schedule=Schedule("pct3", 9_999, 2, steps=30_000), overrides=light)
+    mutant = make_token(schedule=Schedule("pos", 9_999, 3, deviations=((810, 1), (3_000, 2))), overrides=light)
     shrunk = make_token(
         schedule=Schedule("timed", 0, 2, deviations=((10, 1), (90, 1), (400, 2), (600, 1), (900, 1))),
-        kept=Kept(True, (3,), 1, 800, 8, 28, 896, 3, ()),
+        overrides=Overrides(True, (3,), 1, 800, 8, 28, 896, 3, ()),
     )
     for token in (seeded, mutant, shrunk):
         assert decode(token.encode()) == token

@@ -4,21 +4,21 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from repro.cli import app
 from repro.fault.plan import When
 from repro.run.run import RunOptions
-from repro.scenario.overrides import light, lightened
+from repro.scenario.overrides import light_load, overridden
 from repro.scenario.schema import parse
 from repro.scenario.sessions import sessions_of
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.schedule.token import decode
 from repro.search import hunt as hunting
 from repro.search import play as playing
@@ -219,9 +219,9 @@ def test_a_budget_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_a_light_load_keeps_its_race() -> None:
     scenario = race_scenario()
-    kept = light(scenario, stamps=True)
-    assert kept.sessions == (0, 1, 2) and kept.device_pages == 28
-    lighter = lightened(scenario, replace(kept, sessions=(0, 2), turns=1))
+    overrides = light_load(scenario, stamps=True)
+    assert overrides.sessions == (0, 1, 2) and overrides.device_pages == 28
+    lighter = overridden(scenario, replace(overrides, sessions=(0, 2), turns=1))
     assert (lighter.load.only_sessions, lighter.load.turns, lighter.config.device_pages) == ((0, 2), 1, 28)
 
 
@@ -230,7 +230,9 @@ def test_what_is_kept_of_gaps_faults_and_memory_is_in_the_file() -> None:
         '[[fault]]\nat = "loadback.copy_layer"\nwhen = {{ probability = 0.5 }}\ndo = {{ kind = "delay", us = {us} }}\n'
     )
     scenario = parse(RACE + fault.format(us=5) + fault.format(us=7), "race", "race.toml")
-    lighter = lightened(scenario, Kept(faults=(1,), fires=4, gap_ms=250, host_pages=99, dealt=5, requests=7))
+    lighter = overridden(
+        scenario, Overrides(faults=(1,), fires_after=4, gap_ms=250, host_pages=99, turns_in_all=5, requests=7)
+    )
     assert [(each.do.us, each.when) for each in lighter.faults] == [(7, When(skip=4, times=1))]
     assert (lighter.load.gap_s, lighter.config.host_pages, lighter.load.requests) == ((0.25, 0.25), 99, 5)
     assert lighter.limits.requests == 7
@@ -238,8 +240,8 @@ def test_what_is_kept_of_gaps_faults_and_memory_is_in_the_file() -> None:
 
 def test_a_light_load_is_of_the_sessions_that_the_file_asks() -> None:
     scenario = parse(RACE.replace("sessions = 3", "sessions = 9\nonly_sessions = [8, 2]"), "race", "race.toml")
-    kept = light(scenario, stamps=True)
-    assert kept.sessions == (2, 8) and kept.device_pages == 28
+    overrides = light_load(scenario, stamps=True)
+    assert overrides.sessions == (2, 8) and overrides.device_pages == 28
 
 
 def test_a_light_load_is_of_the_sessions_that_the_trace_has(tmp_path: Path) -> None:
@@ -248,6 +250,6 @@ def test_a_light_load_is_of_the_sessions_that_the_trace_has(tmp_path: Path) -> N
     scenario = parse(
         RACE.replace("sessions = 3", of_trace).replace("prompt_tokens = 760\n", "").replace("gap_s", "# "), "race", "x"
     )
-    kept = light(scenario, stamps=True)
-    assert kept.sessions == (0, 1) and kept.device_pages == 28
-    assert len(sessions_of(lightened(scenario, kept).load, 0)) == 2
+    overrides = light_load(scenario, stamps=True)
+    assert overrides.sessions == (0, 1) and overrides.device_pages == 28
+    assert len(sessions_of(overridden(scenario, overrides).load, 0)) == 2

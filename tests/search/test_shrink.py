@@ -3,19 +3,19 @@
 import ast
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from repro.cli import app
 from repro.run.run import RunOptions, run_scenario
-from repro.scenario.overrides import lightened
+from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario, find, parse
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.schedule.schedule import Schedule
 from repro.schedule.strategies import number_of
 from repro.search import play as playing
@@ -48,7 +48,7 @@ def shrinker(root: Path, signature: str, budget: int = 200) -> Shrinker:
 
 def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: Path) -> None:
     noisy = Schedule(deviations=((17, 1), (18, 1), (24, 1), (26, 1)))
-    case = played(tmp_path, noisy, kept=Kept(prompt_tokens=724, answer_tokens=2, requests=5))
+    case = played(tmp_path, noisy, overrides=Overrides(prompt_tokens=724, answer_tokens=2, requests=5))
     assert FOREIGN in case.signatures and case.deviations == noisy.deviations
     small = shrinker(tmp_path, FOREIGN, 60)
     result = small._descend(case, fewer_deviations)
@@ -64,7 +64,7 @@ def test_a_random_schedule_gets_smaller_and_keeps_its_cause(tmp_path: Path) -> N
     result = shrinker(tmp_path, FOREIGN, 90).shrink(case)
     assert FOREIGN in result.signatures
     assert 0 < len(result.deviations) < len(case.deviations) and result.requests < case.requests
-    assert (result.options.kept.prompt_tokens or 760) < 760
+    assert (result.options.overrides.prompt_tokens or 760) < 760
 
 
 def test_what_the_natural_schedule_shows_needs_no_deviation(tmp_path: Path) -> None:
@@ -87,17 +87,17 @@ def test_candidates_get_smaller_the_boldest_first() -> None:
 def test_a_short_prompt_is_never_made_longer() -> None:
     base = parse(RACE.replace("prompt_tokens = 760", "prompt_tokens = 300"), "race", "race.toml")
     case = Played(RunOptions())
-    tried = [options.kept.prompt_tokens for each in (room, lengths) for options in each(case, base)]
+    tried = [options.overrides.prompt_tokens for each in (room, lengths) for options in each(case, base)]
     assert tried and all(tokens is None or tokens <= 300 for tokens in tried)
 
 
 def test_contexts_are_whole_pages_and_fit_their_share_of_the_memory() -> None:
     base, case = race_scenario(), Played(RunOptions(), prompt_tokens=600)
-    tried = [options.kept for each in (tight, room) for options in each(case, base)]
+    tried = [options.overrides for each in (tight, room) for options in each(case, base)]
     assert len(tried) > 4 and (tried[0].context_tokens, tried[0].device_pages) == (640, 13)  # 604 tokens, 80 %
-    for kept in tried:
-        assert kept.context_tokens % base.config.page_tokens == 0
-        lightened(base, kept)  # raises where a target refuses it
+    for overrides in tried:
+        assert overrides.context_tokens % base.config.page_tokens == 0
+        overridden(base, overrides)  # raises where a target refuses it
 
 
 def meetings(small: Shrinker, case: Played, base: Scenario, prompt_tokens: int = 600) -> list[list[RunOptions]]:
@@ -112,12 +112,12 @@ def meetings(small: Shrinker, case: Played, base: Scenario, prompt_tokens: int =
 def test_two_of_all_sessions_may_meet_again(tmp_path: Path) -> None:
     case = Played(RunOptions(), requests=5)
     small = shrinker(tmp_path, FOREIGN, 7)
-    tried = [options.kept for options in meetings(small, case, race_scenario())[0]]
-    assert [kept.sessions for kept in tried] == 2 * [(0, 1), (0, 2), (1, 2)]
-    assert {(kept.dealt, kept.turns) for kept in tried} == {(3, 2)}
-    assert {kept.gap_ms for kept in tried} == {None, 100}
+    tried = [options.overrides for options in meetings(small, case, race_scenario())[0]]
+    assert [overrides.sessions for overrides in tried] == 2 * [(0, 1), (0, 2), (1, 2)]
+    assert {(overrides.turns_in_all, overrides.turns) for overrides in tried} == {(3, 2)}
+    assert {overrides.gap_ms for overrides in tried} == {None, 100}
     many = parse(RACE.replace("sessions = 3", "sessions = 9"), "race", "race.toml")
-    assert len({options.kept.sessions for options in meetings(small, case, many)[0]}) == 6
+    assert len({options.overrides.sessions for options in meetings(small, case, many)[0]}) == 6
     assert meetings(small, msgspec.structs.replace(case, requests=3), race_scenario()) == []
     alone = parse(RACE.replace("sessions = 3", "sessions = 1"), "race", "race.toml")
     assert meetings(small, case, alone) == []
@@ -125,8 +125,8 @@ def test_two_of_all_sessions_may_meet_again(tmp_path: Path) -> None:
 
 def test_two_meet_in_a_memory_for_their_own_prompts(tmp_path: Path) -> None:
     case, small = Played(RunOptions(), requests=5), shrinker(tmp_path, FOREIGN, 7)
-    tried = [options.kept for options in meetings(small, case, race_scenario())[1]]
-    tight = {(kept.context_tokens, kept.device_pages) for kept in tried}
+    tried = [options.overrides for options in meetings(small, case, race_scenario())[1]]
+    tight = {(overrides.context_tokens, overrides.device_pages) for overrides in tried}
     assert tight == {(640, 13), (640, 20), (768, 15), (768, 24)}
 
 
@@ -137,7 +137,7 @@ def test_meetings_of_other_seeds_are_the_same_each_time(tmp_path: Path) -> None:
     loose, tight = drawn[::2], drawn[1::2]
     assert len({options.seed for each in loose for options in each}) > 30
     assert [len(each) for each in loose] == [len(each) for each in tight] == 6 * [16]
-    assert {options.kept.context_tokens for each in tight for options in each} == {640, 768}
+    assert {options.overrides.context_tokens for each in tight for options in each} == {640, 768}
     short = meetings(shrinker(tmp_path, FOREIGN, 7), case, base, prompt_tokens=1)[2:]
     assert short[::2] == loose and not any(short[1::2])  # no memory is that small, and no draw hangs on another
 
@@ -171,24 +171,27 @@ def test_a_part_of_the_budget_is_kept_for_taking_away_one_thing_after_another(
 
 def test_a_fault_that_fires_once_needs_one_or_two_sessions(tmp_path: Path) -> None:
     scenario = find("pd_reuse_before_drain")
-    case = Played(RunOptions(kept=Kept(faults=())), requests=90)
+    case = Played(RunOptions(overrides=Overrides(faults=())), requests=90)
     small = Shrinker(scenario, "", HerePool(1), root=tmp_path, budget=9, workers=1, told=lambda *_: None)  # type: ignore[arg-type]
-    tried = [options.kept for options in small._few(case, scenario)]
-    assert {kept.sessions for kept in tried} == {(0,), (1,), (0, 1)}
-    assert {(kept.faults, kept.turns, kept.fires) for kept in tried} == {((0,), 3, 0), ((0,), 3, 1)}
-    assert {kept.gap_ms for kept in tried} <= set(range(16_000))
+    tried = [options.overrides for options in small._few(case, scenario)]
+    assert {overrides.sessions for overrides in tried} == {(0,), (1,), (0, 1)}
+    assert {(overrides.faults, overrides.turns, overrides.fires_after) for overrides in tried} == {
+        ((0,), 3, 0),
+        ((0,), 3, 1),
+    }
+    assert {overrides.gap_ms for overrides in tried} <= set(range(16_000))
     assert list(small._few(msgspec.structs.replace(case, requests=3), scenario)) == []
     without = msgspec.structs.replace(case, options=replace(case.options, no_faults=True))
     assert list(small._few(without, scenario)) == list(fires(without, scenario)) == []
-    once = lightened(scenario, tried[0])
+    once = overridden(scenario, tried[0])
     assert (once.faults[0].when.skip, once.faults[0].when.times, once.load.gap_s) == (0, 1, (0.01, 0.01))
 
 
 def test_clients_that_leave_do_so_while_a_smaller_load_lasts(tmp_path: Path) -> None:
     scenario = find("sched_double_free")  # they leave after nine seconds
     case = Played(RunOptions(), requests=90)
-    assert [options.kept.abort_ms for options in aborts(case, scenario)] == [300, 1_000, 2_000]
-    assert list(aborts(case, lightened(scenario, Kept(abort_ms=300)))) == []
+    assert [options.overrides.abort_ms for options in aborts(case, scenario)] == [300, 1_000, 2_000]
+    assert list(aborts(case, overridden(scenario, Overrides(abort_ms=300)))) == []
     assert list(aborts(case, race_scenario())) == []  # whose clients stay
     assert list(aborts(case, find("hicache_writeback_raw"))) == []  # after 0.3 s
     without = msgspec.structs.replace(case, options=replace(case.options, no_faults=True))
@@ -196,17 +199,17 @@ def test_clients_that_leave_do_so_while_a_smaller_load_lasts(tmp_path: Path) -> 
     small = Shrinker(scenario, "", HerePool(1), root=tmp_path, budget=9, workers=1, told=lambda *_: None)  # type: ignore[arg-type]
     drawn = [options for each in meetings(small, case, scenario)[2:] for options in each]
     for tried in (small._few(case, scenario), drawn):
-        assert {options.kept.abort_ms for options in tried} == {None, 300, 1_000, 2_000}
+        assert {options.overrides.abort_ms for options in tried} == {None, 300, 1_000, 2_000}
 
 
 def test_with_pd_decode_has_few_pages_too_and_then_prefill_alone() -> None:
     scenario = find("async_step_after_free")  # 160 pages for prefill, 128 for decode
     case = Played(RunOptions(), prompt_tokens=1_000)
-    tried = [lightened(scenario, options.kept).config for options in tight(case, scenario)]
+    tried = [overridden(scenario, options.overrides).config for options in tight(case, scenario)]
     assert [(config.device_pages, config.pd and config.pd.decode_pages) for config in tried] == [
         (23, 23), (36, 36), (23, 128), (36, 128),
     ]  # fmt: skip
-    assert all(options.kept.decode_pages is None for options in tight(case, find("pd_reuse_before_drain")))
+    assert all(options.overrides.decode_pages is None for options in tight(case, find("pd_reuse_before_drain")))
 
 
 def test_the_finding_that_the_scenario_expects_is_kept(tmp_path: Path) -> None:
@@ -234,10 +237,12 @@ def test_what_takes_more_requests_is_not_smaller(tmp_path: Path) -> None:
 
 def test_sessions_are_dropped_of_those_that_are_asked() -> None:
     base = parse(RACE.replace("sessions = 3", "sessions = 9\nonly_sessions = [2, 8]"), "race", "race.toml")
-    tried = [options.kept.sessions for options in sessions(Played(RunOptions()), base)]
+    tried = [options.overrides.sessions for options in sessions(Played(RunOptions()), base)]
     assert tried == [(8,), (2,)]
-    whole = RunOptions(kept=Kept(sessions=(2, 8)))
-    assert [options.kept.sessions for options in sessions(Played(whole), lightened(base, whole.kept))] == tried
+    whole = RunOptions(overrides=Overrides(sessions=(2, 8)))
+    assert [
+        options.overrides.sessions for options in sessions(Played(whole), overridden(base, whole.overrides))
+    ] == tried
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +338,7 @@ def test_an_overtaking_is_told_by_name(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_of_the_load_is_in_the_token(tmp_path: Path) -> None:
-    kept = Kept(sessions=(0, 2), requests=3)
-    case = play(race_scenario(), RunOptions(kept=kept), tmp_path)
+    overrides = Overrides(sessions=(0, 2), requests=3)
+    case = play(race_scenario(), RunOptions(overrides=overrides), tmp_path)
     assert case.requests == 3 and 0 < len(case.token) <= 64
     assert RACE in (Path(case.run_dir) / "scenario.toml").read_text()

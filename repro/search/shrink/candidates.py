@@ -1,15 +1,15 @@
 """Less of one thing: the smaller cases that a finding's case may be replaced by, the boldest first."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import product
 from math import ceil
 from typing import NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from repro.run.run import RunOptions
-from repro.scenario.overrides import LEAVING, present
+from repro.scenario.overrides import LEAVING_FAULTS, asked_sessions
 from repro.scenario.schema import Scenario
-from repro.schedule.overrides import Kept
 from repro.schedule.schedule import Schedule
 from repro.search.play import Played
 from repro.serve.config import CONTEXT_SHARE_MAX
@@ -36,20 +36,19 @@ class Memory(NamedTuple):
 
 def changed(case: Played, **changes: object) -> RunOptions:
     """Return the case with other overrides."""
-    kept: Kept = replace(case.options.kept, **changes)  # type: ignore[arg-type]
-    return replace(case.options, kept=kept)
+    return replace(case.options, overrides=replace(case.options.overrides, **changes))
 
 
 def sessions(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Fewer sessions."""
-    for fewer in _subsets(present(base, case.options.seed)):
+    for fewer in _subsets(asked_sessions(base, case.options.seed)):
         if fewer:
             yield changed(case, sessions=fewer)
 
 
 def faults(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Fewer faults."""
-    present = case.options.kept.faults
+    present = case.options.overrides.faults
     if present is None:
         present = tuple(range(len(base.faults)))
     for fewer in _subsets(present):
@@ -64,16 +63,16 @@ def turns(case: Played, base: Scenario) -> Iterator[RunOptions]:
 
 def requests(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Fewer turns; or, as no step may be missing before the last one that matters, an earlier end."""
-    what = "dealt" if case.options.schedule.natural else "requests"
+    what = "turns_in_all" if case.options.schedule.natural else "requests"
     for fewer in range(1, min(case.requests, base.load.requests or case.requests)):
         yield changed(case, **{what: fewer})
 
 
 def fires(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Each fault once, at an early hit, instead of now and then."""
-    now = case.options.kept.fires
+    now = case.options.overrides.fires_after
     if base.faults and not case.options.no_faults:
-        yield from (changed(case, fires=hits) for hits in FIRES if now is None or hits < now)
+        yield from (changed(case, fires_after=hits) for hits in FIRES if now is None or hits < now)
 
 
 def aborts(case: Played, base: Scenario) -> Iterator[RunOptions]:
@@ -83,7 +82,7 @@ def aborts(case: Played, base: Scenario) -> Iterator[RunOptions]:
 
 def aborts_ms(case: Played, base: Scenario) -> list[int]:
     """Return when clients could leave that now do so later."""
-    now_us = max((fault.do.us for fault in base.faults if fault.at in LEAVING), default=0.0)
+    now_us = max((fault.do.us for fault in base.faults if fault.at in LEAVING_FAULTS), default=0.0)
     return [abort_ms for abort_ms in ABORTS_MS if abort_ms * 1e3 < now_us and not case.options.no_faults]
 
 
@@ -108,7 +107,7 @@ def _in_each(case: Played, memories: Iterable[Memory]) -> Iterator[RunOptions]:
     for memory in memories:
         yield changed(case, **memory._asdict())
         if memory.decode_pages is not None:
-            alone.append(memory._replace(decode_pages=case.options.kept.decode_pages))
+            alone.append(memory._replace(decode_pages=case.options.overrides.decode_pages))
     yield from (changed(case, **memory._asdict()) for memory in alone)
 
 
@@ -141,7 +140,7 @@ def room(case: Played, base: Scenario) -> Iterator[RunOptions]:
         shorter = max(PROMPT_TOKENS_MIN, load.prompt_tokens * pages_long * size // config.context_tokens)
         prompts = dict.fromkeys((load.prompt_tokens, min(load.prompt_tokens, shorter)))
         for options, prompt_tokens in product(_in_each(case, _memories_for(base, pages_long)), prompts):
-            yield replace(options, kept=replace(options.kept, prompt_tokens=prompt_tokens))
+            yield replace(options, overrides=replace(options.overrides, prompt_tokens=prompt_tokens))
 
 
 def lengths(case: Played, base: Scenario) -> Iterator[RunOptions]:

@@ -2,10 +2,10 @@
 
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -13,9 +13,9 @@ from rich.text import Text
 from repro.base.errors import HarnessError, UsageError, nearest
 from repro.run.judge.verdict import EXIT_CODES, Word
 from repro.run.run import RunOptions
-from repro.scenario.overrides import kept_toml, lightened
+from repro.scenario.overrides import overridden, overridden_toml
 from repro.scenario.schema import Scenario
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.search.explain import explain
 from repro.search.play import Found, Played, chief, discard, play, players, proves
 from repro.search.shrink.shrink import Shrinker
@@ -93,9 +93,9 @@ def _chosen(case: Played, scenario: Scenario, wanted: str) -> Found:
 
 def _stamped(case: Played, scenario: Scenario, found: Found, command: Command, pool: ProcessPoolExecutor) -> Played:
     """Return the run without tensors if that shows the cause too: it is many times faster."""
-    if lightened(scenario, case.options.kept).config.numerics == "stamps":
+    if overridden(scenario, case.options.overrides).config.numerics == "stamps":
         return case
-    options = replace(case.options, kept=replace(case.options.kept, stamps=True))
+    options = replace(case.options, overrides=replace(case.options.overrides, stamps=True))
     faster = pool.submit(play, scenario, options, command.root).result()
     kept, dropped = (faster, case) if found.signature in faster.signatures else (case, faster)
     discard(dropped)
@@ -114,14 +114,14 @@ def _write(
 ) -> Result:
     found = next(each for each in case.found if each.signature == signature)
     explanation = explain(found, case)
-    source = kept_toml(scenario, case.options.kept)
+    source = overridden_toml(scenario, case.options.overrides)
     toml, test = out / f"{scenario.name}_shrunk.toml", out / f"test_{scenario.name}_shrunk.py"
     head = "".join(f"# {line}\n" for line in f"{explanation}\nrepro reproduce {case.token}".splitlines())
-    whole = replace(case.options, kept=Kept())
+    whole = replace(case.options, overrides=Overrides())
     try:
         out.mkdir(parents=True, exist_ok=True)
         toml.write_text(head + source, encoding="utf-8")
-        text = pytest_text(lightened(scenario, case.options.kept), whole, signature, explanation)
+        text = pytest_text(overridden(scenario, case.options.overrides), whole, signature, explanation)
         test.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from error

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from itertools import combinations, islice, product
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from repro.base.errors import UsageError
 from repro.base.rng import uniform
 from repro.run.run import RunOptions
-from repro.scenario.overrides import LEAVING, lightened, present
+from repro.scenario.overrides import LEAVING_FAULTS, asked_sessions, overridden
 from repro.scenario.schema import Scenario
 from repro.schedule.schedule import Schedule
 from repro.search.play import Played, discard, play
@@ -69,7 +70,7 @@ class Shrinker:
         """Return the case as one of a few requests where there is one; a part of the budget is kept for the rest."""
         self._kept_back = int(SETTLING_SHARE * self._budget)
         case = self._descend(case, self._few)
-        for meetings in self._meetings(case, lightened(self._scenario, case.options.kept)):
+        for meetings in self._meetings(case, overridden(self._scenario, case.options.overrides)):
             case = self._taken(case, meetings)
             if case.requests <= MEETING_REQUESTS:
                 break
@@ -90,13 +91,22 @@ class Shrinker:
         """One or two sessions that come back soon after a fault has fired once."""
         if case.requests <= FEW_TURNS or case.options.no_faults:
             return
-        first, *rest = present(self._scenario, case.options.seed)[:2]
+        first, *rest = asked_sessions(self._scenario, case.options.seed)[:2]
         groups = [(first,), *((each,) for each in rest), *((first, each) for each in rest)]
         turns = min(FEW_TURNS, base.load.turns or FEW_TURNS)
         for number, fault in enumerate(self._scenario.faults):
-            aborts_ms = (case.options.kept.abort_ms, *(less.aborts_ms(case, base) if fault.at in LEAVING else ()))
+            aborts_ms = (
+                case.options.overrides.abort_ms,
+                *(less.aborts_ms(case, base) if fault.at in LEAVING_FAULTS else ()),
+            )
             for abort_ms, sessions, gap_ms, fires in product(aborts_ms, groups, less.gaps_ms(base), less.FIRES[:2]):
-                few = {"faults": (number,), "sessions": sessions, "turns": turns, "gap_ms": gap_ms, "fires": fires}
+                few = {
+                    "faults": (number,),
+                    "sessions": sessions,
+                    "turns": turns,
+                    "gap_ms": gap_ms,
+                    "fires_after": fires,
+                }
                 yield less.changed(case, **few, abort_ms=abort_ms)
 
     def _meetings(self, case: Played, base: Scenario) -> Iterator[list[RunOptions]]:
@@ -105,12 +115,12 @@ class Shrinker:
         Each list is to be played before the next is asked for: it may be the same in memories for their prompts. Those
         of this seed come first, then some of others, which have other prompts and faults.
         """
-        pairs = list(combinations(present(base, case.options.seed)[:MEETING_SESSIONS], 2))
+        pairs = list(combinations(asked_sessions(base, case.options.seed)[:MEETING_SESSIONS], 2))
         if case.requests <= MEETING_REQUESTS or not pairs:
             return
-        kept = case.options.kept
-        gaps_ms = [kept.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in less.gaps_ms(base))]
-        aborts_ms = [kept.abort_ms, *less.aborts_ms(case, base)]
+        overrides = case.options.overrides
+        gaps_ms = [overrides.gap_ms, *(gap_ms for gap_ms in MEETING_GAPS_MS if gap_ms in less.gaps_ms(base))]
+        aborts_ms = [overrides.abort_ms, *less.aborts_ms(case, base)]
         meetings = [_meeting(case, base, pair, gap_ms=gap_ms) for gap_ms, pair in product(gaps_ms, pairs)]
         yield meetings
         slack = product(MEETING_SLACKS, meetings)
@@ -137,7 +147,7 @@ class Shrinker:
         """Return a meeting that was played in memories for its own longest prompt."""
         tokens = self._prompt_tokens.get(meeting, 0) + slack_pages * base.config.page_tokens
         memories = less.memories(base, tokens)
-        return [replace(meeting, kept=replace(meeting.kept, **memory._asdict())) for memory in memories]
+        return [replace(meeting, overrides=replace(meeting.overrides, **memory._asdict())) for memory in memories]
 
     @property
     def _left(self) -> int:
@@ -154,7 +164,7 @@ class Shrinker:
         """Return the case after taking smaller ones for as long as there are any."""
         before = None
         while case is not before:
-            before, base = case, lightened(self._scenario, case.options.kept)
+            before, base = case, overridden(self._scenario, case.options.overrides)
             case = self._taken(case, candidates(case, base))
         return case
 
@@ -199,7 +209,7 @@ class Shrinker:
 
 def _meeting(case: Played, base: Scenario, pair: tuple[int, ...], **changes: object) -> RunOptions:
     turns = base.load.turns and min(base.load.turns, MEETING_REQUESTS - 1)
-    return less.changed(case, sessions=pair, turns=turns, dealt=MEETING_REQUESTS, **changes)
+    return less.changed(case, sessions=pair, turns=turns, turns_in_all=MEETING_REQUESTS, **changes)
 
 
 def _drawn(seed: int, number: int, among: Sequence[Item], what: str) -> Item:

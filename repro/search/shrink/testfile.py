@@ -4,7 +4,7 @@ from pprint import pformat
 
 from repro.run.run import RunOptions
 from repro.scenario.schema import Scenario
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 
 _TEXT = '''"""{title}
 
@@ -39,8 +39,8 @@ def test_the_race_is_gone(control: bool, tmp_path: Path) -> None:
 
 
 def pytest_text(scenario: Scenario, options: RunOptions, signature: str, explanation: str) -> str:
-    """Return the text; `scenario` is the lightened one, so that the file holds all that is run."""
-    assert options.kept == Kept()
+    """Return the text; `scenario` is the overridden one, so that the file holds all that is run."""
+    assert options.overrides == Overrides()
     return _TEXT.format(
         title=_escaped(scenario.title),
         explanation=_escaped(explanation),

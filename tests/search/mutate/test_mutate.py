@@ -10,9 +10,9 @@ import pytest
 from repro.base.errors import UsageError
 from repro.base.probe import Edge, Op
 from repro.fault.plan import Do, Fault, When
-from repro.scenario.overrides import lightened
+from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario, find
-from repro.schedule.overrides import Kept
+from repro.schedule.overrides import Overrides
 from repro.search.mutate import study
 from repro.search.mutate.command import run_mutate
 from repro.search.mutate.redundant import implied_by, orders_no_pages
@@ -153,7 +153,7 @@ def test_a_wait_that_no_page_needs_is_there_for_pace(workload: Scenario) -> None
     events = next(study._logs([workload], 7))
     assert not orders_no_pages(events, frozenset((INDEX, LATENTS)))
     assert not orders_no_pages(events, frozenset(("of other code",)))  # it is not there
-    ranks = lightened(find("generic_layersplit"), Kept(stamps=True, sessions=(0, 1), turns=1))
+    ranks = overridden(find("generic_layersplit"), Overrides(stamps=True, sessions=(0, 1), turns=1))
     ranks = msgspec.structs.replace(ranks, exercise={})
     found, said = watch(ranks, 7)
     assert said == ""
