@@ -1,0 +1,1 @@
+"""Search for races: hunt schedules, reproduce and shrink findings, mutate the stack. Only `repro.cli` may enter."""

@@ -2,9 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,13 +17,14 @@ from reports.night.page import ANSWERS
 from reports.rates import interval_text, share_text
 from repro.base.errors import UsageError
 from repro.fleet.nightly.compare import SAME_WITHIN, compare, power_text, read_side
+from repro.fleet.nightly.execute import runs_on
 from repro.fleet.nightly.history import baseline_of, history_of
 from repro.fleet.nightly.job import JobResult
 from repro.fleet.nightly.journal import Journal
-from repro.fleet.nightly.night import RUNS, night_id, run_night
+from repro.fleet.nightly.night import RUNS, Runs, night_id, run_night
 from repro.fleet.nightly.plan import Plan, Target
 from repro.fleet.nightly.suite import find_suite
-from repro.fleet.workers import LocalPool, Pool
+from repro.pool.local import LocalPool
 from repro.record.folder import STAMP
 
 COMPARED = {"worse": 1, "same": 0, "better": 0, "inconclusive": 5}
@@ -59,8 +61,8 @@ def nightly(command: Command, console: Console, errors: Console) -> int:
     journal = Journal.resume(folder, id_) if command.resume else Journal.create(folder, id_)
     plan = Plan(suite, command.target, command.seed)
     told = _progress(plan, journal, errors)
-    with _pool(command, folder / RUNS) as pool:
-        night = run_night(plan, journal, pool, folder=folder, clock_s=time.monotonic, done=told)
+    with _runs(command, folder / RUNS) as runs:
+        night = run_night(plan, journal, runs, folder=folder, clock_s=time.monotonic, done=told)
     journal.close()
     if command.json:
         sys.stdout.write(msgspec.json.encode(night).decode() + "\n")
@@ -103,12 +105,18 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _pool(command: Command, runs: Path) -> AbstractContextManager[Pool]:
+@contextmanager
+def _runs(command: Command, folder: Path) -> Iterator[Runs]:
+    """Yield what makes the night's runs, in processes of this machine or on a cluster."""
     if command.ray is None:
-        return LocalPool(runs, command.workers)
-    from repro.fleet.ray_workers import RayPool
+        with LocalPool(command.workers) as local:
+            yield partial(runs_on, local, folder)
+    else:
+        from repro.fleet.nightly.remote import runs_on_cluster
+        from repro.pool.cluster import RayPool
 
-    return RayPool(command.ray, runs, command.workers)
+        with RayPool(command.ray, command.workers) as cluster:
+            yield partial(runs_on_cluster, cluster, folder)
 
 
 def _progress(plan: Plan, journal: Journal, errors: Console) -> Callable[[JobResult], None]:

@@ -1,42 +1,42 @@
-"""Makes one run of a night in this process."""
+"""Makes the runs of a night on a pool whose workers share this machine's disk."""
 
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from repro.base.errors import RecordError, ReproError, TargetError
-from repro.fleet.nightly.job import Job, JobResult, session_hits
+from repro.fleet.nightly.job import Job, JobResult, died, session_hits
+from repro.fleet.runs import make_run
+from repro.pool.call import Died, Pool
 from repro.record.view import open_run
-from repro.run.run import Outcome, RunOptions, run_scenario
-from repro.scenario.schema import parse
-from repro.schedule.schedule import Schedule
+from repro.run.run import Outcome
 
 
-def execute(job: Job, root: Path) -> JobResult:
-    """Return what the run came to; its folder is under `root`. Raises RecordError: a full disk is no answer."""
+def runs_on(pool: Pool, folder: Path, jobs: Iterator[Job]) -> Iterator[JobResult]:
+    """Yield what the jobs come to; their run folders are in `folder`. Raises RecordError for a full disk."""
+    for job, result in pool.results(execute, (replace(job, root=str(folder)) for job in jobs)):
+        yield died(job, result.why) if isinstance(result, Died) else result
+
+
+def execute(job: Job) -> JobResult:
+    """Return what a run comes to in this process. Raises RecordError: a full disk is no answer."""
     started_s = time.monotonic()
-    result = _execute(job, root)
-    return msgspec.structs.replace(result, took_s=round(time.monotonic() - started_s, 3))
+    return replace(_executed(job), took_s=round(time.monotonic() - started_s, 3))
 
 
-def _execute(job: Job, root: Path) -> JobResult:
-    died = JobResult(job.key, job.case, job.role, job.seed, "died")
+def _executed(job: Job) -> JobResult:
     try:
-        scenario = parse(job.toml, job.scenario, job.case)
-        schedule = Schedule(job.picker, job.seed if job.picker != "timed" else 0)
-        options = RunOptions(job.seed, job.control, schedule=schedule, url=job.url, api=job.api)
-        outcome = run_scenario(scenario, options, root=root, utc=datetime.now(UTC), clock_s=time.monotonic)
+        outcome = make_run(job)
     except RecordError:
         raise
     except ReproError as error:
         lost = bool(job.url) and isinstance(error, TargetError)
-        return msgspec.structs.replace(died, why=(str(error),), run_dir=error.run_dir, target_lost=lost)
+        return died(job, str(error), run_dir=error.run_dir, target_lost=lost)
     except Exception as error:  # counted as a run that died; the others of the night go on
-        return msgspec.structs.replace(died, why=(f"a bug of the harness: {type(error).__name__}: {error}",))
+        return died(job, f"a bug of the harness: {type(error).__name__}: {error}")
     return _result(job, outcome)
 
 

@@ -1,29 +1,22 @@
-"""One run of a night: all that is needed to make it anywhere, and all that is kept of it."""
+"""One run of a night: what a worker gets, and all that is kept of it."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from repro.load.wire import Api
+from repro.fleet.runs import PlannedRun
 from repro.record.requests import RequestRecord
 
 Role = Literal["silent", "found", "reference"]
 JUDGED = ("clean", "anomaly")  # the verdicts of runs that tell something about the stack
 
 
-class Job(msgspec.Struct, frozen=True):
-    """A run that can be made on any machine with this code; `key` is unique in its night."""
+class Job(PlannedRun, frozen=True, kw_only=True):
+    """A run of a case; `key` is unique in its night."""
 
     case: str
     role: Role
-    seed: int
-    scenario: str  # its name
-    toml: str  # its file
-    control: bool
-    picker: Literal["timed", "random"] = "timed"
-    url: str = ""
-    api: Api = "chat"
 
     @property
     def key(self) -> str:
@@ -57,6 +50,11 @@ class JobResult(msgspec.Struct, frozen=True, omit_defaults=True):
     def judged_sessions(self) -> tuple[tuple[int, int], ...]:
         """Return the sessions that a rate may count: none of a run that was vacuous, or did not tell."""
         return self.sessions if self.verdict in JUDGED else ()
+
+
+def died(job: Job, why: str, *, run_dir: str = "", target_lost: bool = False) -> JobResult:
+    """Return the result of a job that came to no verdict."""
+    return JobResult(job.key, job.case, job.role, job.seed, "died", (why,), run_dir=run_dir, target_lost=target_lost)
 
 
 def session_hits(records: Sequence[RequestRecord], *, blind: bool) -> tuple[tuple[int, int], ...]:

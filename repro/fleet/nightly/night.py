@@ -1,6 +1,6 @@
 """One night from the suite to the verdict: `run_night` is the whole story.
 
-suite ─> plan ─> jobs ─> pool (processes, or a cluster) ─> journal ─> what counts ─> rows, gates ─> verdict, files
+suite ─> plan ─> jobs ─> workers (processes, or a cluster) ─> journal ─> what counts ─> rows, gates ─> verdict, files
                           └─ run folders ─> evidence is kept, clean runs are pruned
 """
 
@@ -24,11 +24,11 @@ from repro.fleet.nightly.judge import gate_rows, verdict
 from repro.fleet.nightly.plan import BUNDLED, Plan, Target
 from repro.fleet.nightly.suite import Suite
 from repro.fleet.nightly.tally import case_rows, digest, finding_rows
-from repro.fleet.workers import Pool
 from repro.schedule.token import code_hash
 
 RUNS = "runs"
 OnDone = Callable[[JobResult], None]
+Runs = Callable[[Iterator[Job]], Iterator[JobResult]]  # makes jobs, several at once; yields results as they come
 
 
 class Ended(msgspec.Struct):
@@ -52,7 +52,7 @@ def night_id(suite: Suite, target: Target, first_seed: int, baseline: str, utc: 
 def run_night(
     plan: Plan,
     journal: Journal,
-    pool: Pool,
+    runs: Runs,
     *,
     folder: Path,
     clock_s: Callable[[], float],
@@ -67,14 +67,14 @@ def run_night(
     baseline = baseline_of(given, history, journal.night) if given else None
     evidence = Evidence(folder / RUNS, plan.suite.budget.evidence_bytes)
     evidence.tidy(journal.results)
-    ended = _run(plan, journal, pool, evidence, clock_s, done)
+    ended = _run(plan, journal, runs, evidence, clock_s, done)
     night = _night(plan, journal, history, baseline, evidence, ended, folder)
     artefacts.write_all(folder, night, history)
     return night
 
 
 def _run(
-    plan: Plan, journal: Journal, pool: Pool, evidence: Evidence, clock_s: Callable[[], float], done: OnDone
+    plan: Plan, journal: Journal, runs: Runs, evidence: Evidence, clock_s: Callable[[], float], done: OnDone
 ) -> Ended:
     ended = Ended()
     before_s = max((result.at_s for result in journal.results.values()), default=0.0)
@@ -84,7 +84,7 @@ def _run(
         return round(before_s + clock_s() - started_s, 3)
 
     try:
-        for result in pool.results(_needed(plan, journal, elapsed_s, ended)):
+        for result in runs(_needed(plan, journal, elapsed_s, ended)):
             if result.target_lost:  # no word about the stack; a resume runs it again
                 ended.lost = ended.lost or f"the target went away: {'; '.join(result.why)}"
                 continue

@@ -128,7 +128,9 @@ class Plan:
     def _job(self, case: Case, role: Role, seed: int) -> Job:
         name, text, control = self._texts[case.label, role]
         url = {"reference": self.target.reference.removeprefix(BUNDLED), "silent": self.target.url}.get(role, "")
-        return Job(case.label, role, seed, name, text, control, case.picker, url, self.target.api)
+        return Job(
+            name, text, seed, control, picker=case.picker, url=url, api=self.target.api, case=case.label, role=role
+        )
 
     def _text(self, scenario: Scenario, role: Role) -> tuple[str, str, bool]:
         """Return a scenario's name and file as a role runs it, and whether as control."""

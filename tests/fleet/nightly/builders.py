@@ -1,4 +1,4 @@
-"""A suite at a size that a test can afford, results without a run, and a pool that runs nothing."""
+"""A suite at a size that a test can afford, results without a run, and workers that run nothing."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,7 +78,7 @@ def make_result(job: Job, **values: object) -> JobResult:
     return msgspec.structs.replace(result, **values)  # type: ignore[arg-type]
 
 
-class PretendingPool:
+class PretendedRuns:
     """Comes to what `answer` says, by turns with the newest and the oldest of what is under way."""
 
     def __init__(self, answer: Callable[[Job], JobResult] = make_result, workers: int = 3) -> None:
@@ -86,7 +86,7 @@ class PretendingPool:
         self._answer = answer
         self._workers = workers
 
-    def results(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
+    def __call__(self, jobs: Iterator[Job]) -> Iterator[JobResult]:
         running: list[Job] = []
         while True:
             while len(running) < self._workers and (job := next(jobs, None)) is not None:

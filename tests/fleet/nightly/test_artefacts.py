@@ -13,7 +13,7 @@ from reports.night.night import Night
 from reports.night.page import render_markdown, render_night
 from repro.fleet.nightly.artefacts import junit_xml
 from repro.fleet.nightly.job import Job, JobResult
-from tests.fleet.nightly.builders import PretendingPool, make_result
+from tests.fleet.nightly.builders import PretendedRuns, make_result
 from tests.fleet.nightly.test_night import anomalous, night_of
 
 NASTY = 'refused <script>alert(1)</script> | `x` & \x00\x1b "q"'
@@ -30,8 +30,8 @@ def odd(job: Job) -> JobResult:
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Night]:
     folder = tmp_path_factory.mktemp("nights")
-    night_of(folder / "1", PretendingPool(), utc="20261124T020000Z")
-    return folder / "2", night_of(folder / "2", PretendingPool(odd), baseline="latest")
+    night_of(folder / "1", PretendedRuns(), utc="20261124T020000Z")
+    return folder / "2", night_of(folder / "2", PretendedRuns(odd), baseline="latest")
 
 
 def test_the_folder_holds_all_files_and_no_half_of_one(nights: tuple[Path, Night]) -> None:
@@ -54,7 +54,7 @@ def test_junit_has_a_test_case_for_every_case_property_and_gate(nights: tuple[Pa
 
 
 def test_a_clean_night_has_no_failure_in_its_junit(tmp_path: Path) -> None:
-    suite = ElementTree.fromstring(junit_xml(night_of(tmp_path / "n", PretendingPool()))).find("testsuite")
+    suite = ElementTree.fromstring(junit_xml(night_of(tmp_path / "n", PretendedRuns()))).find("testsuite")
     assert suite is not None and (suite.get("errors"), suite.get("failures")) == ("0", "0")
 
 

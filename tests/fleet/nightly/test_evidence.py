@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from repro.base.errors import RecordError
 from repro.fleet.nightly import evidence as evidence_module
@@ -82,4 +83,4 @@ def test_a_disk_that_refuses_a_run_is_no_result_of_it(tmp_path: Path) -> None:
     job = next(Plan(make_suite(tmp_path), Target(), 0).jobs())
     (tmp_path / "file").touch()
     with pytest.raises(RecordError, match="no folder can be made there"):
-        execute(job, tmp_path / "file" / "runs")
+        execute(replace(job, root=str(tmp_path / "file" / "runs")))

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from repro.cli import app
 from repro.fleet.nightly.command import Command, duration_s
-from repro.fleet.nightly.execute import execute
+from repro.fleet.nightly.execute import execute, runs_on
 from repro.fleet.nightly.job import Job, JobResult
 from repro.fleet.nightly.plan import Plan, Target
-from repro.fleet.workers import LocalPool
-from tests.fleet.nightly.builders import PretendingPool, make_suite, suite_file
+from repro.pool.local import LocalPool
+from tests.fleet.nightly.builders import PretendedRuns, make_suite, suite_file
 from tests.fleet.nightly.test_night import anomalous, night_of
 
 LOOK_S = 0.05  # between two looks at the journal
@@ -89,24 +90,24 @@ def test_kill_nine_and_resume_come_to_the_same_night(whole: tuple[Path, dict[str
 
 
 def test_a_worker_that_is_killed_costs_its_run_and_the_next_one_gets_a_new_process(tmp_path: Path) -> None:
-    with LocalPool(tmp_path / "runs", 1) as pool:
-        results = pool.results(jobs_of(tmp_path))
+    with LocalPool(1) as pool:
+        results = runs_on(pool, tmp_path / "runs", jobs_of(tmp_path))
         assert next(results).verdict == "clean"
-        process = pool._all[0]._process
+        process = pool._workers[0]._process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
         died = next(results)
         assert died.verdict == "died" and "SIGKILL" in died.why[0]
         assert [result.verdict for result in results] == ["clean", "anomaly"]
-        second = pool._all[0]._process
+        second = pool._workers[0]._process
     assert second is not None and second.poll() == -signal.SIGKILL  # leaving the pool ends it
 
 
 def test_a_run_that_cannot_begin_has_died_with_its_reason(tmp_path: Path) -> None:
-    job = Job("a", "silent", 0, "small", "format = 2", True)
-    assert execute(job, tmp_path).verdict == "died"
-    gone = Job("a", "silent", 0, "small", next(jobs_of(tmp_path)).toml, False, url="http://127.0.0.1:1")
-    result = execute(gone, tmp_path)
+    job = Job("small", "format = 2", 0, control=True, root=str(tmp_path), case="a", role="silent")
+    assert execute(job).verdict == "died"
+    gone = replace(job, toml=next(jobs_of(tmp_path)).toml, control=False, url="http://127.0.0.1:1")
+    result = execute(gone)
     assert result.target_lost and result.verdict in ("died", "failed") and result.why
 
 
@@ -133,13 +134,13 @@ def test_times_are_read_with_their_units() -> None:
 
 
 def test_compare_says_worse_same_or_that_it_cannot_tell(tmp_path: Path) -> None:
-    def night(name: str, pool: PretendingPool, seeds: int) -> str:
+    def night(name: str, pool: PretendedRuns, seeds: int) -> str:
         plan = Plan(make_suite(tmp_path, seeds=seeds), Target(), 0)
         night_of(tmp_path / name, pool, plan=plan)
         return str(tmp_path / name)
 
-    clean, bad = night("clean", PretendingPool(), 40), night("bad", PretendingPool(anomalous), 40)
-    few = night("few", PretendingPool(), 3)
+    clean, bad = night("clean", PretendedRuns(), 40), night("bad", PretendedRuns(anomalous), 40)
+    few = night("few", PretendedRuns(), 3)
     worse = CliRunner().invoke(app, ["compare", clean, bad, "--json"])
     told = json.loads(worse.stdout)
     assert worse.exit_code == 1 and told["answer"] == "worse" and told["new_signatures"] == ["canary: new"]
@@ -154,7 +155,7 @@ def test_compare_says_worse_same_or_that_it_cannot_tell(tmp_path: Path) -> None:
 
 def test_two_runs_are_compared_as_well(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     jobs = {job.role: job for job in jobs_of(tmp_path, 1)}
-    before, after = (_folder(execute(jobs[role], tmp_path / "runs")) for role in ("silent", "found"))
+    before, after = (_folder(execute(replace(jobs[role], root=str(tmp_path / "runs")))) for role in ("silent", "found"))
     told = CliRunner().invoke(app, ["compare", before, after, "--json"])
     assert told.exit_code == 1 and json.loads(told.stdout)["answer"] == "worse"
 
