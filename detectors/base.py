@@ -1,5 +1,6 @@
 """What a detector is: a pure function of what was recorded, with one of four answers."""
 
+from collections.abc import Collection, Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -28,6 +29,14 @@ class Finding(msgspec.Struct, frozen=True):
     evidence: dict[str, object] = {}
 
 
+class Marks(msgspec.Struct, frozen=True):
+    """The requests that a detector of events knows to be hit: the first stages of the funnel."""
+
+    raced: Collection[str] = ()
+    corrupted: Collection[str] = ()
+    poisoned: Mapping[str, str] = {}  # request -> the request whose wrong read it inherited
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """A detector's answer about one run."""
 
@@ -36,6 +45,7 @@ class Verdict(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...] = ()
     why: str = ""  # for unknown and not_applicable
     checked: int = 0  # how much it looked at: accesses, reads, requests, tokens
+    marks: Marks = Marks()
 
 
 class EventDetector(Protocol):

@@ -6,6 +6,7 @@ import msgspec
 
 from detectors.base import Answer, Finding, Verdict
 
+DIVERGENCE = "divergence"  # the detector's name
 NEAR_TIE_LOGITS = 1e-3  # closer than this, another machine's rounding may choose the other token
 
 
@@ -37,13 +38,11 @@ def divergence(compared: Iterable[Compared], *, asked: int) -> Verdict:
             "clean": answer.clean,
         }
         signature = "divergence: the answer differs from the clean decode"
-        findings.append(
-            Finding("divergence", "divergence", claim, signature, answer.request, answer.at_us, 1, evidence)
-        )
+        findings.append(Finding(DIVERGENCE, "divergence", claim, signature, answer.request, answer.at_us, 1, evidence))
     verdict: Answer = "anomaly" if findings else ("clean" if answers else "unknown")
     why = "" if len(answers) == asked else f"{asked - len(answers)} of {asked} answers could not be decoded again"
     if not asked:
         why = "there was no answer to decode again"
     if why and not findings:
         verdict = "unknown"
-    return Verdict("divergence", verdict, tuple(findings), why, len(answers))
+    return Verdict(DIVERGENCE, verdict, tuple(findings), why, len(answers))

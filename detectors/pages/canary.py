@@ -7,7 +7,7 @@ reader poisoned, and the origin is named.
 
 import msgspec
 
-from detectors.base import Answer, Finding, Verdict
+from detectors.base import Answer, Finding, Marks, Verdict
 from repro.base.probe import BadRead, Event, Op
 
 EXAMPLES_MAX = 5
@@ -57,8 +57,9 @@ class CanaryDetector:
             found.append(msgspec.structs.replace(examples[0], count=count))
             found.extend(examples[1:])
         answer: Answer = "anomaly" if found else ("clean" if self._checked else "not_applicable")
+        marks = Marks(corrupted=frozenset(self.corrupted), poisoned=dict(self.poisoned))
         why = "" if self._checked else "no read was checked: the target keeps no stamps"
-        return Verdict(self.name, answer, tuple(found), why, self._checked)
+        return Verdict(self.name, answer, tuple(found), why, self._checked, marks)
 
     def _settle(self, op: Op) -> None:
         still = []

@@ -19,7 +19,7 @@ from typing import NamedTuple, get_args
 import msgspec
 import numpy as np
 
-from detectors.base import Answer, Finding, Verdict
+from detectors.base import Answer, Finding, Marks, Verdict
 from detectors.pages.epochs import Epochs, Flags, Numbers, Touches, covered_by
 from detectors.pages.happens_before import ACTORS_MAX, Clock, HappensBefore
 from detectors.pages.sets import ALL, PageHistory, Pages, PageSetTable, Sample, kind_of
@@ -119,7 +119,7 @@ class OrderingDetector:
             findings.extend(examples[1:])
         answer: Answer = "anomaly" if findings else ("clean" if self._checked else "not_applicable")
         why = "" if self._checked else self._why_nothing
-        return Verdict(self.name, answer, tuple(findings), why, self._checked)
+        return Verdict(self.name, answer, tuple(findings), why, self._checked, Marks(raced=frozenset(self._raced)))
 
     def _touch(self, op: Op, clock: Clock) -> None:
         """Have an operation's accesses compared, at once with others of its stream."""

@@ -8,7 +8,9 @@ import msgspec
 import numpy as np
 
 from detectors.answers.clean_cache import ORACLES
+from detectors.answers.leak import CrossPromptLeak
 from detectors.base import Finding
+from detectors.registry import NAMES, TEXT_NAMES
 from reports.rates import Rate, rate_of, rate_text
 from repro.record.requests import RequestRecord
 from repro.record.view import Run
@@ -254,7 +256,7 @@ _NEEDS = {
     ("canary",): ("corrupted", "poisoned"),
     ("divergence", *ORACLES): ("diverged",),  # any of them
 }
-_NOT_TEXT = ("ordering", "ownership", "canary", "divergence", *ORACLES, "acceptance")
+_NOT_TEXT = frozenset(NAMES) - {*TEXT_NAMES, CrossPromptLeak.name}
 _STAGES = (
     ("requests", "Requests", "all that were sent"),
     ("exposed", "Exposed", "had a part of their prefix loaded back from the host"),

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from detectors.answers.acceptance import Acceptance, AcceptanceRules
-from detectors.base import Finding
-from detectors.pages.canary import CanaryDetector
-from detectors.pages.ordering import OrderingDetector
-from detectors.pages.ownership import OwnershipDetector
+from detectors.base import EventDetector, Finding
+from detectors.registry import event_detectors
 from repro.base.probe import Event, RequestEvent, Tokens
 from repro.load.plan import CountsDetector, DetectorsFor, OnlineFinding, TextDetector
 from repro.record.exercised import ExerciseMeter
@@ -28,9 +26,7 @@ class Observed:
     limits: LimitWatch
     text_detectors: DetectorsFor
     acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
-    ordering: OrderingDetector = field(default_factory=OrderingDetector)
-    ownership: OwnershipDetector = field(default_factory=OwnershipDetector)
-    canary: CanaryDetector = field(default_factory=CanaryDetector)
+    event_detectors: tuple[EventDetector, ...] = field(default_factory=event_detectors)
     exercise: ExerciseMeter = field(default_factory=ExerciseMeter)
     records: list[RequestRecord] = field(default_factory=list)
     text_findings: list[Finding] = field(default_factory=list)
@@ -58,8 +54,9 @@ class Observed:
     def show(self) -> None:
         """Show the detectors what they have not seen yet; they judge what they were shown."""
         unseen, self._unseen = self._unseen, []
-        for detector in (self.ordering, self.ownership, self.canary, self.exercise):
+        for detector in self.event_detectors:
             feed_all(detector, unseen)
+        feed_all(self.exercise, unseen)
 
     def asked(self, request: str, prompt: str) -> Sequence[TextDetector]:
         """Take a request that is about to be sent; return the text detectors of its answer."""
@@ -95,9 +92,7 @@ class Observed:
         kept.append(msgspec.structs.replace(finding, request=request))
 
 
-def feed_all(
-    detector: OrderingDetector | OwnershipDetector | CanaryDetector | ExerciseMeter, events: list[Event]
-) -> None:
+def feed_all(detector: EventDetector | ExerciseMeter, events: list[Event]) -> None:
     """Feed a detector these events."""
     for event in events:
         detector.feed(event)

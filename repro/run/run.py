@@ -16,8 +16,8 @@ import msgspec
 
 from detectors.answers.clean_cache import FALSE_ALARM_RATE, ORACLES, read_calibration
 from detectors.base import Finding, Verdict
-from detectors.pages.ordering import OrderingDetector
 from detectors.pages.sets import Sample
+from detectors.registry import event_detectors
 from reports.run.summary import compared_counts, cut_counts, funnel_counts, retry_counts
 from repro.base.errors import UsageError
 from repro.base.probe import Event
@@ -128,8 +128,8 @@ def run_scenario(
     with kept(folder):
         limits = LimitWatch(scenario.limits.wall_s, scenario.limits.requests, clock_s, lambda: folder.log.events)
         judges = _judges(checkpoint, sessions, options)
-        ordering = OrderingDetector(Sample(scenario.detect.pages_sampled, options.seed))
-        observed = Observed(folder, limits, judges, acceptance, ordering)
+        detectors = event_detectors(Sample(scenario.detect.pages_sampled, options.seed))
+        observed = Observed(folder, limits, judges, acceptance, detectors)
         injector = Injector(faults, options.seed, (observed.feed, *listeners))
         corruptor = None if server else _corruptor(scenario, faults, injector, options.seed)
         explored = None if server else explorer(options.schedule)

@@ -10,10 +10,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from detectors.answers.acceptance import RANGES as ACCEPTANCE_RANGES
-from detectors.answers.acceptance import Acceptance
-from detectors.answers.clean_cache import ORACLES
-from detectors.answers.leak import CrossPromptLeak
-from detectors.registry import NAMES as TEXT_DETECTORS
+from detectors.registry import NAMES as DETECTOR_NAMES
 from repro.base.errors import ScenarioError, UsageError, nearest
 from repro.base.strict import shown, to_struct
 from repro.engines.sglang import fits
@@ -31,9 +28,6 @@ FORMAT = 1
 SYNTH = "synth:"
 Engine = Literal["bundled", "sglang"]  # the stack of this package, or SGLang's own cache classes
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-DETECTORS = (
-    "ordering", "ownership", "canary", "divergence", *ORACLES, Acceptance.name, *TEXT_DETECTORS, CrossPromptLeak.name,
-)  # fmt: skip
 WEEK_S = 7 * 24 * 3600.0  # of virtual time; far beyond it the clock's ticks get coarse
 
 # What a number must be at least and at most: beyond it is a slip of the pen, and memory would not do.
@@ -226,9 +220,9 @@ def _check(file: _File, config: EngineConfig, where: str) -> None:
     _check_ranges(msgspec.structs.asdict(file.detect), DETECT_RANGES, f"{where} [detect]")
     _check_ranges(msgspec.structs.asdict(file.limits), LIMIT_RANGES, f"{where} [limits]")
     for name in file.expect.detectors:
-        if name not in DETECTORS:
+        if name not in DETECTOR_NAMES:
             raise ScenarioError(
-                f'{where} [expect]: detectors: "{name}" is no detector; nearest: "{nearest(name, DETECTORS)}"'
+                f'{where} [expect]: detectors: "{name}" is no detector; nearest: "{nearest(name, DETECTOR_NAMES)}"'
             )
     _check_load(file.load, f"{where} [load]")
 

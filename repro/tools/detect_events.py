@@ -6,8 +6,7 @@ import msgspec
 
 from detectors.base import EventDetector, Finding, Verdict
 from detectors.pages.canary import CanaryDetector
-from detectors.pages.ordering import OrderingDetector
-from detectors.pages.ownership import OwnershipDetector
+from detectors.registry import event_detectors
 from repro.base.errors import RecordError, UsageError
 from repro.base.probe import AnyEvent
 from repro.record.events import decode_event
@@ -35,7 +34,7 @@ def detect(path: Path) -> Detected:
     """Judge a file of events. Raises UsageError with the line that is no event, or contradicts those before."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; give a file of events, as {FORMAT_FILE} describes them")
-    detectors: tuple[EventDetector, ...] = (OrderingDetector(), OwnershipDetector(), CanaryDetector())
+    detectors = event_detectors()
     events = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

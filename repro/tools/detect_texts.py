@@ -7,7 +7,7 @@ import msgspec
 
 from detectors.answers.leak import CrossPromptLeak, Nonces
 from detectors.base import Finding
-from detectors.registry import NAMES, text_detectors
+from detectors.registry import TEXT_NAMES, text_detectors
 from repro.record.redact import redacted_finding
 from repro.run.judge.verdict import EXIT_CODES, Word
 from repro.tools.saved_answers import Saved, read_answers
@@ -50,7 +50,7 @@ def detect_answers(paths: Sequence[Path], *, redact: bool = False) -> DetectedAn
     """
     read = read_answers(paths)
     nonces = Nonces({each.session: each.nonce for each in read.saved if each.session and each.nonce})
-    convicted = dict.fromkeys((*NAMES, CrossPromptLeak.name) if nonces else NAMES, 0)
+    convicted = dict.fromkeys((*TEXT_NAMES, CrossPromptLeak.name) if nonces else TEXT_NAMES, 0)
     findings: list[FoundAt] = []
     for saved in read.saved:
         found = judge(saved, nonces)
@@ -72,8 +72,7 @@ def detect_answers(paths: Sequence[Path], *, redact: bool = False) -> DetectedAn
 
 def judge(saved: Saved, nonces: Nonces | None = None) -> list[Finding]:
     """Return what the text detectors find in one answer."""
-    looks = text_detectors(saved.prompt, None)
-    if nonces:
-        looks.append(CrossPromptLeak(f"{saved.prompt} {saved.nonce}", nonces))
+    leak = [CrossPromptLeak(f"{saved.prompt} {saved.nonce}", nonces)] if nonces else []
+    looks = (*text_detectors(saved.prompt, None), *leak)
     found = [each for look in looks for each in (look.feed(saved.text, (), saved.logprobs), look.close())]
     return [finding for finding in found if finding is not None]

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
-from detectors.registry import NAMES
+from detectors.registry import TEXT_NAMES
 from detectors.text.tables.build import CODE, read, roots, share
 from repro.base.rng import generator
 from repro.tools.detect_texts import detect_answers
@@ -75,16 +75,16 @@ def main() -> None:
     parser.add_argument("--alarms", action="store_true", help="show each false alarm")
     chosen = parser.parse_args()
     console = Console(width=150)
-    table = Table("windows", "files", "number", *(f"{name}: alarms, rate, 95 %" for name in NAMES))
+    table = Table("windows", "files", "number", *(f"{name}: alarms, rate, 95 %" for name in TEXT_NAMES))
     totals: Counter[str] = Counter()
     for kind, part in PARTS.items():
         number = round(chosen.windows * part) if part else chosen.windows - totals["all"]
         made = list(windows(kind, number))
         alarms = _alarms(made, console, shown=chosen.alarms)
         names = len({window.id.split(":")[1] for window in made})
-        table.add_row(kind, str(names), f"{len(made):,}", *(_rate(alarms[name], len(made)) for name in NAMES))
+        table.add_row(kind, str(names), f"{len(made):,}", *(_rate(alarms[name], len(made)) for name in TEXT_NAMES))
         totals.update(alarms | Counter({"all": len(made)}))
-    table.add_row("all", "", f"{totals['all']:,}", *(_rate(totals[name], totals["all"]) for name in NAMES))
+    table.add_row("all", "", f"{totals['all']:,}", *(_rate(totals[name], totals["all"]) for name in TEXT_NAMES))
     console.print(table)
     loops = totals["repetition"] / totals["all"]
     console.print(f"loops: {loops:.4f} of all windows, the goal is at most {LOOPS_MAX}")

@@ -16,7 +16,7 @@ from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
 from detectors.base import Finding, TextDetector
-from detectors.registry import NAMES, text_detectors
+from detectors.registry import TEXT_NAMES, text_detectors
 from detectors.text.rare_tokens import Vocabulary
 from detectors.text.salad import BLOCK_CHARS, COMMON, NO_VOTE, Salad
 from tests.bench.detector_material import CALIBRATION, REPORTED, Corruption, Window, long_windows, windows
@@ -71,10 +71,10 @@ def false_alarms(ordinary: list[Window], console: Console, *, misses: bool) -> N
                 console.print(repr(window.text[max(0, at - 160) : at]), markup=False)
     totals["all but long"] = len(ordinary) - totals["long"]
     table = Table(
-        "windows", "number", *(f"{name}: alarms, rate, 95 % interval" for name in NAMES), title="False alarms"
+        "windows", "number", *(f"{name}: alarms, rate, 95 % interval" for name in TEXT_NAMES), title="False alarms"
     )
     for kind, total in totals.items():
-        table.add_row(kind, str(total), *(_rate(alarms[kind, name], total) for name in NAMES))
+        table.add_row(kind, str(total), *(_rate(alarms[kind, name], total) for name in TEXT_NAMES))
     console.print(table)
 
 
@@ -97,9 +97,9 @@ def recall(corruption: Corruption, num_each: int, console: Console, *, misses: b
             late[positive.kind].append(at - positive.at)
         if misses and not found:
             console.print(f"missed {positive.kind}: {positive.text[positive.at : positive.at + 120]!r}", markup=False)
-    table = Table("corruption", "number", "any", *NAMES, "characters until found (median)", title="Recall")
+    table = Table("corruption", "number", "any", *TEXT_NAMES, "characters until found (median)", title="Recall")
     for kind, total in totals.items():
-        shares = (f"{hits[kind, name] / total:.2f}" for name in ("any", *NAMES))
+        shares = (f"{hits[kind, name] / total:.2f}" for name in ("any", *TEXT_NAMES))
         table.add_row(kind, str(total), *shares, f"{median(late[kind]):.0f}" if late[kind] else "")
     console.print(table)
 
@@ -109,7 +109,7 @@ def cost(corruption: Corruption, console: Console) -> None:
     deltas = [delta for text in corruption.texts[:40] for delta in corruption.tokens(text[:8000])]
     table = Table("detector", "ms for 1,000 chunks", title=f"Processor time, {len(deltas)} chunks of one token")
     total = 0.0
-    for index, name in enumerate(NAMES):
+    for index, name in enumerate(TEXT_NAMES):
         best = min(_time_ms(deltas, index) for _ in range(5))
         total += best
         table.add_row(name, f"{best:.2f}")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.base import TextDetector
-from detectors.registry import NAMES, text_detectors
+from detectors.registry import TEXT_NAMES, text_detectors
 from detectors.text.rare_tokens import Vocabulary
 
 CODE = inspect.getsource(shlex)
@@ -23,7 +23,7 @@ def signatures(judges: list[TextDetector], deltas: list[str]) -> set[str]:
 
 def test_every_answer_gets_its_own_detectors() -> None:
     first, second = text_detectors("", VOCABULARY), text_detectors("", None)
-    assert tuple(judge.name for judge in first) == NAMES
+    assert tuple(judge.name for judge in first) == TEXT_NAMES
     assert not set(map(id, first)) & set(map(id, second))
 
 

@@ -8,7 +8,7 @@ from detectors.answers.acceptance import Acceptance
 from detectors.answers.clean_cache import ORACLES, Calibration, clean_cache
 from detectors.answers.divergence import divergence
 from detectors.answers.leak import CrossPromptLeak
-from detectors.base import Answer, Finding, Verdict
+from detectors.base import Answer, Finding, Marks, Verdict
 from repro.load.again import AskedAgain
 from repro.record.checks import Check
 from repro.record.requests import RequestRecord, SpecCounts
@@ -48,12 +48,9 @@ def verdicts_of(
 ) -> list[Verdict]:
     """Mark the requests with what the detectors say, ask the oracle, and return all answers."""
     observed.show()
-    for record in observed.records:
-        record.raced = record.request in observed.ordering.raced
-        record.corrupted = record.request in observed.canary.corrupted
-        record.poisoned = record.request in observed.canary.poisoned
-        record.origin = observed.canary.poisoned.get(record.request, "")
-    verdicts = [observed.ordering.verdict(), observed.ownership.verdict(), observed.canary.verdict()]
+    verdicts = [detector.verdict() for detector in observed.event_detectors]
+    for marks in (verdict.marks for verdict in verdicts):
+        _mark(observed.records, marks)
     if isinstance(target, ServerTarget):
         verdicts += _of_server(observed, target.said_again, judges)
         return verdicts if closed is None else verdicts + _of_clean_cache(observed, target.checks.done, closed)
@@ -69,6 +66,15 @@ def verdicts_of(
             record.own = record.oracle == "same" or _repeats(record, observed, judges)
             record.visible = not record.own
     return [*verdicts, acceptance, *_text_verdicts(observed, NOT_DECODED), _leak(observed, judges)]
+
+
+def _mark(records: Sequence[RequestRecord], marks: Marks) -> None:
+    """Add what one detector of events knows of the requests."""
+    for record in records:
+        record.raced |= record.request in marks.raced
+        record.corrupted |= record.request in marks.corrupted
+        record.poisoned |= record.request in marks.poisoned
+        record.origin = marks.poisoned.get(record.request, record.origin)
 
 
 def _looks_wrong(record: RequestRecord) -> bool:

@@ -16,7 +16,7 @@ from detectors.answers.acceptance import FALSE_ALARM_RATE, LENGTH_MIN, RATE_MAX,
 from detectors.answers.acceptance_profile import read_profile
 from detectors.answers.leak import CrossPromptLeak, Nonces
 from detectors.base import Finding, TextDetector
-from detectors.registry import NAMES as TEXT_DETECTORS
+from detectors.registry import TEXT_NAMES as TEXT_DETECTORS
 from detectors.registry import text_detectors
 from detectors.text.rare_tokens import Vocabulary
 from repro.scenario.schema import AcceptanceSpec
@@ -46,7 +46,7 @@ class TextJudges:
         if not self._speaks:
             return []
         looks = text_detectors(prompt, self._vocabulary)
-        return looks if self.nonces is None else [*looks, CrossPromptLeak(prompt, self.nonces)]
+        return [*looks] if self.nonces is None else [*looks, CrossPromptLeak(prompt, self.nonces)]
 
     def convicting(self, prompt: str, text: str, tokens: Sequence[int]) -> list[str]:
         """Return the names of the detectors of `TEXT_DETECTORS` that convict a whole answer."""
