@@ -4,11 +4,11 @@
 not; profiles learned from 2,000 clean answers of 600 tokens. Two minutes on one core.
 """
 
+import argparse
 import time
 from collections.abc import Iterable
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
@@ -18,6 +18,7 @@ from detectors.answers.cusum import average_run_length
 from detectors.answers.leak import CrossPromptLeak, Nonces
 from detectors.base import Finding
 from repro.record.requests import SpecCounts
+from tests.bench.results import add_record, show
 from tests.detectors.spec import NO_RULES, clean_answers, drawn
 
 HEALTHY = (0.7, 0.9, 0.998)  # acceptance of a draft; the last is the bundled model's
@@ -32,9 +33,11 @@ FEEDS = 200_000
 
 def main() -> None:
     """Print the four tables."""
-    console = Console(width=150)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_record(parser)
+    given = parser.parse_args()
     profiles = {accepts: learn("", clean_answers(2_000, accepts, seed=1), 128) for accepts in HEALTHY}
-    console.print(false_alarms(profiles), run_lengths(), delays(profiles), costs(profiles[0.7]))
+    show(given, false_alarms(profiles), run_lengths(), delays(profiles), costs(profiles[0.7]))
 
 
 def found(rules: AcceptanceRules, series: Iterable[SpecCounts]) -> Finding | None:

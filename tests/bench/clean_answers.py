@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
@@ -36,6 +35,7 @@ from repro.serve.types import GenerateRequest, SamplingParams
 from repro.trace.format import Session
 from repro.trace.synth import TRAINED_KINDS, synthesise
 from repro.train.data import openai_message, openai_messages
+from tests.bench.results import add_record, show
 
 SEED = 20261125
 TURNS = 5  # of each session, its last ones
@@ -177,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
+    add_record(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     start = time.perf_counter()
@@ -194,12 +195,9 @@ def main() -> None:
             f"{sum(turn.exact for turn in rows)} ({_interval(sum(turn.exact for turn in rows), len(rows))})",
             str(sum(bool(turn.convicted) for turn in rows)),
         )
-    console = Console()
-    console.print(table)
-    console.print(f"exercised: {msgspec.to_builtins(measured.exercised)}; {time.perf_counter() - start:.0f} s")
-    for turn in measured.turns:
-        if turn.convicted:
-            console.print(f"convicted by {turn.convicted}: {turn.request.id}", markup=False)
+    exercised = f"exercised: {msgspec.to_builtins(measured.exercised)}; {time.perf_counter() - start:.0f} s"
+    convicted = (f"convicted by {turn.convicted}: {turn.request.id}" for turn in measured.turns if turn.convicted)
+    show(arguments, table, exercised, *convicted)
 
 
 def _interval(count: int, of: int) -> str:

@@ -23,7 +23,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import httpx
 import msgspec
 import uvloop
-from rich.console import Console
 from rich.table import Table
 
 from repro.load.answer import Answer
@@ -31,6 +30,7 @@ from repro.load.client import Ask, ChatClient, open_client
 from repro.load.exchange import Close, Pause
 from repro.load.lag import Histogram, LagMeter, Quantiles
 from repro.load.transport import PushTransport, allow_open_files
+from tests.bench.results import add_record, show
 
 STAMP_MARK = b'"system_fingerprint":"t'
 STAMP_DIGITS = 20
@@ -340,8 +340,8 @@ def rows(url: str, plan: argparse.Namespace) -> Iterator[Figures]:
     yield run_on(uvloop.new_event_loop, measure("httpx as it comes, uvloop", url, MeteredPlain(meter), meter, few))
 
 
-def show(figures: list[Figures], plan: argparse.Namespace) -> None:
-    """Print the table."""
+def shown(figures: list[Figures], plan: argparse.Namespace) -> Iterator[Table | str]:
+    """Yield the table, and what spoils its figures."""
     table = Table(title=f"one token every {plan.interval_ms:g} ms a stream, {plan.seconds:g} s after warm-up, one core")
     for column in (
         "client",
@@ -370,13 +370,12 @@ def show(figures: list[Figures], plan: argparse.Namespace) -> None:
             f"{row.cpu_ms_per_1000:.1f}",
             f"{row.preempted_per_s:.0f}",
         )
-    console = Console(width=160)
-    console.print(table)
+    yield table
     floor_ms, taken = figures[0].chunk_lag.p99_s * 1000, max(row.preempted_per_s for row in figures)
     if floor_ms > GOAL_P99_MS:
-        console.print(f"The floor's own p99 is {floor_ms:.1f} ms: too busy a machine to judge a client by its lag.")
+        yield (f"The floor's own p99 is {floor_ms:.1f} ms: too busy a machine to judge a client by its lag.")
     if taken > PREEMPTED_QUIET_PER_S:
-        console.print(f"Other programs took the core up to {taken:.0f} times a second: repeat on a quiet machine.")
+        yield (f"Other programs took the core up to {taken:.0f} times a second: repeat on a quiet machine.")
 
 
 def main() -> None:
@@ -387,6 +386,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--url", help="a stub that is already running; it must stamp its chunks as this one does")
     parser.add_argument("--serve", action="store_true", help="be the stub server")
+    add_record(parser)
     plan = parser.parse_args()
     limit = allow_open_files(4 * plan.streams + 256)
     if limit < plan.streams + 64:
@@ -400,7 +400,7 @@ def main() -> None:
             runner.run(serve(plan.interval_ms))
         return
     with contextlib.nullcontext(plan.url) if plan.url else stub_server(plan.interval_ms) as url:
-        show(list(rows(url, plan)), plan)
+        show(plan, *shown(list(rows(url, plan)), plan))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from typing import Literal
 
 import msgspec
 import torch
-from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
@@ -49,6 +48,7 @@ from repro.serve.model.glm5 import Glm5
 from repro.serve.server.app import create_app
 from repro.serve.stack import build
 from repro.serve.types import GenerateRequest, Update
+from tests.bench.results import add_record, show
 
 UNBOUNDED_TOKENS = 10**9
 RATE = 0.001
@@ -231,8 +231,8 @@ def calibration_of(answers: Sequence[Answered]) -> Calibration:
     return Calibration("bundled", "generate", **scores)
 
 
-def judge(answers: Sequence[Answered], calibrated: int, rate: float, console: Console) -> None:
-    """Print what each oracle finds and misses at `rate`, or at the least rate that the calibration vouches for."""
+def judge(answers: Sequence[Answered], calibrated: int, rate: float) -> Iterator[Table | str]:
+    """Yield what each oracle finds and misses at `rate`, or at the least rate that the calibration vouches for."""
     clean = [each for each in answers if each.defect == CONTROL and each.seed < calibrated]
     judged_ones = [each for each in answers if each.seed >= calibrated]
     calibration = calibration_of(clean)
@@ -246,13 +246,13 @@ def judge(answers: Sequence[Answered], calibrated: int, rate: float, console: Co
         for defect in (CONTROL, *DEFECTS, "all"):
             rows = [each for each in judged_ones if defect in (each.defect, "all")]
             table.add_row(rule, told, defect or "control", *_counts(limits, rows))
-    console.print(table)
+    yield table
     for each in judged_ones:
         scores = {oracle: judged(oracle, each.check).score or 0.0 for oracle in ORACLES}
         if each.kind == "corrupted" and all(
             score <= calibration.limit(oracle, rate) for oracle, score in scores.items()
         ):
-            console.print(f"missed by all: {each.run} {each.check.request}, {scores}", markup=False)
+            yield f"missed by all: {each.run} {each.check.request}, {scores}"
 
 
 def _counts(limits: Mapping[Oracle, float], rows: Sequence[Answered]) -> Iterator[str]:
@@ -284,6 +284,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--workers", type=int, default=2)
+    add_record(parser)
     chosen = parser.parse_args()
     if not chosen.judge:
         clean = [(CONTROL, seed, chosen.noise) for seed in range(chosen.calibrated)]
@@ -293,7 +294,7 @@ def main() -> None:
         others += [(defect, seed, chosen.noise) for seed in bad for defect in DEFECTS]
         collect(chosen.file, clean + others, chosen.workers)
     answers = [each for each in read(chosen.file) if each.noise == chosen.noise]
-    judge(answers, chosen.calibrated, chosen.rate, Console(width=190))
+    show(chosen, *judge(answers, chosen.calibrated, chosen.rate))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from msgspec.structs import replace
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
@@ -24,6 +23,7 @@ from repro.fault.plan import CORRUPTING, PLACES, Do, Fault, When
 from repro.run.run import RunOptions, run_scenario
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
+from tests.bench.results import add_record, show
 
 PROBABILITY = {"memory.in_flight": 0.04, "memory.cached": 0.4, "memory.host": 0.2}  # of a moment; the rarely read more
 OFTEN = 0.1
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--injections", type=int, default=200)
     parser.add_argument("--workload", default="generic_hicache")
     parser.add_argument("--workers", type=int, default=2)
+    add_record(parser)
     given = parser.parse_args()
     table = Table("fault", "changed", "never read", "read", "detected", "share (95 %)", title=given.workload)
     with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
@@ -79,7 +80,7 @@ def main() -> None:
                 share = f"{each.detected / max(1, each.read):.1%} ({interval.low:.1%} to {interval.high:.1%})"
                 unread = f"{each.changed - each.read}, {each.lost} lost track of"
                 table.add_row(f"{place}.{kind}", *map(str, (each.changed, unread, each.read, each.detected, share)))
-    Console(width=140).print(table)
+    show(given, table)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from detectors.text.tables.build import CODE, read, roots, share
 from repro.base.rng import generator
 from repro.tools.detect_texts import detect_answers
 from tests.bench.detector_material import REPORTED
+from tests.bench.results import add_record, show
 
 SEED = 20261125
 SUFFIXES = {"source": CODE, "json": frozenset((".json",)), "table": frozenset((".csv", ".tsv", ".dat"))}
@@ -73,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=20_000)
     parser.add_argument("--alarms", action="store_true", help="show each false alarm")
+    add_record(parser)
     chosen = parser.parse_args()
     console = Console(width=150)
     table = Table("windows", "files", "number", *(f"{name}: alarms, rate, 95 %" for name in TEXT_NAMES))
@@ -85,9 +87,8 @@ def main() -> None:
         table.add_row(kind, str(names), f"{len(made):,}", *(_rate(alarms[name], len(made)) for name in TEXT_NAMES))
         totals.update(alarms | Counter({"all": len(made)}))
     table.add_row("all", "", f"{totals['all']:,}", *(_rate(totals[name], totals["all"]) for name in TEXT_NAMES))
-    console.print(table)
     loops = totals["repetition"] / totals["all"]
-    console.print(f"loops: {loops:.4f} of all windows, the goal is at most {LOOPS_MAX}")
+    show(chosen, table, f"loops: {loops:.4f} of all windows, the goal is at most {LOOPS_MAX}")
 
 
 def _alarms(made: list[Window], console: Console, *, shown: bool) -> Counter[str]:

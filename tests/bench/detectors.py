@@ -20,6 +20,7 @@ from detectors.registry import TEXT_NAMES, text_detectors
 from detectors.text.rare_tokens import Vocabulary
 from detectors.text.salad import BLOCK_CHARS, COMMON, NO_VOTE, Salad
 from tests.bench.detector_material import CALIBRATION, REPORTED, Corruption, Window, long_windows, windows
+from tests.bench.results import add_record, show
 
 SEED = 20261124
 WINDOWS = 5000  # of 600 to 2,000 characters
@@ -58,8 +59,8 @@ def _note(found: dict[str, tuple[int, Finding]], judges: list[TextDetector], at:
             found.setdefault(detector.name, (at, finding))
 
 
-def false_alarms(ordinary: list[Window], console: Console, *, misses: bool) -> None:
-    """Print the false alarms of each detector for each kind of file."""
+def false_alarms(ordinary: list[Window], console: Console, *, misses: bool) -> Table:
+    """Return the false alarms of each detector for each kind of file."""
     alarms: Counter[tuple[str, str]] = Counter()
     totals = Counter(window.kind for window in ordinary)
     for window in ordinary:
@@ -75,7 +76,7 @@ def false_alarms(ordinary: list[Window], console: Console, *, misses: bool) -> N
     )
     for kind, total in totals.items():
         table.add_row(kind, str(total), *(_rate(alarms[kind, name], total) for name in TEXT_NAMES))
-    console.print(table)
+    return table
 
 
 def _rate(count: int, total: int) -> str:
@@ -83,8 +84,8 @@ def _rate(count: int, total: int) -> str:
     return f"{count}  {count / total:.4f}  {low:.4f} to {high:.4f}"
 
 
-def recall(corruption: Corruption, num_each: int, console: Console, *, misses: bool) -> None:
-    """Print which share of each kind is found, by which detector, and how many characters late."""
+def recall(corruption: Corruption, num_each: int, console: Console, *, misses: bool) -> Table:
+    """Return which share of each kind is found, by which detector, and how many characters late."""
     hits: Counter[tuple[str, str]] = Counter()
     totals: Counter[str] = Counter()
     late: dict[str, list[int]] = defaultdict(list)
@@ -101,11 +102,11 @@ def recall(corruption: Corruption, num_each: int, console: Console, *, misses: b
     for kind, total in totals.items():
         shares = (f"{hits[kind, name] / total:.2f}" for name in ("any", *TEXT_NAMES))
         table.add_row(kind, str(total), *shares, f"{median(late[kind]):.0f}" if late[kind] else "")
-    console.print(table)
+    return table
 
 
-def cost(corruption: Corruption, console: Console) -> None:
-    """Print the processor time of each detector for 1,000 chunks of one token with id and log-probability."""
+def cost(corruption: Corruption) -> Table:
+    """Return the processor time of each detector for 1,000 chunks of one token with id and log-probability."""
     deltas = [delta for text in corruption.texts[:40] for delta in corruption.tokens(text[:8000])]
     table = Table("detector", "ms for 1,000 chunks", title=f"Processor time, {len(deltas)} chunks of one token")
     total = 0.0
@@ -114,7 +115,7 @@ def cost(corruption: Corruption, console: Console) -> None:
         total += best
         table.add_row(name, f"{best:.2f}")
     table.add_row("all", f"{total:.2f}")
-    console.print(table)
+    return table
 
 
 def _time_ms(deltas: list[str], index: int) -> float:
@@ -125,8 +126,8 @@ def _time_ms(deltas: list[str], index: int) -> float:
     return (time.process_time() - started) * 1e6 / len(deltas)
 
 
-def weights(ordinary: list[Window], corruption: Corruption, console: Console) -> None:
-    """Print what the weights of the salad judge are counted from: characters by cell, without a prompt."""
+def weights(ordinary: list[Window], corruption: Corruption) -> Table:
+    """Return what the weights of the salad judge are counted from: characters by cell, without a prompt."""
     clean = sum(map(_cells, (window.text for window in ordinary)), np.zeros(NO_VOTE))
     texts = (positive.text[positive.at :] for positive in corruption.positives(20) if positive.kind in WEIGHED)
     salad = sum(map(_cells, texts), np.zeros(NO_VOTE))
@@ -136,7 +137,7 @@ def weights(ordinary: list[Window], corruption: Corruption, console: Console) ->
         seen = ("no", "4-gram", "6-gram")[cell % COMMON]
         shares = (f"{counts[cell] / counts.sum():.4f}" for counts in (clean, salad))
         table.add_row("common" if cell >= COMMON else "rare", seen, *shares, f"{bits[cell]:.2f}")
-    console.print(table)
+    return table
 
 
 def _cells(text: str) -> np.ndarray:
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--weights", action="store_true", help="count the weights of the salad judge instead")
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--positives", type=int, default=POSITIVES_EACH)
+    add_record(parser)
     chosen = parser.parse_args()
     shares = CALIBRATION if chosen.calibration else REPORTED
     console = Console(width=150)
@@ -161,11 +163,11 @@ def main() -> None:
     ordinary = list(windows(chosen.windows, shares, SEED))
     long = list(long_windows(LONG_WINDOWS, shares))
     if chosen.weights:
-        weights(ordinary, corruption, console)
+        show(chosen, weights(ordinary, corruption))
         return
-    false_alarms([*ordinary, *long], console, misses=chosen.misses)
-    recall(corruption, chosen.positives, console, misses=chosen.misses)
-    cost(corruption, console)
+    alarms = false_alarms([*ordinary, *long], console, misses=chosen.misses)
+    found = recall(corruption, chosen.positives, console, misses=chosen.misses)
+    show(chosen, alarms, found, cost(corruption))
 
 
 if __name__ == "__main__":

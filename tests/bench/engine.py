@@ -38,7 +38,6 @@ import msgspec
 import numpy as np
 import torch
 import transformers
-from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
@@ -60,6 +59,7 @@ from repro.serve.device.sim import SimDevice
 from repro.serve.engine import Engine
 from repro.serve.kv.reads import ReadCheck, StepReads
 from repro.serve.types import GenerateRequest, SamplingParams
+from tests.bench.results import add_record, show
 from tests.serve.model.builders import CHECKPOINT
 
 GOAL_SESSIONS, GOAL_BATCH_1, GOAL_BATCH_ALL = 16, 5.0, 1.0  # ours over theirs
@@ -276,34 +276,32 @@ def spread(samples: Rates) -> str:
     return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
-def print_speeds(console: Console, ours: Speed, theirs: list[Speed], plan: argparse.Namespace) -> None:
-    """Print both sides, what their quotients are, and whether they said the same."""
+def speeds(ours: Speed, theirs: list[Speed], plan: argparse.Namespace) -> Iterator[Table | str]:
+    """Yield both sides, what their quotients are, and whether they said the same."""
     load = os.getloadavg()[0]
     table = Table(title=f"{plan.context} tokens of context, {plan.threads} thread(s), load average {load:.1f}")
     for column in ("engine", "rows", "decode tokens/s", "prefill tokens/s"):
         table.add_column(column, justify="left" if column == "engine" else "right")
     for speed in (ours, *theirs):
         table.add_row(speed.name, str(speed.rows), spread(speed.decode), spread(speed.prefill))
-    console.print(table)
+    yield table
     for speed, goal in zip(theirs, (GOAL_BATCH_1, GOAL_BATCH_ALL), strict=False):
         quotient = ours.decode_median / speed.decode_median
         word = "reached" if quotient >= goal else "MISSED"
         judged = f" (goal at {GOAL_SESSIONS}: at least {goal:g}; {word})" if ours.rows == GOAL_SESSIONS else ""
-        console.print(
-            f"decode: {ours.rows} sessions of ours are {quotient:.1f} times as fast as their batch {speed.rows}{judged}"
-        )
+        yield f"decode: {ours.rows} sessions of ours are {quotient:.1f} times as fast as batch {speed.rows}{judged}"
     if theirs:
         pairs = list(zip(ours.answers, theirs[-1].answers, strict=False))
         count = min(len(pairs[0][0]), len(pairs[0][1]))
         same = sum(mine[:count] == other[:count] for mine, other in pairs)
-        console.print(
+        yield (
             f"the first {count} tokens are the same in {same} of {len(pairs)} sessions "
             "(index scores tie often, and transformers breaks ties by chance)"
         )
 
 
-def print_shares(console: Console, stopwatch: Stopwatch, run_s: float) -> None:
-    """Print what each watcher took of the run."""
+def shares(stopwatch: Stopwatch, run_s: float) -> Table:
+    """Return what each watcher took of the run."""
     table = Table(title=f"{SCENARIO}, seed {SEED}: {run_s:.0f} s from the sessions to the verdict")
     table.add_column("of it")
     for column in ("seconds", "share"):
@@ -315,7 +313,7 @@ def print_shares(console: Console, stopwatch: Stopwatch, run_s: float) -> None:
     table.add_section()
     online = {label: s for label, s in stopwatch.seconds.items() if not label.startswith("oracle")}
     add("all detectors and the log, while the load runs", sum(online.values()))
-    console.print(table)
+    return table
 
 
 def _add_share(table: Table, run_s: float, label: str, seconds: float) -> None:
@@ -332,16 +330,17 @@ def main() -> None:
     parser.add_argument("--no-reference", action="store_true", help="leave transformers out")
     parser.add_argument("--no-watching", action="store_true", help="leave out what the detectors cost")
     parser.add_argument("--turns", type=int, help="ask fewer turns in the watched run (its own number: 5)")
+    add_record(parser)
     plan = parser.parse_args()
     torch.set_num_threads(plan.threads)
-    console = Console(width=120)
     checkpoint = load_checkpoint(CONFIGS["tiny-hicache"])
     prompts = contexts(checkpoint.tokenizer, plan.sessions, plan.context)
     ours = our_speed(checkpoint, prompts, plan.tokens)
-    print_speeds(console, ours, [] if plan.no_reference else reference_speeds(prompts), plan)
+    parts = list(speeds(ours, [] if plan.no_reference else reference_speeds(prompts), plan))
     if not plan.no_watching:
         torch.set_num_threads(1)
-        print_shares(console, *watched_run(plan.turns))
+        parts.append(shares(*watched_run(plan.turns)))
+    show(plan, *parts)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from msgspec.structs import replace
-from rich.console import Console
 from rich.table import Table
 
 from repro.base.errors import HarnessError, ScenarioError
@@ -24,6 +23,7 @@ from repro.fault import defects
 from repro.run.run import RunOptions, run_scenario
 from repro.scenario.schema import Scenario, bundled_names, find
 from repro.search.mutate.study import in_stamps
+from tests.bench.results import add_record, show
 
 GENERIC = [name for name in bundled_names() if name.startswith("generic_")]
 SILENT = "none of them"
@@ -88,14 +88,15 @@ def main() -> None:
     parser.add_argument("--schedules", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--workload", action="append", choices=GENERIC, help="may be repeated; all if none")
+    add_record(parser)
     given = parser.parse_args()
     workloads = given.workload or GENERIC
     rows = measured(given.defects, workloads, given.schedules, given.workers)
-    Console(width=200).print(table_of(rows, workloads))
     bank = [defect for defect in rows if defect != SILENT]
     found = [defect for defect in bank if any(each.found for each in rows[defect].values())]
     missed = [defect for defect in bank if defect not in found]
-    print(f"{len(found)} of {len(bank)} defects found; missed: {', '.join(missed) or 'none'}")
+    summary = f"{len(found)} of {len(bank)} defects found; missed: {', '.join(missed) or 'none'}"
+    show(given, table_of(rows, workloads), summary)
 
 
 def measured(names: Sequence[str], chosen: Sequence[str], schedules: int, workers: int) -> dict[str, dict[str, Tried]]:

@@ -15,13 +15,13 @@ from statistics import median
 
 import msgspec
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from repro.base.toml import to_toml
 from repro.fleet.nightly.suite import find_suite
 from repro.run.run import RunOptions, run_scenario
 from repro.scenario.schema import Scenario, find, parse
+from tests.bench.results import add_record, show
 
 LAYERS = ("ordering", "canary", "divergence", "acceptance", "text")
 NO_TOKENS = ("divergence", "acceptance", "text")  # in stamps
@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", default=list(scenarios))
     parser.add_argument("--seeds", type=int, default=3)
+    add_record(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     table = Table("defect", *LAYERS, title=f"requests to the first finding, {given.seeds} seeds")
@@ -67,7 +68,7 @@ def main() -> None:
         cells = ["no tokens" if layer in silent else told(counts[layer], len(runs)) for layer in LAYERS]
         print(name, *cells, sep="  ", flush=True)
         table.add_row(name, *cells)
-    Console(width=160).print(table)
+    show(given, table)
 
 
 if __name__ == "__main__":

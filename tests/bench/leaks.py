@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import torch
-from rich.console import Console
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
@@ -33,6 +32,7 @@ from repro.serve.device.sim import SimDevice
 from repro.serve.server.app import create_app
 from repro.serve.stack import build
 from repro.serve.types import GenerateRequest, Update
+from tests.bench.results import add_record, show
 
 CONFIG = EngineConfig(name="leaks", device_pages=200, host_pages=400, context_tokens=1024, rows=10)
 LOAD = LoadSpec(sessions=10, trace="synth:ticket", turns=4, prompt_tokens=700, answer_tokens_max=128)
@@ -97,7 +97,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=12)
-    told = [each for seed in range(parser.parse_args().seeds) for each in serve(seed)]
+    add_record(parser)
+    given = parser.parse_args()
+    told = [each for seed in range(given.seeds) for each in serve(seed)]
     sides = {
         "another session's, with its nonce": [each for each in told if each.holds_nonce],
         "another session's, all": [each for each in told if each.foreign],
@@ -108,7 +110,7 @@ def main() -> None:
         count = sum(each.convicted for each in answers)
         low, high = proportion_confint(count, len(answers), method="beta")
         table.add_row(name, str(len(answers)), str(count), f"{low:.1%} to {high:.1%}")
-    Console(width=120).print(table)
+    show(given, table)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import AutoConfig, GlmMoeDsaForCausalLM
 
 from repro.serve.model.glm5 import Glm5, load_model
+from tests.bench.results import add_record, show
 from tests.serve.model.builders import CHECKPOINT, Cache, make_model, make_reference
 
 CHUNK_TOKENS = 512
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-reference", action="store_true", help="measure our side only")
+    add_record(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, reference, weights = models()
@@ -104,7 +105,7 @@ def main() -> None:
     for rows, steps in () if arguments.no_reference else ((1, 16), (16, 4)):
         rates = reference_rates(reference, arguments.context, rows, steps)
         table.add_row("transformers", str(rows), *(f"{rate:,.0f}" for rate in rates))
-    Console().print(table)
+    show(arguments, table)
 
 
 if __name__ == "__main__":

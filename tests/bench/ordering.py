@@ -21,7 +21,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from detectors.pages.canary import CanaryDetector
@@ -36,6 +35,7 @@ from repro.scenario.schema import Scenario, find, parse
 from repro.schedule.overrides import Overrides
 from repro.schedule.schedule import Schedule
 from repro.search.play import discard, play
+from tests.bench.results import add_record, show
 from tests.search.race import race_scenario
 
 SCENARIO = "hicache_early_read"
@@ -99,8 +99,8 @@ def measured(feed: Callable[[Event], None], stream: list[Event]) -> tuple[float,
     return total, {name: seconds[name] / counts[name] * 1e6 for name in seconds}
 
 
-def print_rates(console: Console) -> None:
-    """Print events a second, and microseconds by operation."""
+def rates() -> Table:
+    """Return events a second, and microseconds by operation."""
     stream = events()
     ops = sum(isinstance(event, Op) for event in stream)
     title = f"{len(stream)} events, {ops} operations, {REQUESTS} requests x {PAGES} pages, {LAYERS} layers"
@@ -115,7 +115,7 @@ def print_rates(console: Console) -> None:
         total, by_name = measured(detector.feed, stream)
         each = ", ".join(f"{name.rpartition('.')[2]} {us:.1f}" for name, us in by_name.items())
         table.add_row(label, f"{len(stream) / total:,.0f}", f"{total / ops * 1e6:.1f}", each)
-    console.print(table)
+    return table
 
 
 def shares(scenario: Scenario, overrides: Overrides) -> tuple[float, int, Counter[str]]:
@@ -137,8 +137,8 @@ def shares(scenario: Scenario, overrides: Overrides) -> tuple[float, int, Counte
         return time.process_time() - started, shown, seconds
 
 
-def print_shares(console: Console, *, tensors: bool) -> None:
-    """Print what part of real runs is the detectors'."""
+def shares_of_runs(*, tensors: bool) -> Table:
+    """Return what part of real runs is the detectors'."""
     whole = find(SCENARIO)
     sampled = parse(f"{whole.source}\n[detect]\npages_sampled = {EVERY}\n", SCENARIO, SCENARIO)
     detectors = (OrderingDetector, OwnershipDetector, CanaryDetector, ExerciseMeter)
@@ -149,11 +149,11 @@ def print_shares(console: Console, *, tensors: bool) -> None:
             total, shown, seconds = shares(scenario, overrides)
             parts = [f"{seconds[each.__name__] / total:.1%}" for each in detectors]
             table.add_row(label, pages, f"{total:.1f}", f"{shown:,}", *parts)
-    console.print(table)
+    return table
 
 
-def print_schedules(console: Console, number: int) -> None:
-    """Print how many schedules a core plays in a second."""
+def schedules(number: int) -> Table:
+    """Return how many schedules a core plays in a second."""
     table = Table("light schedules, stamps, random walk", "requests", "a second and core")
     for scenario in (race_scenario(), *map(find, HUNTED)):
         overrides, requests = light_load(scenario, stamps=True), 0
@@ -165,7 +165,7 @@ def print_schedules(console: Console, number: int) -> None:
                 discard(played)
             spent = time.process_time() - started
         table.add_row(scenario.name, f"{requests / number:.0f}", f"{number / spent:.2f}")
-    console.print(table)
+    return table
 
 
 def main() -> None:
@@ -173,12 +173,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tensors", action="store_true", help="also the run with tensors, twice: minutes")
     parser.add_argument("--schedules", type=int, default=10, help="of each scenario")
+    add_record(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    console = Console(width=160)
-    print_rates(console)
-    print_shares(console, tensors=given.tensors)
-    print_schedules(console, given.schedules)
+    show(given, rates(), shares_of_runs(tensors=given.tensors), schedules(given.schedules))
 
 
 if __name__ == "__main__":

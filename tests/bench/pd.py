@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from repro.base.clock import run_virtual
@@ -23,6 +22,7 @@ from repro.serve.device.sim import SimDevice
 from repro.serve.stack import Stack, build
 from repro.serve.types import GenerateRequest
 from tests.bench.clean_answers import CONFIG, sessions_of, turns_of
+from tests.bench.results import add_record, show
 
 TOPOLOGIES: dict[str, PdConfig | None] = {
     "one engine": None,
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--drafts", type=int, nargs="+", default=[0, 1, 3])
     parser.add_argument("--prompt-tokens", type=int, nargs=2, default=[2048, 8192])
     parser.add_argument("--threads", type=int, default=1)
+    add_record(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(CONFIG)
@@ -107,7 +108,7 @@ def main() -> None:
                 name, str(drafts), str(served.tokens), f"{rate:.1f}", f"{rate / workers:.1f}", f"{p50:.2f}",
                 f"{p95:.2f}", f"{same} of {len(first.answers)}",
             )  # fmt: skip
-    Console().print(table)
+    show(arguments, table)
     raise SystemExit(failed)
 
 

@@ -9,9 +9,9 @@ import argparse
 import time
 from collections import Counter
 
-from rich.console import Console
 from rich.table import Table
 
+from tests.bench.results import add_record, show
 from tests.serve.pd.storm import LEGAL, storm
 
 BATCH = 500  # requests of one stack
@@ -21,6 +21,7 @@ def main() -> None:
     """Print the table; exit 1 when anything was found, lost or left without an end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
+    add_record(parser)
     arguments = parser.parse_args()
     table = Table(
         "faults", "requests", "answered", "aborted", "client left", "wrong", "fired", "quarantined", "findings"
@@ -40,9 +41,7 @@ def main() -> None:
         failed |= bool(wrong or found or ends.total() != each)
         counts = (each, ends["length"], ends["abort"], ends["left"], wrong, fired, quarantined, found)
         table.add_row(name, *map(str, counts))
-    console = Console()
-    console.print(table)
-    console.print(f"{time.perf_counter() - started:.0f} s")
+    show(arguments, table, f"{time.perf_counter() - started:.0f} s")
     raise SystemExit(failed)
 
 

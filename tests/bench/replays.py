@@ -21,6 +21,7 @@ from repro.run.run import RunOptions
 from repro.scenario.schema import Scenario, find
 from repro.schedule.schedule import Schedule
 from repro.search.play import Played, play
+from tests.bench.results import add_record, show
 from tests.bench.small import small_loads
 
 TRIES_MAX = 5  # schedules for one finding
@@ -32,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
+    add_record(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     scenarios = [find(name) for name in small_loads()]
@@ -42,7 +44,7 @@ def main() -> None:
             counts[told if told == SAME else "differs"] += 1
             if told != SAME:
                 print(told, flush=True)
-    print(f"{counts.pop(SAME, 0)} of {options.tokens} are the same run in a new process; {dict(counts)}")
+    show(options, f"{counts.pop(SAME, 0)} of {options.tokens} are the same run in a new process; {dict(counts)}")
 
 
 def findings(scenarios: list[Scenario], tokens: int, root: Path, counts: Counter[str]) -> Iterator[Played]:

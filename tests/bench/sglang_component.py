@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from repro.base.probe import BadRead, CacheEvent, Event
 from repro.base.toml import merged, to_toml
 from repro.run.run import RunOptions, run_scenario
 from repro.scenario.schema import Scenario, find, parse
+from tests.bench.results import add_record, show
 
 LAYERS = 6
 SLOW_COMPUTE = [{"at": "forward.feed_forward", "do": {"kind": "delay", "us": 2000}}]
@@ -64,7 +64,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
-    seeds = parser.parse_args().seeds
+    add_record(parser)
+    given = parser.parse_args()
+    seeds: int = given.seeds
     torch.set_num_threads(1)
     table = Table("waits of #22811", "runs", "every layer", "no wrong row", "index rows wrong, layer 0 to 5", "latents")
     failed = False
@@ -85,7 +87,7 @@ def main() -> None:
         told = ", ".join(f"{count} {word}" for word, count in sorted(words.items()))
         shares = " ".join(f"{side.index[layer] / side.loaded:.3f}" for layer in range(LAYERS))
         table.add_row(name, told, str(every), str(silent), shares, str(side.latents))
-    Console(width=140).print(table)
+    show(given, table)
     raise SystemExit(failed)
 
 

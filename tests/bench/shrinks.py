@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import torch
 from msgspec.structs import replace
-from rich.console import Console
 from rich.table import Table
 
 from repro.run.run import RunOptions
@@ -20,6 +19,7 @@ from repro.scenario.schema import Scenario, find
 from repro.schedule.overrides import Overrides
 from repro.search.play import Played, chief, discard, play
 from repro.search.shrink.shrink import Shrinker
+from tests.bench.results import add_record, show
 from tests.bench.small import small_loads
 from tests.search.race import HerePool
 
@@ -76,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*", default=list(small_loads()))
     parser.add_argument("--budget", type=int, default=400)
+    add_record(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     table = Table("scenario", "cause", "requests", "deviations", "replays", "guard silent", "small")
@@ -91,8 +92,10 @@ def main() -> None:
             row = (result.signature, *sizes, *("yes" if each else "no" for each in (result.silent, result.is_small)))
         print(name, *row, sep="  ", flush=True)
         table.add_row(name, *row)
-    Console(width=200).print(table)
-    print(f"{small} of {len(given.scenarios)} come to {REQUESTS_MAX} requests and {DEVIATIONS_MAX} deviations at most")
+    summary = (
+        f"{small} of {len(given.scenarios)} come to {REQUESTS_MAX} requests and {DEVIATIONS_MAX} deviations at most"
+    )
+    show(given, table, summary)
 
 
 if __name__ == "__main__":

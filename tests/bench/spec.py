@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from repro.base.clock import run_virtual
@@ -24,6 +23,7 @@ from repro.serve.device.sim import SimDevice
 from repro.serve.engine import Engine
 from repro.serve.types import GenerateRequest, Speculation
 from tests.bench.clean_answers import CONFIG, sessions_of, turns_of
+from tests.bench.results import add_record, show
 
 Stamp = tuple[int, float, float]  # tokens so far, virtual and wall seconds
 ACCEPT_LENGTH_MIN = {3: 2.0}  # what the project asks of the bundled model, by k
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--drafts", type=int, nargs="+", default=[0, 1, 2, 3, 5])
     parser.add_argument("--prompt-tokens", type=int, nargs=2, default=[2048, 8192])
     parser.add_argument("--threads", type=int, default=1)
+    add_record(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(CONFIG)
@@ -124,7 +125,7 @@ def main() -> None:
             f"{same} of {len(run.answers)}",
         )
         failed |= same < len(run.answers) or run.drafts > 0 and run.accept_length < ACCEPT_LENGTH_MIN.get(run.drafts, 0)
-    Console(width=160).print(table)
+    show(arguments, table)
     raise SystemExit(int(failed))
 
 

@@ -14,7 +14,6 @@ from statistics import median
 
 import torch
 from msgspec.structs import replace
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom
 
@@ -23,6 +22,7 @@ from repro.scenario.schema import Scenario, find
 from repro.schedule.overrides import Overrides
 from repro.search.play import Played, discard, play
 from repro.search.portfolio import SEARCHES, Search, Searcher
+from tests.bench.results import add_record, show
 from tests.bench.small import small_loads
 from tests.search.race import race_scenario
 
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--budget", type=int, default=100)
     parser.add_argument("--strategy", action="append", choices=SEARCHES, help="may be repeated; all if none")
+    add_record(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     table = Table("scenario", *(given.strategy or SEARCHES), title=f"{given.repetitions} repetitions, median (95 %)")
@@ -91,7 +92,7 @@ def main() -> None:
                 cells.append(told(counts, given.budget))
                 print(name, search, cells[-1], flush=True)
             table.add_row(name, *cells)
-    Console(width=200).print(table)
+    show(given, table)
 
 
 if __name__ == "__main__":

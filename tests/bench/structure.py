@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
+
+from tests.bench.results import add_record, show
 
 PRODUCT = ("repro", "detectors", "reports", "scenarios")
 PLACES_SHOWN = 20
@@ -220,19 +220,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[2], help="another checkout to measure")
     parser.add_argument("--json", action="store_true", help="one object instead of the table")
+    add_record(parser)
     given = parser.parse_args()
     figures = measure(given.tree)
     if given.json:
         print(json.dumps({figure.name: asdict(figure) | {"met": figure.met} for figure in figures}, indent=2))
     else:
-        console = Console(width=max(120, Console().width))
-        console.print(table(figures))
+        show(given, table(figures))
         for figure in figures:
             if not figure.met and figure.places:
-                console.print(f"\n{figure.name}", style="bold")
-                console.print(*map(escape, figure.places[:PLACES_SHOWN]), sep="\n", highlight=False)
-                if len(figure.places) > PLACES_SHOWN:
-                    console.print(f"and {len(figure.places) - PLACES_SHOWN} more (--json has all)")
+                more = len(figure.places) - PLACES_SHOWN
+                print(f"\n{figure.name}", *figure.places[:PLACES_SHOWN], sep="\n")
+                print(*([f"and {more} more (--json has all)"] if more > 0 else []), sep="\n")
     sys.exit(not all(figure.met for figure in figures))
 
 
