@@ -19,7 +19,7 @@ from repro.base.probe import (
     Tokens,
 )
 from repro.record.folder import RunFolder
-from repro.record.requests import RequestRecord
+from repro.record.requests import RequestRecord, SentRequest
 from repro.record.view import Run, open_run
 from repro.scenario.schema import find
 
@@ -58,6 +58,11 @@ def make_request(request: str = "s0-t1", **changes: Any) -> RequestRecord:
         "oracle": "same",
     }
     return RequestRecord(request=request, **(fields | changes))
+
+
+def sent_request(request: str, **changes: Any) -> SentRequest:
+    """Return a request of a server at a URL as the client saw it: no token ids."""
+    return SentRequest(request, request.partition(":")[0], turn=0, finish="stop", **changes)
 
 
 def race_finding(**changes: Any) -> Finding:

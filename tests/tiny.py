@@ -1,11 +1,13 @@
 """The smallest scenario that runs: four requests, stamps instead of tensors, a fifth of a second."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from repro.load.listener import LoadListener, Progress
 from repro.run.run import Outcome, RunOptions, run_scenario
 from repro.scenario.schema import Scenario, parse
 
@@ -41,8 +43,27 @@ def tiny_scenario(**lines: str) -> Scenario:
     return parse(tiny_text(**lines), "tiny", "tiny.toml")
 
 
-def run_tiny(root: Path, scenario: Scenario | None = None, *, seed: int = 0, **more: Any) -> Outcome:
+class Watching(LoadListener):
+    """Hands each snapshot of a load to a function."""
+
+    def __init__(self, progress: Callable[[Progress], None]) -> None:
+        self._progress = progress
+
+    def on_progress(self, snapshot: Progress) -> None:
+        self._progress(snapshot)
+
+
+def run_tiny(
+    root: Path,
+    scenario: Scenario | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[Progress], None] = lambda snapshot: None,
+    **more: Any,
+) -> Outcome:
     """Run it on one thread; `more` goes to `run_scenario`."""
     torch.set_num_threads(1)
     options = more.pop("options", RunOptions(seed=seed))
-    return run_scenario(scenario or tiny_scenario(), options, root=root, utc=UTC_RUN, **more)
+    return run_scenario(
+        scenario or tiny_scenario(), options, root=root, utc=UTC_RUN, watcher=Watching(progress), **more
+    )

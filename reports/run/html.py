@@ -217,7 +217,7 @@ def _marks(record: RequestRecord) -> tuple[str, ...]:
         "diverged": record.oracle == "diverged",
         "odd acceptance": record.acceptance,
         "visible": record.visible,
-        "model's own": record.own,
+        "model's own": record.model_own,
         f"retry of {record.retry_of}": bool(record.retry_of),
         "error": bool(record.error),
     }

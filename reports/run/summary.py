@@ -184,7 +184,7 @@ def summarise(run: Run) -> Summary:
         judged=judged,
         rate=_rate(records, detectors),
         funnel=_told(_stages_of(exercised, funnel(records, detectors)), judged, hits_untold),
-        own=sum(record.own for record in records),
+        own=sum(record.model_own for record in records),
         compared=compared_counts(records),
         groups=grouped(run.findings(Finding)),
         faults=_faults(verdict.get("faults")),
@@ -231,7 +231,7 @@ def funnel_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
         "diverged": sum(record.oracle == "diverged" for record in records),
         "acceptance": sum(record.acceptance for record in records),
         "visible": sum(record.visible for record in records),
-        "model_own": sum(record.own for record in records),
+        "model_own": sum(record.model_own for record in records),
     }
 
 

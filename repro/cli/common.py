@@ -106,8 +106,7 @@ def run_watched(
             root=root,
             utc=datetime.now(UTC),
             clock_s=time.monotonic,
-            progress=watcher.load,
-            oracle_progress=watcher.oracle,
+            watcher=watcher,
             note=watcher.note,
         )
 

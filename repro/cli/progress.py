@@ -7,10 +7,11 @@ import msgspec
 from rich.console import Console
 
 from reports.run.live import LiveView, Progress
-from repro.load.plan import Progress as LoadProgress
+from repro.load.listener import LoadListener
+from repro.load.listener import Progress as LoadProgress
 
 
-class Watcher:
+class Watcher(LoadListener):
     """Shows the load, then the oracle. Use it as a context. `simulated`: the load runs in virtual time."""
 
     def __init__(self, console: Console, clock_s: Callable[[], float], *, simulated: bool = True) -> None:
@@ -32,7 +33,7 @@ class Watcher:
         """Say something above the progress."""
         self._console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
 
-    def load(self, snapshot: LoadProgress) -> None:
+    def on_progress(self, snapshot: LoadProgress) -> None:
         """Take a snapshot of the load."""
         self._last = Progress(
             what="load",
@@ -47,7 +48,7 @@ class Watcher:
         )
         self._view.update(self._last)
 
-    def oracle(self, number: int, total: int) -> None:
+    def on_check(self, number: int, total: int) -> None:
         """Say how many of the suspect answers have been asked for again."""
         what = "clean decode" if self._simulated else "asked again"
         self._view.update(msgspec.structs.replace(self._last, what=f"{what} {number} of {total}"))

@@ -263,9 +263,7 @@ def calibrate(
         seed=seed,
     )
     with Watcher(Output(stderr=True, quiet=quiet), time.monotonic, simulated=False) as watcher:
-        learned = learn(
-            target, out, gentle, api=api, clock_s=time.monotonic, progress=watcher.load, checked=watcher.oracle
-        )
+        learned = learn(target, out, gentle, api=api, clock_s=time.monotonic, watcher=watcher)
     if json:
         print_json(learned.told)
         return

@@ -18,20 +18,12 @@ from repro.base.errors import UsageError
 from repro.load.answer import Answer
 from repro.load.client import ChatClient
 from repro.load.lag import clock_of
-from repro.load.plan import (
-    CountsDetectorsFor,
-    DetectorsFor,
-    LoadPlan,
-    LoadResult,
-    OnFinding,
-    OnlineFinding,
-    OnProgress,
-    OnRequest,
-)
+from repro.load.listener import CountsDetector, LoadListener, OnlineFinding, TextDetector
+from repro.load.plan import LoadPlan, LoadResult
 from repro.load.session import SessionRun, scaled_gap
 from repro.load.shapes import Closed, arrival_times
 from repro.load.tally import Tally
-from repro.record.requests import RequestRecord
+from repro.record.requests import SentRequest
 from repro.trace.format import Session
 from repro.trace.store import parent_turn
 
@@ -40,24 +32,15 @@ LOST_AFTER_FAILURES = 24  # requests in a row, beyond the concurrency, that got 
 
 
 async def drive(
-    sessions: Sequence[Session],
-    client: ChatClient,
-    plan: LoadPlan,
-    *,
-    text_detectors: DetectorsFor = lambda request, prompt: [],
-    counts_detectors: CountsDetectorsFor = lambda request: [],
-    on_request: OnRequest = lambda record: None,
-    on_finding: OnFinding = lambda request, finding: None,
-    progress: OnProgress = lambda snapshot: None,
+    sessions: Sequence[Session], client: ChatClient, plan: LoadPlan, *listeners: LoadListener
 ) -> LoadResult:
     """Replay the sessions and return the sums.
 
-    Each request is delivered to `on_request` as soon as it is over. A cancelled driver (Ctrl-C) cancels
-    its requests, delivers them, and returns what there is. What a callback raises ends the load and
-    comes out of here. Raises UsageError when the plan makes no sense.
+    A cancelled driver (Ctrl-C) cancels its requests, delivers them, and returns what there is. What a listener
+    raises ends the load and comes out of here. Raises UsageError when the plan makes no sense.
     """
     plan.check()
-    driver = _Driver(sessions, client, plan, text_detectors, counts_detectors, on_request, on_finding, progress)
+    driver = _Driver(sessions, client, plan, listeners)
     client.lag.start()
     try:
         virtual = isinstance(asyncio.get_running_loop(), VirtualLoop)
@@ -75,21 +58,13 @@ class _Driver:
         sessions: Sequence[Session],
         client: ChatClient,
         plan: LoadPlan,
-        text_detectors: DetectorsFor,
-        counts_detectors: CountsDetectorsFor,
-        on_request: OnRequest,
-        on_finding: OnFinding,
-        progress: OnProgress,
+        listeners: Sequence[LoadListener],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock = clock_of(self._loop)
         self._client = client
         self._plan = plan
-        self._text_detectors = text_detectors
-        self._counts_detectors = counts_detectors
-        self._on_request = on_request
-        self._on_finding = on_finding
-        self._progress = progress
+        self._listeners = listeners
         self._tally = Tally(client, self._clock, len(sessions))
         self._ceiling = _rate_ceiling(plan, self._loop)
         self._roots, self._children = _family(sessions)
@@ -99,7 +74,7 @@ class _Driver:
         self._active: dict[asyncio.Task[None], Session] = {}
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._stopping = False
-        self._error: BaseException | None = None  # the first one that a session or callback raised
+        self._error: BaseException | None = None  # the first one that a session or a listener raised
         self._target_lost = ""
         self._answers = 0
         self._order_waits: list[tuple[int, asyncio.Future[None]]] = []
@@ -129,18 +104,28 @@ class _Driver:
         """An answer has got a piece."""
         self._tally.pieces += 1
         if self._tally.pieces % PIECES_PER_PROGRESS == 0:
-            self._progress(self._tally.snapshot())
+            self._tell_progress()
+
+    def text_detectors(self, request: str, prompt: str) -> list[TextDetector]:
+        """Return the detectors of all listeners for an answer."""
+        return [each for listener in self._listeners for each in listener.text_detectors(request, prompt)]
+
+    def counts_detectors(self, request: str) -> list[CountsDetector]:
+        """Return the detectors of all listeners for an answer's counts."""
+        return [each for listener in self._listeners for each in listener.counts_detectors(request)]
 
     def found(self, request: str, finding: OnlineFinding) -> None:
         """An online detector is sure."""
         self._tally.findings += 1
-        self._on_finding(request, finding)
+        for listener in self._listeners:
+            listener.on_finding(request, finding)
 
-    def finished(self, record: RequestRecord, answer: Answer) -> None:
+    def finished(self, request: SentRequest, answer: Answer) -> None:
         """A request is over: count it, deliver it, let waiting sessions pass."""
-        self._tally.count(record, answer)
-        self._on_request(record)
-        self._progress(self._tally.snapshot())
+        self._tally.count(request, answer)
+        for listener in self._listeners:
+            listener.on_request(request)
+        self._tell_progress()
         self._answers += 1
         for target, waiting in self._order_waits:
             if self._answers >= target and not waiting.done():
@@ -198,7 +183,7 @@ class _Driver:
             session, due_s = (self._called or self._due).popleft()
             if isinstance(self._plan.shape, Closed):
                 due_s = self._clock()  # it comes when another one leaves: nobody was late
-            run = SessionRun(session, self._client, self._plan, self, self._text_detectors, self._counts_detectors)
+            run = SessionRun(session, self._client, self._plan, self)
             task = self._loop.create_task(run.run(due_s), name=f"session {session.id}")
             self._tally.sessions_started += 1
             self._active[task] = session
@@ -230,7 +215,12 @@ class _Driver:
             task.cancel()
         for task in left:
             await asyncio.wait((task,))
-        self._progress(self._tally.snapshot())
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        snapshot = self._tally.snapshot()
+        for listener in self._listeners:
+            listener.on_progress(snapshot)
 
 
 def _family(sessions: Sequence[Session]) -> tuple[list[Session], dict[tuple[str, int], list[Session]]]:

@@ -1,7 +1,6 @@
-"""How a load is driven, how it goes, and what came of it: plain data."""
+"""How a load is driven, and what came of it: plain data."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -10,68 +9,7 @@ from repro.load.faults import ClientFaults, no_faults
 from repro.load.history import TokenCounter, characters_per_four
 from repro.load.lag import Quantiles
 from repro.load.shapes import Closed, Shape, check_shape
-from repro.record.requests import RequestRecord, SpecCounts
 
-
-class OnlineFinding(Protocol):
-    """What an online detector finds; the driver only passes it on."""
-
-    @property
-    def detector(self) -> str:
-        """The detector's name."""
-
-    @property
-    def claim(self) -> str:
-        """What is wrong, in words."""
-
-
-class TextDetector(Protocol):
-    """An online detector over one answer, as `detectors.base.TextDetector` has it."""
-
-    name: str
-
-    def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> OnlineFinding | None:
-        """Take what the answer has grown by."""
-
-    def close(self) -> OnlineFinding | None:
-        """The answer is complete."""
-
-
-class CountsDetector(Protocol):
-    """An online detector over the counts of one answer, as `detectors.base.CountsDetector` has it."""
-
-    name: str
-
-    def feed(self, counts: SpecCounts) -> OnlineFinding | None:
-        """Take the counts of the answer so far."""
-
-    def close(self) -> OnlineFinding | None:
-        """The answer is complete."""
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """How far the load is: one snapshot."""
-
-    at_s: float  # on the loop's clock, from the start of the load
-    sessions: int
-    sessions_active: int
-    sessions_done: int
-    requests_active: int
-    requests_done: int
-    errors: int
-    aborted: int
-    tokens: int  # of all answers so far, unfinished ones too, as exactly as the streams tell
-    tokens_per_s: float  # over the whole load so far
-    ttft: Quantiles
-    lag: Quantiles
-    anomalies: int
-
-
-OnRequest = Callable[[RequestRecord], None]
-OnFinding = Callable[[str, OnlineFinding], None]  # (request, finding)
-OnProgress = Callable[[Progress], None]
-DetectorsFor = Callable[[str, str], Sequence[TextDetector]]  # (request, prompt as text): new ones each time
-CountsDetectorsFor = Callable[[str], Sequence[CountsDetector]]  # (request): new ones each time
 OnAnomaly = Literal["report", "abort-retry"]
 
 

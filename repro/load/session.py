@@ -2,7 +2,7 @@
 
 gap -> order, burst -> prompt (cut to fit) -> attempt 0 -> [wait, attempt 1 ...] -> history
                                                  |
-                                                 +-> one RequestRecord each
+                                                 +-> one SentRequest each
 """
 
 import asyncio
@@ -25,9 +25,10 @@ from repro.load.faults import (
 )
 from repro.load.history import History, Prompt
 from repro.load.lag import clock_of
-from repro.load.plan import CountsDetector, CountsDetectorsFor, DetectorsFor, LoadPlan, OnlineFinding, TextDetector
-from repro.load.wire import Piece
-from repro.record.requests import RequestRecord
+from repro.load.listener import CountsDetector, OnlineFinding, TextDetector
+from repro.load.plan import LoadPlan
+from repro.load.wire import Counts, Piece
+from repro.record.requests import SentRequest, SpecCounts
 from repro.trace.format import Session, Turn
 
 REQUEST_ID_MAX = 100  # servers take 128 printable characters
@@ -48,10 +49,16 @@ class Crowd(Protocol):
     def grown(self, answer: Answer) -> None:
         """An answer has got a piece."""
 
+    def text_detectors(self, request: str, prompt: str) -> Sequence[TextDetector]:
+        """Return fresh detectors for an answer."""
+
+    def counts_detectors(self, request: str) -> Sequence[CountsDetector]:
+        """Return fresh detectors for the counts of an answer."""
+
     def found(self, request: str, finding: OnlineFinding) -> None:
         """An online detector is sure."""
 
-    def finished(self, record: RequestRecord, answer: Answer) -> None:
+    def finished(self, request: SentRequest, answer: Answer) -> None:
         """A request is over, however it went."""
 
     def turn_over(self, session: Session, turn: int) -> None:
@@ -73,15 +80,11 @@ class SessionRun:
         client: ChatClient,
         plan: LoadPlan,
         crowd: Crowd,
-        detectors: DetectorsFor,
-        counts_detectors: CountsDetectorsFor,
     ) -> None:
         self.session = session
         self.client = client
         self.plan = plan
         self.crowd = crowd
-        self.detectors = detectors
-        self.counts_detectors = counts_detectors
         self._clock = clock_of(asyncio.get_running_loop())
         self.history = History(session.tools, plan.count_tokens, plan.context_tokens_max)
 
@@ -180,37 +183,30 @@ class _Attempt:
     def __init__(
         self, owner: SessionRun, index: int, turn: Turn, attempt: int, retry_of: str, *, gives_up: bool
     ) -> None:
-        session = owner.session
         self.answer = Answer()
-        self.request = request_id(session.id, index, attempt)
+        self.request = request_id(owner.session.id, index, attempt)
         self.convicted = False  # by a detector, in its stream, and therefore given up
         self.lost: Disconnect | None = None  # the connection that we dropped on purpose
+        self._owner = owner
+        self._index, self._turn, self._attempt, self._retry_of = index, turn, attempt, retry_of
         self._gives_up = gives_up
         self._stopped = False  # by us, at a piece of the answer
-        self._owner = owner
         self._abort = _abort_of(turn, owner.fault("client.abort"))
         fault = owner.fault("client.disconnect")
         self._disconnect = fault if isinstance(fault, Disconnect) else None
         fault = owner.fault("client.slow_reader")
         self._slow = fault if isinstance(fault, SlowReader) else None
-        expected = turn.reply.content if turn.reply is not None else ""
-        self._record = RequestRecord(
-            self.request, session.id, turn=index, attempt=attempt, expected=expected, retry_of=retry_of
-        )
         self._text_detectors: Sequence[TextDetector] = []
         self._counts_detectors: Sequence[CountsDetector] = []
 
     async def run(self, prompt: Prompt, answer_tokens: int, due_s: float) -> None:
         """Send, watch, record."""
-        owner, record = self._owner, self._record
-        self._text_detectors = owner.detectors(record.request, prompt.text)
-        self._counts_detectors = owner.counts_detectors(record.request)
-        record.due_us = due_s * 1e6
-        record.dropped_turns = prompt.dropped_turns
-        record.dropped_characters = prompt.dropped_characters
+        owner, crowd = self._owner, self._owner.crowd
+        self._text_detectors = crowd.text_detectors(self.request, prompt.text)
+        self._counts_detectors = crowd.counts_detectors(self.request)
         after_s, fault = self._timer()
-        ask = Ask(record.request, prompt.messages, answer_tokens, owner.history.tools, after_s)
-        owner.crowd.sending()
+        ask = Ask(self.request, prompt.messages, answer_tokens, owner.history.tools, after_s)
+        crowd.sending()
         try:
             await owner.client.ask(ask, self.watch, self.answer)
             if self.answer.finish == "abort" and not self._stopped and isinstance(fault, Disconnect):
@@ -219,7 +215,9 @@ class _Attempt:
             self.answer.fail("client", "interrupted")
             raise
         finally:
-            self._close(prompt)
+            self._note([detector.close() for detector in self._text_detectors])
+            self._note([detector.close() for detector in self._counts_detectors])
+            crowd.finished(self._sent(prompt, due_s), self.answer)
 
     def _timer(self) -> tuple[float | None, Abort | Disconnect | None]:
         """Return after how long the client gives up, and for which reason: the earlier one."""
@@ -253,8 +251,7 @@ class _Attempt:
     def _note(self, found: Sequence[OnlineFinding | None]) -> bool:
         sure = [finding for finding in found if finding is not None]
         for finding in sure:
-            self._record.detectors.append(finding.detector)
-            self._owner.crowd.found(self._record.request, finding)
+            self._owner.crowd.found(self.request, finding)
         return bool(sure)
 
     def _stop(self, answer: Answer) -> Close:
@@ -262,34 +259,43 @@ class _Attempt:
         answer.finish = "abort"
         return Close()
 
-    def _close(self, prompt: Prompt) -> None:
-        """Let the detectors finish, and deliver the record."""
-        answer = self.answer
-        self._note([detector.close() for detector in self._text_detectors])
-        self._note([detector.close() for detector in self._counts_detectors])
-        record = self._record
-        record.finish = "disconnect" if self.lost is not None else answer.finish
-        record.error = f"{answer.error_kind}: {answer.error}" if answer.error else ""
-        record.text = answer.text
-        record.tokens = answer.tokens
-        record.logprobs = answer.logprobs
-        times = (answer.sent_s, answer.first_s, answer.finished_s)
-        record.sent_us, record.first_token_us, record.finished_us = (
-            time * 1e6 if time >= 0 else -1.0 for time in times
+    def _sent(self, prompt: Prompt, due_s: float) -> SentRequest:
+        """Return what the client saw. What the server did not count, we have counted."""
+        answer, reply = self.answer, self._turn.reply
+        counts = answer.counts or Counts(prompt.tokens, answer.tokens_seen)
+        spec = answer.spec or SpecCounts(counts.completion_tokens)
+        by_tier = counts.cached_device_tokens is not None
+        return SentRequest(
+            request=self.request,
+            session=self._owner.session.id,
+            turn=self._index,
+            attempt=self._attempt,
+            due_us=due_s * 1e6,
+            sent_us=_us(answer.sent_s),
+            first_token_us=_us(answer.first_s),
+            finished_us=_us(answer.finished_s),
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=spec.completion_tokens,
+            cached_device_tokens=(counts.cached_device_tokens or 0) if by_tier else counts.cached_tokens,
+            cached_host_tokens=counts.cached_host_tokens or 0,
+            dropped_turns=prompt.dropped_turns,
+            dropped_characters=prompt.dropped_characters,
+            finish="disconnect" if self.lost is not None else answer.finish,
+            error=f"{answer.error_kind}: {answer.error}" if answer.error else "",
+            text=answer.text,
+            expected=reply.content if reply is not None else "",
+            tokens=answer.tokens,
+            logprobs=answer.logprobs,
+            retry_of=self._retry_of,
+            spec_verify_ct=spec.spec_verify_ct,
+            spec_accept_token_num=spec.spec_accept_token_num,
+            spec_draft_token_num=spec.spec_draft_token_num,
         )
-        counts = answer.counts
-        record.prompt_tokens = counts.prompt_tokens if counts is not None else prompt.tokens
-        record.completion_tokens = counts.completion_tokens if counts is not None else answer.tokens_seen
-        if counts is not None:
-            by_tier = counts.cached_device_tokens is not None
-            record.cached_device_tokens = (counts.cached_device_tokens or 0) if by_tier else counts.cached_tokens
-            record.cached_host_tokens = counts.cached_host_tokens or 0
-        if answer.spec is not None:
-            record.completion_tokens = answer.spec.completion_tokens
-            record.spec_verify_ct = answer.spec.spec_verify_ct
-            record.spec_accept_token_num = answer.spec.spec_accept_token_num
-            record.spec_draft_token_num = answer.spec.spec_draft_token_num
-        self._owner.crowd.finished(record, answer)
+
+
+def _us(time_s: float) -> float:
+    """Return a time in microseconds; -1 stays what never happened."""
+    return time_s * 1e6 if time_s >= 0 else -1.0
 
 
 def scaled_gap(turn: Turn, plan: LoadPlan) -> float:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from repro.load.answer import Answer
 from repro.load.client import ChatClient
-from repro.load.plan import LoadResult, Progress
-from repro.record.requests import RequestRecord
+from repro.load.listener import Progress
+from repro.load.plan import LoadResult
+from repro.record.requests import SentRequest
 
 NO_ANSWER_KINDS = ("refused", "died", "timeout")
 
@@ -30,7 +31,7 @@ class Tally:
         self._errors: dict[str, int] = {}
         self._dropped: dict[str, tuple[int, int]] = {}  # by session: turns, characters
 
-    def count(self, record: RequestRecord, answer: Answer) -> None:
+    def count(self, record: SentRequest, answer: Answer) -> None:
         """A request is over."""
         self.requests_active -= 1
         self._requests += 1

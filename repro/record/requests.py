@@ -1,4 +1,4 @@
-"""What is kept of each request: one row of requests.parquet."""
+"""A request as the client saw it, and as a row of requests.parquet."""
 
 import msgspec
 
@@ -36,11 +36,10 @@ class SpecCounts(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-class RequestRecord(msgspec.Struct):
-    """One request as the client saw it, and what the judges said about it afterwards.
+class SentRequest(msgspec.Struct):
+    """One request as the client saw it.
 
     Times are microseconds on the run's clock (virtual on the bundled stack), -1 when it never happened.
-    The client fills the first block, `run.py` the second from detectors and oracle.
     """
 
     request: str
@@ -69,6 +68,17 @@ class RequestRecord(msgspec.Struct):
     spec_draft_token_num: int = 0
     spec_window_rates: list[float] = msgspec.field(default_factory=list)  # accept rate of each 64 tokens
 
+    @property
+    def spec(self) -> SpecCounts:
+        """Return the counts of speculative decoding; all but the tokens 0 where the server told none."""
+        return SpecCounts(
+            self.completion_tokens, self.spec_verify_ct, self.spec_accept_token_num, self.spec_draft_token_num
+        )
+
+
+class RequestRecord(SentRequest):
+    """One row of requests.parquet: a request, and what the detectors and the oracle say about it."""
+
     raced: bool = False  # an access of it conflicts with another without a happens-before edge
     corrupted: bool = False  # it read bytes that were not the expected ones at first hand
     poisoned: bool = False  # it read bytes that a corrupted request had written
@@ -81,17 +91,15 @@ class RequestRecord(msgspec.Struct):
     first_difference: int = -1  # index of the first token that differs from the clean decode
     logit_gap: float = 0.0  # clean top-1 minus top-2 there
     visible: bool = False  # a text detector convicts it and the clean decode does not have it
-    own: bool = False  # a text finding that the clean decode has too
+    model_own: bool = msgspec.field(default=False, name="own")  # a text finding that the clean decode has too
     detectors: list[str] = msgspec.field(default_factory=list)
-
-    @property
-    def spec(self) -> SpecCounts:
-        """Return the counts of speculative decoding; all but the tokens 0 where the server told none."""
-        return SpecCounts(
-            self.completion_tokens, self.spec_verify_ct, self.spec_accept_token_num, self.spec_draft_token_num
-        )
 
     @property
     def suspect(self) -> bool:
         """Return whether any detector has something against this request."""
         return self.raced or self.corrupted or self.poisoned or bool(self.detectors)
+
+    @classmethod
+    def of(cls, sent: SentRequest) -> "RequestRecord":
+        """Return the row of a request that nobody has judged yet."""
+        return cls(**msgspec.structs.asdict(sent))

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_type_hints
 
 import msgspec
 import pandas as pd
@@ -24,7 +23,7 @@ _COLUMNS = {
     list[float]: pa.list_(pa.float64()),
     list[str]: pa.list_(pa.string()),
 }
-SCHEMA = pa.schema([(name, _COLUMNS[kind]) for name, kind in get_type_hints(RequestRecord).items()])
+SCHEMA = pa.schema([(each.encode_name, _COLUMNS[each.type]) for each in msgspec.structs.fields(RequestRecord)])
 
 _decoder = msgspec.json.Decoder(RequestRecord)
 
@@ -50,7 +49,7 @@ def _decode(path: Path, number: int, line: bytes) -> RequestRecord:
 
 def write_table(path: Path, records: Iterable[RequestRecord]) -> None:
     """Write the Parquet table; it appears whole or not at all. Raises OSError."""
-    table = pa.Table.from_pylist([msgspec.structs.asdict(record) for record in records], schema=SCHEMA)
+    table = pa.Table.from_pylist([msgspec.to_builtins(record) for record in records], schema=SCHEMA)
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         pq.write_table(table, unfinished, compression="zstd")
@@ -70,5 +69,5 @@ def read_table(path: Path) -> list[RequestRecord]:
 
 def frame_of(records: Iterable[RequestRecord]) -> pd.DataFrame:
     """Return the records as a frame, one row each, all columns present even without rows."""
-    rows = [msgspec.structs.asdict(record) for record in records]
+    rows = [msgspec.to_builtins(record) for record in records]
     return pd.DataFrame(rows, columns=SCHEMA.names)

@@ -1,6 +1,6 @@
 """Everything that is recorded while the load of a run goes on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -9,22 +9,22 @@ from detectors.answers.acceptance import Acceptance, AcceptanceRules
 from detectors.base import EventDetector, Finding
 from detectors.registry import event_detectors
 from repro.base.probe import Event, RequestEvent, Tokens
-from repro.load.plan import CountsDetector, DetectorsFor, OnlineFinding, TextDetector
+from repro.load.listener import CountsDetector, LoadListener, OnlineFinding, TextDetector
 from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
-from repro.record.requests import RequestRecord
+from repro.record.requests import RequestRecord, SentRequest
 from repro.run.limits import LimitWatch
 
 EVENTS_AT_ONCE = 1024  # between the steps of a run a detector's code and data are cold: one by one takes twice as long
 
 
 @dataclass
-class Observed:
+class Observed(LoadListener):
     """Listens to the stack and to the load, and keeps what the judges need."""
 
     folder: RunFolder
     limits: LimitWatch
-    text_detectors: DetectorsFor
+    judges: Callable[[str, str], Sequence[TextDetector]]  # (request, prompt)
     acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
     event_detectors: tuple[EventDetector, ...] = field(default_factory=event_detectors)
     exercise: ExerciseMeter = field(default_factory=ExerciseMeter)
@@ -33,10 +33,11 @@ class Observed:
     acceptance_findings: list[Finding] = field(default_factory=list)
     prompts: dict[str, str] = field(default_factory=dict)  # of the answers that an online detector convicts
     _unseen: list[Event] = field(default_factory=list)  # by the detectors
-    _answers: dict[str, list[int]] = field(default_factory=dict)  # of requests under way, as the next three
+    _answers: dict[str, list[int]] = field(default_factory=dict)  # of requests under way, as the next four
     _logprobs: dict[str, list[float]] = field(default_factory=dict)
     _accepting: dict[str, Acceptance] = field(default_factory=dict)
     _admissions: dict[str, RequestEvent] = field(default_factory=dict)
+    _convicting: dict[str, list[str]] = field(default_factory=dict)  # the names of the online detectors that do
 
     def feed(self, event: Event) -> None:
         """Take an event of the stack."""
@@ -58,19 +59,21 @@ class Observed:
             feed_all(detector, unseen)
         feed_all(self.exercise, unseen)
 
-    def asked(self, request: str, prompt: str) -> Sequence[TextDetector]:
+    def text_detectors(self, request: str, prompt: str) -> Sequence[TextDetector]:
         """Take a request that is about to be sent; return the text detectors of its answer."""
         self.limits.request()
         self.prompts[request] = prompt
-        return self.text_detectors(request, prompt)
+        return self.judges(request, prompt)
 
-    def counted(self, request: str) -> Sequence[CountsDetector]:
+    def counts_detectors(self, request: str) -> Sequence[CountsDetector]:
         """Return the detectors of the counts of a request that is about to be sent."""
         self._accepting[request] = Acceptance(self.acceptance)
         return (self._accepting[request],)
 
-    def request(self, record: RequestRecord) -> None:
+    def on_request(self, request: SentRequest) -> None:
         """Take a request that is over."""
+        record = RequestRecord.of(request)
+        record.detectors = self._convicting.pop(record.request, [])
         record.tokens = self._answers.pop(record.request, record.tokens)
         record.logprobs = self._logprobs.pop(record.request, record.logprobs)
         admission = self._admissions.pop(record.request, None)
@@ -85,9 +88,10 @@ class Observed:
         self.records.append(record)
         self.folder.add_request(record)
 
-    def finding(self, request: str, finding: OnlineFinding) -> None:
+    def on_finding(self, request: str, finding: OnlineFinding) -> None:
         """Take a finding of an online detector."""
         assert isinstance(finding, Finding)
+        self._convicting.setdefault(request, []).append(finding.detector)
         kept = self.acceptance_findings if finding.layer == "acceptance" else self.text_findings
         kept.append(msgspec.structs.replace(finding, request=request))
 

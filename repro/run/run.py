@@ -31,7 +31,8 @@ from repro.fault.plan import Fault
 from repro.load.faults import faults_of
 from repro.load.history import TokenCounter, characters_per_four
 from repro.load.lag import Quantiles
-from repro.load.plan import LoadPlan, LoadResult, OnProgress
+from repro.load.listener import SILENT, LoadListener
+from repro.load.plan import LoadPlan, LoadResult
 from repro.load.wire import Api
 from repro.record.folder import RunFolder
 from repro.record.redact import redacted_check, redacted_error
@@ -97,8 +98,7 @@ def run_scenario(
     root: Path,
     utc: datetime,
     clock_s: Callable[[], float] = lambda: 0.0,
-    progress: OnProgress = lambda snapshot: None,
-    oracle_progress: Callable[[int, int], None] = lambda number, total: None,
+    watcher: LoadListener = SILENT,
     note: Callable[[str], None] = lambda text: None,
     listeners: tuple[Callable[[Event], None], ...] = (),
 ) -> Outcome:
@@ -106,8 +106,8 @@ def run_scenario(
 
     `clock_s` is real time for the scenario's wall_s; the default never ends a run. A Ctrl-C ends the load,
     or the oracle, and what is there is judged. Raises ScenarioError, TargetError, RecordError, HarnessError,
-    and StoppedError for a second Ctrl-C; but for a usage error each names the folder. `note` is told what a
-    user should know beforehand; `listeners` hear the stack's events too.
+    and StoppedError for a second Ctrl-C; but for a usage error each names the folder. `watcher` hears the load
+    and the oracle, `note` what a user should know beforehand; `listeners` hear the stack's events too.
     """
     named, scenario = scenario, overridden(scenario, options.overrides)
     engine = _engine_versions(scenario)  # before there is a folder: it may not be installed
@@ -134,13 +134,10 @@ def run_scenario(
         corruptor = None if server else _corruptor(scenario, faults, injector, options.seed)
         explored = None if server else explorer(options.schedule)
         target = server or _bundled(scenario, options, checkpoint, injector, explored or timed, corruptor)
-        load = Load(
-            sessions, _plan(scenario, options, checkpoint, injector), observed.asked, observed.counted,
-            observed.request, observed.finding, progress, limits, oracle_progress,
-        )  # fmt: skip
+        load = Load(sessions, _plan(scenario, options, checkpoint, injector), (observed, watcher), limits)
         result = _driven(target, load, injector, options)
         verdicts = verdicts_of(
-            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=oracle_progress,
+            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=watcher.on_check,
             closed=closed,
         )  # fmt: skip
         records = [_told(record) for record in observed.records] if options.redact else observed.records

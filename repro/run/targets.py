@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -18,17 +18,10 @@ from repro.load.asgi import AsgiStreamTransport
 from repro.load.clean import ASKED_FOR, Checks, check_answers
 from repro.load.client import ChatClient, ServerFacts, open_client
 from repro.load.driver import drive
-from repro.load.plan import (
-    CountsDetectorsFor,
-    DetectorsFor,
-    LoadPlan,
-    LoadResult,
-    OnFinding,
-    OnProgress,
-    OnRequest,
-)
+from repro.load.listener import LoadListener, OnlineFinding
+from repro.load.plan import LoadPlan, LoadResult
 from repro.load.wire import Api
-from repro.record.requests import RequestRecord
+from repro.record.requests import SentRequest
 from repro.run.limits import LimitWatch
 from repro.schedule.pickers import Pick, timed
 from repro.serve.config import EngineConfig
@@ -52,13 +45,13 @@ class Load:
 
     sessions: Sequence[Session]
     plan: LoadPlan
-    text_detectors: DetectorsFor
-    counts_detectors: CountsDetectorsFor
-    on_request: OnRequest
-    on_finding: OnFinding
-    progress: OnProgress
+    listeners: Sequence[LoadListener]
     limits: LimitWatch
-    again: Callable[[int, int], None] = lambda number, total: None  # progress of what is asked again
+
+    def on_check(self, number: int, total: int) -> None:
+        """Tell the listeners how many answers have been asked for again."""
+        for listener in self.listeners:
+            listener.on_check(number, total)
 
 
 Generate = Callable[[GenerateRequest], AsyncIterator[Update]]
@@ -197,7 +190,7 @@ class Checking:
     model: str = ""  # that the server must serve; "": any
 
 
-class ServerTarget:
+class ServerTarget(LoadListener):
     """A running OpenAI-compatible server, or SGLang's own API. Raises UsageError for what is no URL."""
 
     def __init__(self, url: str, api: Api = "chat", checking: Checking | None = None) -> None:
@@ -231,13 +224,13 @@ class ServerTarget:
                     "`repro calibrate` makes one for it"
                 )
             driving = asyncio.create_task(
-                _driven(replace(load, on_request=self._forgetting(load)), client, facts.context_tokens_max), name="load"
+                _driven(load, client, self, context_tokens_max=facts.context_tokens_max), name="load"
             )
             await _bounded(driving, load.limits)
             answered = [each for each in client.kept.values() if each.answer.text and not each.answer.error_kind]
             if not load.limits.reached:
                 asks = [client.kept[request].ask for request in self._suspects]
-                asking = ask_again(client, asks, self.said_again, load.again)
+                asking = ask_again(client, asks, self.said_again, load.on_check)
                 await _bounded(asyncio.create_task(asking, name="again"), load.limits)
             if self._checking is not None and not load.limits.reached:
                 checking = self._check(answered, load, self._checking.tokens_max)
@@ -250,19 +243,16 @@ class ServerTarget:
         """Check answers of the load, suspects first, the others in an order that the seed draws."""
         answered.sort(key=lambda each: bits64(load.plan.seed, "check", each.ask.request))
         answered.sort(key=lambda each: each.ask.request not in self._suspects)
-        await check_answers(self._client, answered, self.checks, tokens_max=tokens_max, done=load.again)
+        await check_answers(self._client, answered, self.checks, tokens_max=tokens_max, done=load.on_check)
 
-    def _forgetting(self, load: Load) -> OnRequest:
-        """Return what takes a request that is over, and forgets how it was asked if it need not be asked again."""
+    def on_finding(self, request: str, finding: OnlineFinding) -> None:
+        """Remember a request that an online detector convicts: it is asked again."""
+        self._suspects[request] = None
 
-        def over(record: RequestRecord) -> None:
-            if record.detectors:
-                self._suspects[record.request] = None
-            elif self._checking is None:
-                self._client.kept.pop(record.request, None)
-            load.on_request(record)
-
-        return over
+    def on_request(self, request: SentRequest) -> None:
+        """Forget how a request was asked that need not be asked again."""
+        if request.request not in self._suspects and self._checking is None:
+            self._client.kept.pop(request.request, None)
 
 
 def _with_loss(result: LoadResult, lost: str) -> LoadResult:
@@ -293,20 +283,13 @@ async def _facts(client: ChatClient) -> ServerFacts:
         raise TargetError(f"{where}: no answer within {FACTS_TIMEOUT_S:.0f} s; is this the server's port?") from error
 
 
-async def _driven(load: Load, client: ChatClient, context_tokens_max: int | None = None) -> LoadResult:
+async def _driven(
+    load: Load, client: ChatClient, *listeners: LoadListener, context_tokens_max: int | None = None
+) -> LoadResult:
     plan = load.plan
     if context_tokens_max is not None and plan.context_tokens_max is None:
         plan = msgspec.structs.replace(plan, context_tokens_max=context_tokens_max)
-    return await drive(
-        load.sessions,
-        client,
-        plan,
-        text_detectors=load.text_detectors,
-        counts_detectors=load.counts_detectors,
-        on_request=load.on_request,
-        on_finding=load.on_finding,
-        progress=load.progress,
-    )
+    return await drive(load.sessions, client, plan, *listeners, *load.listeners)
 
 
 def run_real(main: Coroutine[Any, Any, LoadResult]) -> LoadResult:

@@ -13,7 +13,8 @@ import msgspec
 from detectors.answers.clean_cache import DECISIVE_NATS, ORACLES, Calibration, Judged, Oracle, judged
 from repro.base.errors import StoppedError, TargetError
 from repro.base.json_file import write_struct
-from repro.load.plan import LoadPlan, OnProgress
+from repro.load.listener import SILENT, LoadListener
+from repro.load.plan import LoadPlan
 from repro.load.wire import Api
 from repro.record.checks import Check
 from repro.run.limits import LimitWatch
@@ -97,8 +98,7 @@ def calibrate(
     *,
     api: Api = "chat",
     clock_s: Callable[[], float] = lambda: 0.0,
-    progress: OnProgress = lambda snapshot: None,
-    checked: Callable[[int, int], None] = lambda number, total: None,
+    watcher: LoadListener = SILENT,
 ) -> Calibrated:
     """Ask the server at `url`, write what its clean answers score to `out`, and return it.
 
@@ -115,17 +115,7 @@ def calibrate(
         history="recorded" if gentle.traces else "generated",
         answer_tokens_max=gentle.answer_tokens,
     )
-    load = Load(
-        sessions,
-        plan,
-        text_detectors=lambda request, prompt: [],
-        counts_detectors=lambda request: [],
-        on_request=lambda record: None,
-        on_finding=lambda request, finding: None,
-        progress=progress,
-        limits=limits,
-        again=checked,
-    )
+    load = Load(sessions, plan, (watcher,), limits)
     result = target.drive(load)
     if limits.reached:
         raise StoppedError(f"{limits.reached}; nothing was written")

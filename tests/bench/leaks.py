@@ -21,8 +21,9 @@ from repro.base.rng import uniform
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.client import open_client
 from repro.load.driver import drive
+from repro.load.listener import LoadListener, OnlineFinding, TextDetector
 from repro.load.plan import LoadPlan
-from repro.record.requests import RequestRecord
+from repro.record.requests import SentRequest
 from repro.run.judge.online import TextJudges, nonces_of
 from repro.run.targets import load_checkpoint
 from repro.scenario.schema import LoadSpec
@@ -47,6 +48,24 @@ class Told(msgspec.Struct, frozen=True):
     convicted: bool
 
 
+class Judging(LoadListener):
+    """Judges the texts of all answers."""
+
+    def __init__(self, judges: TextJudges) -> None:
+        self.requests: list[SentRequest] = []
+        self.findings: set[tuple[str, str]] = set()
+        self._judges = judges
+
+    def text_detectors(self, request: str, prompt: str) -> list[TextDetector]:
+        return self._judges(request, prompt)
+
+    def on_finding(self, request: str, finding: OnlineFinding) -> None:
+        self.findings.add((request, finding.detector))
+
+    def on_request(self, request: SentRequest) -> None:
+        self.requests.append(request)
+
+
 def serve(seed: int) -> list[Told]:
     """Serve the sessions of a seed and judge their answers."""
     torch.set_num_threads(1)
@@ -56,7 +75,7 @@ def serve(seed: int) -> list[Told]:
     judges = TextJudges(None, nonces_of(sessions))
     latest: dict[str, GenerateRequest] = {}  # of each session
     foreign: dict[str, str] = {}  # request -> the session whose answer it is given
-    records: list[RequestRecord] = []
+    heard = Judging(judges)
 
     async def story() -> None:
         engine = build(CONFIG, checkpoint.model, device)
@@ -77,7 +96,7 @@ def serve(seed: int) -> list[Told]:
         client = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=None)
         running = asyncio.create_task(engine.run())
         plan = LoadPlan(concurrency=LOAD.sessions, seed=seed, history="recorded", answer_tokens_max=128)
-        await drive(sessions, client, plan, text_detectors=judges, on_request=records.append)
+        await drive(sessions, client, plan, heard)
         engine.stop()
         await running
 
@@ -87,9 +106,9 @@ def serve(seed: int) -> list[Told]:
         Told(
             record.request in foreign,
             record.request in foreign and nonces[foreign[record.request]] in record.text,
-            CrossPromptLeak.name in record.detectors,
+            (record.request, CrossPromptLeak.name) in heard.findings,
         )
-        for record in records
+        for record in heard.requests
     ]
 
 

@@ -27,10 +27,11 @@ from repro.load.faults import (
     SlowReader,
     faults_of,
 )
-from repro.load.plan import LoadPlan, LoadResult, OnlineFinding, Progress, TextDetector
+from repro.load.listener import CountsDetector, LoadListener, OnlineFinding, Progress, TextDetector
+from repro.load.plan import LoadPlan, LoadResult
 from repro.load.session import LENGTH_NUMBER, LENGTH_WORDS, request_id
 from repro.load.shapes import Burst, Poisson, Recorded
-from repro.record.requests import RequestRecord, SpecCounts
+from repro.record.requests import SentRequest, SpecCounts
 from repro.serve.server.errors import ApiError
 from repro.serve.server.intake import answer_tokens_max
 from repro.trace.format import Message, Session, ToolCall, Turn
@@ -54,41 +55,51 @@ def session(name: str, turns: int = 2, *, text: str = "do it", tokens: int = 4, 
     return msgspec.structs.replace(Session(id=name, turns=made), **changes)
 
 
-class Seen:
-    """Everything that a load delivers."""
+class Seen(LoadListener):
+    """Everything that a load delivers; `texts` and `counts` make its detectors."""
 
-    def __init__(self) -> None:
-        self.records: list[RequestRecord] = []
+    def __init__(
+        self,
+        texts: Callable[[str, str], list[TextDetector]] = lambda request, prompt: [],
+        counts: Callable[[str], list[CountsDetector]] = lambda request: [],
+    ) -> None:
+        self.records: list[SentRequest] = []
         self.findings: list[tuple[str, str]] = []
+        self.convicting: dict[str, list[str]] = {}
         self.progress: list[Progress] = []
+        self.texts, self.counts = texts, counts
 
-    def finding(self, request: str, finding: OnlineFinding) -> None:
+    def text_detectors(self, request: str, prompt: str) -> list[TextDetector]:
+        return self.texts(request, prompt)
+
+    def counts_detectors(self, request: str) -> list[CountsDetector]:
+        return self.counts(request)
+
+    def on_finding(self, request: str, finding: OnlineFinding) -> None:
         self.findings.append((request, finding.claim))
+        self.convicting.setdefault(request, []).append(finding.detector)
 
-    def of(self, session: str) -> list[RequestRecord]:
+    def on_request(self, request: SentRequest) -> None:
+        self.records.append(request)
+
+    def on_progress(self, snapshot: Progress) -> None:
+        self.progress.append(snapshot)
+
+    def of(self, session: str) -> list[SentRequest]:
         return [record for record in self.records if record.session == session]
 
 
-async def driven(
-    sessions: Sequence[Session], app: App, plan: LoadPlan, seen: Seen | None = None, **options: Any
-) -> LoadResult:
-    seen = seen or Seen()
+async def driven(sessions: Sequence[Session], app: App, plan: LoadPlan, *listeners: LoadListener) -> LoadResult:
     client = open_client("http://stub", transport=AsgiStreamTransport(app))
     async with client.http:
-        return await drive(
-            sessions,
-            client,
-            plan,
-            on_request=seen.records.append,
-            on_finding=seen.finding,
-            progress=seen.progress.append,
-            **options,
-        )
+        return await drive(sessions, client, plan, *listeners)
 
 
-def run(sessions: Sequence[Session], plan: LoadPlan, app: App | None = None, **options: Any) -> tuple[LoadResult, Seen]:
-    seen = Seen()
-    return run_virtual(driven(sessions, app or ChatStub(), plan, seen, **options), IdleWorld()), seen
+def run(
+    sessions: Sequence[Session], plan: LoadPlan, app: App | None = None, seen: Seen | None = None
+) -> tuple[LoadResult, Seen]:
+    seen = seen or Seen()
+    return run_virtual(driven(sessions, app or ChatStub(), plan, seen), IdleWorld()), seen
 
 
 def faults_at(**actions: ClientAction) -> Callable[[ClientPoint, str], ClientAction | None]:
@@ -404,10 +415,10 @@ def test_detectors_are_fed_piece_by_piece_and_may_abort(retries: int, text: str)
     result, seen = run(
         [session("a", 1)],
         LoadPlan(on_anomaly="abort-retry", anomaly_retries_max=retries),
-        text_detectors=lambda request, prompt: [WordDetector("w1 " if request == "a:0" else "never", log)],
+        seen=Seen(lambda request, prompt: [WordDetector("w1 " if request == "a:0" else "never", log)]),
     )
     assert [part for part in log if part][: len(text.split())] == [part + " " for part in text.split()]
-    assert seen.findings == [("a:0", "said w1 ")] and seen.records[0].detectors == ["words"]
+    assert seen.findings == [("a:0", "said w1 ")] and seen.convicting == {"a:0": ["words"]}
     assert (seen.records[0].text, seen.records[0].finish) == (text, "abort" if retries else "stop")
     assert result.findings == seen.progress[-1].anomalies == 1
 
@@ -453,7 +464,7 @@ def given_up(wrong: Callable[[str], bool], turns: int = 2, **plan: Any) -> tuple
         [session("a", turns)],
         LoadPlan(**({"on_anomaly": "abort-retry"} | plan)),
         stub,
-        counts_detectors=lambda request: [CountingDetector(wrong(request))],
+        Seen(counts=lambda request: [CountingDetector(wrong(request))]),
     )
     return result, seen, stub
 
@@ -467,7 +478,7 @@ def test_a_convicted_answer_is_given_up_and_the_session_goes_on_with_the_next() 
     ]
     assert stub.disconnects == [("a:0", 2)] and stub.bodies[0] == stub.bodies[1]
     assert stub.bodies[2]["messages"][1]["content"] == "w0 w1 w2 w3 "
-    assert seen.records[0].detectors == ["counts"] and seen.records[1].detectors == []
+    assert seen.convicting == {"a:0": ["counts"]}
     assert (seen.records[0].completion_tokens, seen.records[0].spec) == (4, SpecCounts(4, 2, 2, 6))
     assert (result.aborted, result.answered, result.retries) == (1, 2, 1)
     assert seen.records[1].sent_us == pytest.approx(seen.records[0].finished_us)
@@ -478,12 +489,12 @@ def test_retries_are_bounded_and_the_last_answer_is_taken_as_it_comes(retries: i
     _, seen, _ = given_up(lambda request: True, turns=1, anomaly_retries_max=retries)
     assert [record.finish for record in seen.records] == ["abort"] * retries + ["stop"]
     assert [record.retry_of for record in seen.records[1:]] == [record.request for record in seen.records[:-1]]
-    assert all(record.detectors == ["counts"] for record in seen.records)
+    assert seen.convicting == {record.request: ["counts"] for record in seen.records}
 
 
 def test_a_report_only_run_gives_nothing_up() -> None:
     _, seen, _ = given_up(lambda request: True, turns=1, on_anomaly="report")
-    assert [(record.finish, record.detectors) for record in seen.records] == [("stop", ["counts"])]
+    assert [(each.finish, seen.convicting[each.request]) for each in seen.records] == [("stop", ["counts"])]
 
 
 def test_a_retry_whose_connection_breaks_is_still_the_retry_of_its_request() -> None:
@@ -507,14 +518,12 @@ def test_detectors_are_made_for_the_request_and_its_whole_prompt() -> None:
         made.append((request, prompt))
         return []
 
-    run([session("a", 2)], LoadPlan(), text_detectors=noting)
+    run([session("a", 2)], LoadPlan(), seen=Seen(noting))
     assert made == [("a:0", "do it 0\n"), ("a:1", "do it 0\nw0 w1 w2 w3 \ndo it 1\n")]
 
 
 def test_a_detector_may_convict_at_the_end() -> None:
-    _, seen = run(
-        [session("a", 1)], LoadPlan(), text_detectors=lambda request, prompt: [WordDetector("at the end", [])]
-    )
+    _, seen = run([session("a", 1)], LoadPlan(), seen=Seen(lambda request, prompt: [WordDetector("at the end", [])]))
     assert seen.findings == [("a:0", "closed")]
 
 
@@ -536,16 +545,17 @@ def test_a_cancelled_load_returns_what_there_is_and_delivers_the_unfinished() ->
     assert stub.active == 0 and result.requests == len(seen.records) == 8
 
 
-def test_what_a_callback_raises_ends_the_load_and_comes_out() -> None:
-    def full(record: RequestRecord) -> None:
-        raise RecordError("no space left on device")
+def test_what_a_listener_raises_ends_the_load_and_comes_out() -> None:
+    class Full(LoadListener):
+        def on_request(self, request: SentRequest) -> None:
+            raise RecordError("no space left on device")
 
     async def main() -> None:
         stub = ChatStub()
         client = open_client("http://stub", transport=AsgiStreamTransport(stub))
         async with client.http:
             with pytest.raises(RecordError, match="no space left"):
-                await drive([session(f"s{n}", 9) for n in range(9)], client, LoadPlan(), on_request=full)
+                await drive([session(f"s{n}", 9) for n in range(9)], client, LoadPlan(), Full())
         assert stub.active == 0 and len(stub.bodies) <= 9
 
     run_virtual(main(), IdleWorld())
@@ -610,3 +620,12 @@ def test_bodies_are_valid_json_even_for_odd_text() -> None:
     stub = ChatStub()
     run([session("a", 1, text='quote " slash \\ null \0 line \u2028 emoji 🙂')], LoadPlan(), stub)
     assert json.loads(json.dumps(stub.bodies[0]))["messages"][0]["content"].endswith("🙂 0")
+
+
+def test_every_listener_hears_the_load_and_its_detectors_judge_every_answer() -> None:
+    first = Seen(lambda request, prompt: [WordDetector("w0 ", [])])
+    second = Seen(lambda request, prompt: [WordDetector("w1 ", [])])
+    result = run_virtual(driven([session("a", 1)], ChatStub(), LoadPlan(), first, second), IdleWorld())
+    assert first.findings == second.findings == [("a:0", "said w0 "), ("a:0", "said w1 ")]
+    assert result.findings == 2
+    assert first.records == second.records and first.progress == second.progress

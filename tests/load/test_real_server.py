@@ -13,9 +13,8 @@ from repro.load.client import open_client
 from repro.load.driver import drive
 from repro.load.faults import Abort, ClientAction, ClientPoint, SlowReader
 from repro.load.plan import LoadPlan
-from repro.record.requests import RequestRecord
 from tests.load.stubs import ChatStub, read_request, tcp_server
-from tests.load.test_driver import session
+from tests.load.test_driver import Seen, session
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
 LOOPS: list[Loop] = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -49,19 +48,19 @@ def test_a_load_over_real_http_with_aborts_and_slow_readers(loop: Loop) -> None:
 
     async def main() -> None:
         stub = ChatStub(token_s=0.002, prefill_s=0.01)
-        records: list[RequestRecord] = []
+        seen = Seen()
         async with served(stub) as url:
             client = open_client(url)
             async with client.http:
                 sessions = [session(f"s{number}", 3, tokens=20) for number in range(30)]
                 plan = LoadPlan(concurrency=10, time_scale=0, faults=faults)
-                result = await drive(sessions, client, plan, on_request=records.append)
+                result = await drive(sessions, client, plan, seen)
                 while stub.active:
                     await asyncio.sleep(0.01)
         assert (result.requests, result.answered, result.aborted, result.errors) == (90, 60, 30, {})
-        assert {record.text for record in records if record.finish == "abort"} == {"w0 w1 "}
+        assert {record.text for record in seen.records if record.finish == "abort"} == {"w0 w1 "}
         assert sorted(name for name, _ in stub.disconnects) == sorted(
-            record.request for record in records if record.finish == "abort"
+            record.request for record in seen.records if record.finish == "abort"
         )
         assert result.lag.count > 3 and result.ttft.p50_s >= 0.01
 

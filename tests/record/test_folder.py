@@ -59,7 +59,7 @@ def test_a_later_record_replaces_the_earlier_one_of_the_same_attempt(tmp_path: P
 
 def test_requests_as_a_frame_have_all_columns_even_when_there_are_none(tmp_path: Path) -> None:
     frame = make_run(tmp_path, requests=[]).requests_frame()
-    assert list(frame.columns) == list(RequestRecord.__struct_fields__) and len(frame) == 0
+    assert list(frame.columns) == list(RequestRecord.__struct_encode_fields__) and len(frame) == 0
     assert make_run(tmp_path, requests=[make_request(prompt_tokens=9)]).requests_frame()["prompt_tokens"].sum() == 9
 
 

@@ -20,8 +20,8 @@ DRAFTS = {"completion_tokens": 60, "spec_verify_ct": 20, "spec_draft_token_num":
         ({"poisoned": True, "oracle": "diverged"}, "diverged"),
         ({"corrupted": True, "oracle": "diverged", "detectors": ["repetition"], "visible": True}, "looping"),
         ({"corrupted": True, "oracle": "diverged", "detectors": ["garbled"], "visible": True}, "garbled"),
-        ({"corrupted": True, "oracle": "diverged", "detectors": ["repetition"], "own": True}, "diverged"),
-        ({"detectors": ["repetition"], "own": True}, "clean"),
+        ({"corrupted": True, "oracle": "diverged", "detectors": ["repetition"], "model_own": True}, "diverged"),
+        ({"detectors": ["repetition"], "model_own": True}, "clean"),
     ],
 )
 def test_the_truth_of_an_answer_is_what_was_read_and_what_the_clean_decode_says(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from repro.load.plan import Progress
+from repro.load.listener import Progress
 from repro.record.view import open_run
 from repro.run.limits import LimitWatch
 from repro.run.run import RunOptions

@@ -63,8 +63,8 @@ def verdicts_of(
     verdicts.append(_ask_oracle(wanted, target, observed.limits, progress))
     for record in wanted:
         if _looks_wrong(record) and record.oracle:
-            record.own = record.oracle == "same" or _repeats(record, observed, judges)
-            record.visible = not record.own
+            record.model_own = record.oracle == "same" or _repeats(record, observed, judges)
+            record.visible = not record.model_own
     return [*verdicts, acceptance, *_text_verdicts(observed, NOT_DECODED), _leak(observed, judges)]
 
 
@@ -109,7 +109,7 @@ def _of_server(observed: Observed, again: AskedAgain, judges: TextJudges) -> lis
         repeats = same or looks_wrong_too
         if again.flushed or not repeats:
             record.oracle = "same" if same else "other"
-            record.own, record.visible = (repeats, not repeats) if _looks_wrong(record) else (False, False)
+            record.model_own, record.visible = (repeats, not repeats) if _looks_wrong(record) else (False, False)
     why = "a server at a URL has no clean decode of ours to compare with"
     unsure = NOT_ASKED if again.flushed or not again.texts else NOT_FLUSHED
     return [
@@ -208,7 +208,7 @@ def _text_verdicts(observed: Observed, unsure: str) -> list[Verdict]:
 
     A suspect that the oracle was not asked about is unknown; `unsure` says why, with a place for the count.
     """
-    own = {record.request for record in observed.records if record.own}
+    own = {record.request for record in observed.records if record.model_own}
     asked = {record.request for record in observed.records if record.oracle}
     verdicts = []
     for name in TEXT_DETECTORS:

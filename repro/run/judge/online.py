@@ -34,7 +34,7 @@ MARKUP = (
 
 
 class TextJudges:
-    """Makes the text detectors of each request (`load.plan.DetectorsFor`)."""
+    """Makes the text detectors of each request (`LoadListener.text_detectors`)."""
 
     def __init__(self, vocabulary: Vocabulary | None, nonces: Nonces | None = None, *, speaks: bool = True) -> None:
         self.nonces = nonces  # None: no session has one, and a leak cannot be told

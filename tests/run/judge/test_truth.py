@@ -16,7 +16,7 @@ from repro.run.judge.online import TextJudges
 from repro.run.limits import LimitWatch
 from repro.run.recorder import Observed
 from repro.run.targets import ServerTarget
-from tests.builders import make_folder, make_request, text_finding
+from tests.builders import make_folder, sent_request, text_finding
 from tests.detectors.spec import clean_answers, steady
 
 LOOP = "over and " * 60
@@ -26,33 +26,34 @@ FINE = "def read(path):\n    return path.read_text()\n"
 def judged(root: Path, again: AskedAgain, text: str = LOOP) -> tuple[RequestRecord, dict[str, Verdict]]:
     """Return a suspect of a server at a URL, and the detectors' answers, given what it said again."""
     observed = Observed(make_folder(root), LimitWatch(1e9, 10**9, lambda: 0.0), TextJudges(None))
-    record = make_request("s:0", text=text, oracle="", tokens=[], logprobs=[], detectors=["repetition"])
-    observed.asked("s:0", "say")
-    observed.finding("s:0", text_finding("repetition"))
-    observed.request(record)
+    observed.text_detectors("s:0", "say")
+    observed.on_finding("s:0", text_finding("repetition"))
+    observed.on_request(sent_request("s:0", text=text))
     target = ServerTarget("http://127.0.0.1:1")
     target.said_again = again
     verdicts = verdicts_of(observed, target, TextJudges(None), sample=8, seed=0, progress=lambda number, total: None)
     observed.folder.close("finished")
+    (record,) = observed.records
+    assert record.detectors == ["repetition"]
     return record, {verdict.detector: verdict for verdict in verdicts}
 
 
 def test_wrong_alone_on_a_dropped_cache_is_the_models_own(tmp_path: Path) -> None:
     for again in (LOOP, LOOP + "again"):
         record, verdicts = judged(tmp_path, AskedAgain({"s:0": again}, flushed=True))
-        assert record.own and not record.visible and verdicts["repetition"].answer == "clean"
+        assert record.model_own and not record.visible and verdicts["repetition"].answer == "clean"
 
 
 @pytest.mark.parametrize("flushed", [True, False])
 def test_wrong_under_load_only_convicts(tmp_path: Path, flushed: bool) -> None:
     record, verdicts = judged(tmp_path, AskedAgain({"s:0": FINE}, flushed=flushed))
-    assert (record.visible, record.own, record.oracle, record.clean_text) == (True, False, "other", FINE)
+    assert (record.visible, record.model_own, record.oracle, record.clean_text) == (True, False, "other", FINE)
     assert verdicts["repetition"].answer == "anomaly" and len(verdicts["repetition"].findings) == 1
 
 
 def test_wrong_again_on_a_cache_that_may_be_corrupted_is_unknown(tmp_path: Path) -> None:
     record, verdicts = judged(tmp_path, AskedAgain({"s:0": LOOP}, flushed=False))
-    assert not record.visible and not record.own
+    assert not record.visible and not record.model_own
     assert verdicts["repetition"].answer == "unknown" and "did not drop its cache" in verdicts["repetition"].why
 
 
@@ -86,17 +87,16 @@ def accepted(
     )
     for number, series in enumerate(answers):
         name, last = f"s:{number}", series[-1] if series else SpecCounts(200)
-        record = make_request(
-            name, text=FINE, oracle="", completion_tokens=last.completion_tokens, spec_verify_ct=last.spec_verify_ct,
+        sent = sent_request(
+            name, text=FINE, completion_tokens=last.completion_tokens, spec_verify_ct=last.spec_verify_ct,
             spec_accept_token_num=last.spec_accept_token_num, spec_draft_token_num=last.spec_draft_token_num,
         )  # fmt: skip
-        observed.asked(name, "say")
-        (detector,) = observed.counted(name)
+        observed.text_detectors(name, "say")
+        (detector,) = observed.counts_detectors(name)
         for finding in [*map(detector.feed, series), detector.close()]:
             if finding is not None:
-                record.detectors.append(finding.detector)
-                observed.finding(name, finding)
-        observed.request(record)
+                observed.on_finding(name, finding)
+        observed.on_request(sent)
     target, said = ServerTarget("http://127.0.0.1:1"), again or {}
     target.said_again = AskedAgain(dict.fromkeys(said, FINE), said, flushed=flushed)
     verdicts = verdicts_of(observed, target, TextJudges(None), sample=8, seed=0, progress=lambda number, total: None)
@@ -108,7 +108,7 @@ def test_odd_acceptance_under_load_only_convicts_and_marks_its_request(tmp_path:
     records, verdict = accepted(tmp_path, POOR, GOOD, again={"s:0": GOOD})
     assert (verdict.answer, verdict.checked, [f.request for f in verdict.findings]) == ("anomaly", 2, ["s:0"])
     assert [record.acceptance for record in records] == [True, False]
-    assert not any(record.visible or record.own for record in records)
+    assert not any(record.visible or record.model_own for record in records)
     assert records[1].spec_window_rates == pytest.approx([2 / 3] * 4)
 
 
@@ -156,15 +156,16 @@ def test_answers_without_counts_beside_others_and_counts_that_cannot_be_are_unkn
 def test_a_leak_convicts_whatever_the_server_says_alone(tmp_path: Path) -> None:
     judges = TextJudges(None, Nonces({"s": "f" * 16, "other": NONCE}))
     observed = Observed(make_folder(tmp_path), LimitWatch(1e9, 10**9, lambda: 0.0), judges)
-    record = make_request("s:0", text=f"Ticket {NONCE}", oracle="", detectors=["cross_prompt_leak"])
-    for detector in observed.asked("s:0", "say"):
-        if (finding := detector.feed(record.text)) is not None:
-            observed.finding("s:0", finding)
-    observed.request(record)
+    sent = sent_request("s:0", text=f"Ticket {NONCE}")
+    for detector in observed.text_detectors("s:0", "say"):
+        if (finding := detector.feed(sent.text)) is not None:
+            observed.on_finding("s:0", finding)
+    observed.on_request(sent)
+    (record,) = observed.records
     target = ServerTarget("http://127.0.0.1:1")
     target.said_again = AskedAgain({"s:0": record.text}, flushed=True)
     verdicts = verdicts_of(observed, target, judges, sample=8, seed=0, progress=lambda number, total: None)
     observed.folder.close("finished")
     leak = verdicts[-1]
     assert (leak.detector, leak.answer, leak.checked, len(leak.findings)) == ("cross_prompt_leak", "anomaly", 1, 1)
-    assert record.visible and not record.own
+    assert record.visible and not record.model_own
