@@ -5,7 +5,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 import msgspec
 import typer
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 import repro.scenario.schema as scenarios
 from repro.base.errors import HarnessError, ReproError, StoppedError
@@ -158,6 +161,13 @@ def print_json(told: object) -> None:
     """Write one JSON object to standard output, and nothing else."""
     sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
     sys.stdout.flush()
+
+
+@contextmanager
+def live_line(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows a line on standard error in place of the one before."""
+    with Live(console=Output(stderr=True, highlight=False, quiet=quiet), refresh_per_second=4, transient=True) as live:
+        yield lambda line: live.update(Text(line))
 
 
 def discard_output() -> None:

@@ -9,7 +9,21 @@ import typer
 
 import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
-from repro.cli.common import RUNS, WORKERS, Json, Output, Quiet, Runs, Seed, app, errors, examples, guarded, print_json
+from repro.cli.common import (
+    RUNS,
+    WORKERS,
+    Json,
+    Output,
+    Quiet,
+    Runs,
+    Seed,
+    app,
+    errors,
+    examples,
+    guarded,
+    live_line,
+    print_json,
+)
 
 FINDINGS_SHOWN = 20  # of `repro detect`
 HUNTED = ("ordering", "canary", "divergence", "text")  # layers of the truth
@@ -59,26 +73,29 @@ def hunt(
     for each in layers:
         if each not in HUNTED:
             raise UsageError(f'--layer "{each}": give one of {", ".join(HUNTED)}')
-    from repro.search.hunt import Quarry
-    from repro.search.hunt_command import Command, run_hunt
+    from repro.run.run import RunOptions
+    from repro.search.console import print_hunt, progress_line
+    from repro.search.hunt import Quarry, read_corpus, result_of
+    from repro.search.hunt import hunt as search
 
     quarry = msgspec.convert(
-        {"search": strategy, "budget": budget, "time_s": time_s, "layers": layers, "everything": every}, Quarry
-    )
-    command = Command(
-        quarry,
-        runs,
-        seed,
-        workers,
-        control,
-        no_faults,
-        full=full,
-        stamps=numerics == "stamps",
-        corpus=corpus,
-        json=json,
-    )
-    told = Output(stderr=True, highlight=False, quiet=quiet)
-    raise typer.Exit(run_hunt(found, command, Output(highlight=False), told, time.monotonic))
+        {
+            "search": strategy, "budget": budget, "time_s": time_s, "layers": layers, "everything": every,
+            "full": full, "stamps": numerics == "stamps",
+        },
+        Quarry,
+    )  # fmt: skip
+    with live_line(quiet) as show:
+        tally = search(
+            found, RunOptions(seed, control, no_faults), quarry, read_corpus(corpus), root=runs, workers=workers,
+            clock_s=time.monotonic, on_progress=lambda tally: show(progress_line(tally, budget)),
+        )  # fmt: skip
+    result = result_of(tally)
+    if json:
+        print_json(result)
+    else:
+        print_hunt(tally, Output(highlight=False))
+    raise typer.Exit(result.exit_code)
 
 
 @app.command(
@@ -107,15 +124,22 @@ def shrink(
     Writes a scenario, and a test that fails with the defect and passes with the guard. Exit codes: 1 shrunk, 4 the
     result is no finding with the guard in place, or not the same run in a new process.
     """
+    from repro.search.console import print_shrunk
     from repro.search.reproduce import recipe_of
-    from repro.search.shrink.command import Command, run_shrink
+    from repro.search.shrink.shrink import Shrinking
+    from repro.search.shrink.shrink import shrink as make_small
 
     recipe = recipe_of(what, runs)
     for warning in recipe.warnings:
         errors.print(f"note: {warning}", markup=False, soft_wrap=True)
-    command = Command(runs, signature, budget, workers, json)
-    told = Output(stderr=True, highlight=False, quiet=quiet)
-    raise typer.Exit(run_shrink(recipe.scenario, recipe.options, command, Output(highlight=False), told, out))
+    shrinking = Shrinking(signature=signature, budget=budget, workers=workers, root=runs, out=out)
+    with live_line(quiet) as show:
+        result = make_small(recipe.scenario, recipe.options, shrinking, show)
+    if json:
+        print_json(result)
+    else:
+        print_shrunk(result, Output(highlight=False))
+    raise typer.Exit(result.exit_code)
 
 
 @app.command(

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from detectors.base import Finding
 from repro.schedule.schedule import WINDOWS_US
 from repro.schedule.strategies import Overtaking, number_of
-from repro.search.play import Found, Played
+from repro.search.play import Played
 
 # What a reader calls the operations of the stack.
 NOUNS = {
@@ -33,7 +34,7 @@ OVERTAKINGS_TOLD = 5
 CHANGES_TOLD = 4
 
 
-def explain(found: Found, case: Played) -> str:
+def explain(found: Finding, case: Played) -> str:
     """Return the finding in a few sentences."""
     told = [] if _is_race(found) else [f"{found.claim}."]
     race = found if _is_race(found) else _race_behind(found, case)
@@ -55,22 +56,23 @@ def explain(found: Found, case: Played) -> str:
     return "\n".join(told)
 
 
-def _is_race(found: Found) -> bool:
+def _is_race(found: Finding) -> bool:
     """Return whether it tells both operations with their times; the first may be long forgotten."""
     ends = (found.evidence.get("first"), found.evidence.get("second"))
     return all(isinstance(op, dict) and "start_us" in op for op in ends)
 
 
-def _race_behind(found: Found, case: Played) -> Found | None:
+def _race_behind(found: Finding, case: Played) -> Finding | None:
     """Return the race, among the run's findings, that a wrong read of this operation comes from."""
     for each in case.found:
-        names = [each.evidence[end]["name"] for end in ("first", "second")] if _is_race(each) else []
-        if found.evidence.get("op") in names and each.evidence["component"] == found.evidence.get("component"):
+        evidence: Any = each.evidence
+        names = [evidence[end]["name"] for end in ("first", "second")] if _is_race(each) else []
+        if found.evidence.get("op") in names and evidence["component"] == found.evidence.get("component"):
             return each
     return None
 
 
-def _what_raced(found: Found) -> str:
+def _what_raced(found: Finding) -> str:
     first: Any = found.evidence["first"]
     second: Any = found.evidence["second"]
     earlier, later = sorted((first, second), key=lambda op: (op["start_us"], op["end_us"]))

@@ -1,31 +1,42 @@
-"""The hunt: plays schedules in a pool until something is found, and proves each finding before it is told."""
+"""The hunt: plays schedules until something is found, and plays each finding again before it is reported."""
 
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
-from detectors.base import Layer
+from detectors.base import Finding, Layer
+from repro.base.errors import UsageError
+from repro.pool.call import Died
+from repro.pool.local import LocalPool
+from repro.record.folder import STAMP
+from repro.run.judge.verdict import EXIT_CODES, Word
 from repro.run.run import RunOptions
+from repro.scenario.overrides import light_load, overridden
 from repro.scenario.schema import Scenario
-from repro.search.play import Found, Played, discard, play, players, proves
-from repro.search.portfolio import Search, Searcher
+from repro.schedule.overrides import Overrides
+from repro.search.play import Played, Trial, comes_again, discard, killed, play
+from repro.search.searcher import Corpus, Search, Searcher
 
-KILLED = "a process of the hunt was killed (out of memory?); fewer --workers need less"
+CORPUS_FILE = "corpus.json"
 FINDINGS_MAX = 1_000  # causes; more of them is one bug that names itself anew each time
+ERRORS_MAX = 10  # in the result
 
 
 class Quarry(msgspec.Struct, frozen=True):
-    """What to hunt for, and when to stop."""
+    """What to hunt for, with what load, and when to stop."""
 
     search: Search = "portfolio"
     budget: int = 200  # schedules
     time_s: float | None = None
     layers: tuple[Layer, ...] = ("ordering", "canary", "divergence", "text")  # what counts as found
     everything: bool = False  # do not stop at the first finding
+    full: bool = False  # the scenario's whole load, not a light one
+    stamps: bool = True  # stamps instead of tensors
 
 
 class Caught(msgspec.Struct, frozen=True):
@@ -57,10 +68,106 @@ class Tally(msgspec.Struct):
     caught: list[Caught] = []
     errors: list[str] = []
     interrupted: bool = False
+    corpus: str = ""  # the file for a hunt that goes on from this one
+
+    @property
+    def by_layer(self) -> Counter[str]:
+        """Return how many causes were found in each layer of the truth."""
+        return Counter(each.layer for each in self.caught)
+
+    @property
+    def verdict(self) -> Word:
+        """Return what the hunt comes to; a finding that was not proved is none, and a harness that lies has failed."""
+        if any(each.proved is False for each in self.caught) or (self.died and self.died == self.runs):
+            return "failed"
+        if any(each.proved for each in self.caught):
+            return "anomaly"
+        if self.caught or self.interrupted or not self.runs:
+            return "inconclusive"
+        if self.vacuous == self.runs:
+            return "vacuous"
+        return "inconclusive" if self.unknown else "clean"
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What `repro hunt --json` prints."""
+
+    verdict: Word
+    runs: int
+    findings: list[Caught]
+    token: str  # of the first finding
+    orders: int
+    vacuous: int
+    unknown: int
+    died: int
+    errors: list[str]
+    seconds: float
+    corpus: str
+    exit_code: int
+
+
+class _Proposed(Trial, frozen=True, kw_only=True):
+    """A trial with its number in the hunt and the arm of the search that proposed it."""
+
+    number: int
+    arm: str
+
+
+def hunt(
+    scenario: Scenario,
+    options: RunOptions,
+    quarry: Quarry,
+    before: Corpus,
+    *,
+    root: Path,
+    workers: int,
+    clock_s: Callable[[], float],
+    on_progress: Callable[[Tally], None],
+) -> Tally:
+    """Hunt and return how it stands in the end; the corpus goes into a folder beside the scenario's runs.
+
+    `clock_s` is real time. Raises UsageError for a load that makes no sense, before processes start.
+    """
+    load = Overrides(stamps=quarry.stamps)
+    if not quarry.full:
+        load = light_load(scenario, stamps=quarry.stamps, seed=options.seed)
+    overridden(scenario, load)
+    searcher = Searcher(quarry.search, options.seed, before)
+    folder = root / scenario.name / f"{datetime.now(UTC).strftime(STAMP)}-hunt"
+    folder.mkdir(parents=True, exist_ok=True)
+    hunting = Hunt(
+        scenario, replace(options, overrides=load), quarry, searcher, root=root, workers=workers, clock_s=clock_s,
+        on_progress=on_progress,
+    )  # fmt: skip
+    tally = hunting.run()
+    corpus = folder / CORPUS_FILE
+    corpus.write_bytes(msgspec.json.format(msgspec.json.encode(searcher.corpus_left()), indent=1))
+    tally.corpus = str(corpus)
+    return tally
+
+
+def result_of(tally: Tally) -> Result:
+    """Return what `--json` prints of a hunt that has ended."""
+    token = tally.caught[0].token if tally.caught else ""
+    return Result(
+        tally.verdict, tally.runs, tally.caught, token, tally.orders, tally.vacuous, tally.unknown, tally.died,
+        tally.errors[:ERRORS_MAX], round(tally.seconds, 3), tally.corpus, EXIT_CODES[tally.verdict],
+    )  # fmt: skip
+
+
+def read_corpus(path: Path | None) -> Corpus:
+    """Return the corpus in a hunt's folder or file; an empty one for None. Raises UsageError for what is none."""
+    if path is None:
+        return Corpus()
+    file = path / CORPUS_FILE if path.is_dir() else path
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Corpus)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(f"{file}: no corpus of a hunt ({error}); give the folder that a hunt has named") from error
 
 
 class Hunt:
-    """One hunt on one scenario. `clock_s` is real time; `told` hears how it stands after each schedule."""
+    """One hunt on one scenario. `on_progress` hears how it stands after each schedule."""
 
     def __init__(
         self,
@@ -72,7 +179,7 @@ class Hunt:
         root: Path,
         workers: int,
         clock_s: Callable[[], float],
-        told: Callable[[Tally], None] = lambda tally: None,
+        on_progress: Callable[[Tally], None] = lambda tally: None,
     ) -> None:
         self.tally = Tally()
         self._scenario = scenario
@@ -82,107 +189,91 @@ class Hunt:
         self._root = root
         self._workers = workers
         self._clock_s = clock_s
-        self._told = told
+        self._on_progress = on_progress
         self._started_s = clock_s()
         self._proposed = 0
-        self._broken = False  # the pool: it takes no more schedules
-        self._under_way: dict[Future[Played], tuple[int, str]] = {}
+        self._killed = False  # a worker: another one would need as much memory
         self._known: set[str] = set()
 
     def run(self) -> Tally:
-        """Hunt until something is found or the budget is spent; Ctrl-C, or a killed process, returns what there is."""
-        with players(self._workers) as pool:
+        """Hunt until something is found or the budget is spent; Ctrl-C, or a killed worker, returns what there is."""
+        with LocalPool(self._workers, calls_each=None) as pool:
+            # The natural schedule comes alone: it tells the searcher how much there is to search.
+            natural, others = iter([self._propose()]), self._others()
             try:
-                self._propose(pool)
-                while self._under_way:
-                    done, _ = wait(self._under_way, timeout=1.0, return_when=FIRST_COMPLETED)
-                    for future in sorted(done, key=lambda each: self._under_way[each][0]):
-                        self._take(future)
-                    self._tell()
-                    while not self._over and len(self._under_way) < self._workers and self.tally.runs:
-                        self._propose(pool)
+                for proposed, played in chain(pool.results(play, natural), pool.results(play, others)):
+                    self._take(proposed, played)
             except KeyboardInterrupt:
                 self.tally.interrupted = True
-                for future in self._under_way:
-                    future.cancel()
-        for future in [future for future in self._under_way if not future.cancelled()]:
-            self._take(future)
-        self._tell()
+                for proposed, played in pool.results(play, others):  # those under way are played to their end
+                    self._take(proposed, played)
+        self._report()
         return self.tally
+
+    def _others(self) -> Iterator[_Proposed]:
+        while not self._over:
+            yield self._propose()
 
     @property
     def _over(self) -> bool:
         quarry, tally = self._quarry, self.tally
-        spent = self._proposed >= quarry.budget or self._is_late()
-        return tally.interrupted or self._broken or spent or bool(tally.caught and not quarry.everything)
+        late = quarry.time_s is not None and self._clock_s() - self._started_s >= quarry.time_s
+        enough = bool(tally.caught) and not quarry.everything
+        return tally.interrupted or self._killed or late or enough or self._proposed >= quarry.budget
 
-    def _is_late(self) -> bool:
-        time_s = self._quarry.time_s
-        return time_s is not None and self._clock_s() - self._started_s >= time_s
-
-    def _propose(self, pool: ProcessPoolExecutor) -> None:
+    def _propose(self) -> _Proposed:
         number = self._proposed
         arm, schedule = self._searcher.propose(number)
-        options = replace(self._options, schedule=schedule)
         self._proposed += 1
-        try:
-            future = pool.submit(play, self._scenario, options, self._root)
-        except BrokenProcessPool as error:  # killed since the last schedule was taken
-            future = Future()
-            future.set_exception(error)
-        self._under_way[future] = number, arm
+        options = replace(self._options, schedule=schedule)
+        return _Proposed(self._scenario, options, str(self._root), number=number, arm=arm)
 
-    def _take(self, future: "Future[Played]") -> None:
-        number, arm = self._under_way.pop(future)
-        try:
-            played, tally = future.result(), self.tally
-        except BrokenProcessPool:
-            self._broken = True
-            played, tally = Played(self._options, error=KILLED), self.tally
+    def _take(self, proposed: _Proposed, result: Played | Died) -> None:
+        tally, played = self.tally, result
+        if isinstance(played, Died):
+            self._killed = True
+            played = Played(proposed.options, error=killed(played))
         tally.runs += 1
         if played.error:
             tally.died += 1
             tally.errors.append(played.error)
         tally.vacuous += played.word == "vacuous"
         tally.unknown += played.word in ("inconclusive", "failed")
-        self._searcher.learn(arm, played)
+        self._searcher.learn(proposed.arm, played)
         tally.orders = len(self._searcher.orders)
         fresh = [each for each in played.found if each.layer in self._quarry.layers and self._is_fresh(each)]
-        if not fresh:
+        if fresh:
+            proved = self._prove(played)
+            tally.caught += [_caught(each, played, proposed, proved) for each in fresh]
+        else:
             discard(played)
-            return
-        proved = self._proves(played)
-        for each in fresh:
-            tally.caught.append(
-                Caught(
-                    each.signature,
-                    each.layer,
-                    each.detector,
-                    each.claim,
-                    played.token,
-                    played.run_dir,
-                    number,
-                    arm,
-                    proved,
-                )  # fmt: skip
-            )
+        self._report()
 
-    def _is_fresh(self, found: Found) -> bool:
+    def _is_fresh(self, found: Finding) -> bool:
         if found.signature in self._known or len(self._known) >= FINDINGS_MAX:
             return False
         self._known.add(found.signature)
         return True
 
-    def _proves(self, played: Played) -> bool | None:
+    def _prove(self, played: Played) -> bool | None:
         try:
-            return proves(self._scenario, played, self._root)
+            again = comes_again(self._scenario, played, self._root)
         except KeyboardInterrupt:
             self.tally.interrupted = True
-        except BrokenProcessPool:
-            self._broken = True
-            self.tally.errors.append(KILLED)
-        return None
+            return None
+        if isinstance(again, Died):
+            self._killed = True
+            self.tally.errors.append(killed(again))
+            return None
+        return again
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self.tally.seconds = self._clock_s() - self._started_s
-        self._told(self.tally)
+        self._on_progress(self.tally)
+
+
+def _caught(found: Finding, played: Played, proposed: _Proposed, proved: bool | None) -> Caught:
+    return Caught(
+        found.signature, found.layer, found.detector, found.claim, played.token, played.run_dir, proposed.number,
+        proposed.arm, proved,
+    )  # fmt: skip

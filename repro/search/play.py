@@ -1,19 +1,18 @@
-"""One schedule in a process of the pool: plays it and says what it came to, in what can be sent back."""
+"""One schedule of a scenario: plays it, perhaps in a worker, and returns what a search needs of the run."""
 
-import multiprocessing
 import shutil
-import signal
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
+from detectors.base import Finding
 from repro.base.errors import ReproError, UsageError
 from repro.base.probe import Event, RequestEvent
+from repro.pool.call import Died, Pool
+from repro.pool.local import LocalPool
 from repro.run.run import RunOptions, run_scenario
 from repro.scenario.schema import Scenario
 from repro.schedule.schedule import deviations_of
@@ -21,22 +20,20 @@ from repro.schedule.strategies import Overtaking, weights_of
 from repro.search.orders import Orders
 
 
-class Found(msgspec.Struct, frozen=True):
-    """One finding of a run, the first of its signature."""
+class Trial(msgspec.Struct, frozen=True):
+    """A schedule to play."""
 
-    signature: str
-    layer: str
-    detector: str
-    claim: str
-    evidence: dict[str, Any] = {}
+    scenario: Scenario
+    options: RunOptions
+    root: str  # where its run folder goes
 
 
 class Played(msgspec.Struct, frozen=True):
-    """What a schedule came to; `error` says why it came to nothing."""
+    """What a trial came to; `error` says why it came to nothing. Of each signature `found` has the first finding."""
 
     options: RunOptions
     word: str = "failed"
-    found: tuple[Found, ...] = ()
+    found: tuple[Finding, ...] = ()
     orders: frozenset[str] = frozenset()
     operations: tuple[str, ...] = ()  # of those orders, the rarest first
     suspects: tuple[str, ...] = ()  # operations that nothing orders, those first that were enqueued first
@@ -57,16 +54,17 @@ class Played(msgspec.Struct, frozen=True):
         return frozenset(each.signature for each in self.found)
 
 
-def chief(found: Sequence[Found], scenario: Scenario) -> Found:
-    """Return what a run has found of what the scenario expects, in the order of its detectors; else the first."""
+def chief(found: Sequence[Finding], scenario: Scenario) -> Finding:
+    """Return the finding of the scenario's first expected detector that has one; without any, the first finding."""
     expected = scenario.expect.detectors
     return min(found, key=lambda each: expected.index(each.detector) if each.detector in expected else len(expected))
 
 
-class _Longest:
-    """How long the longest prompt of a run was."""
+class _LongestPrompt:
+    """Hears the events of a run and knows its longest prompt."""
 
-    prompt_tokens = 0
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
 
     def feed(self, event: Event) -> None:
         if isinstance(event, RequestEvent) and event.what == "received":
@@ -83,35 +81,22 @@ class _Said(msgspec.Struct):
     run_dir: str
 
 
-def players(workers: int, *, runs_each: int | None = None) -> ProcessPoolExecutor:
-    """Return the pool that `play` runs in; with `runs_each`, a process ends after so many."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_settle, max_tasks_per_child=runs_each)
-
-
-def _settle() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the hunter's: runs under way are played to their end
-    torch.set_num_threads(1)
-
-
-def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
-    """Run a schedule. Raises UsageError for a scenario that makes no sense; other errors are an outcome."""
-    orders, longest = Orders(), _Longest()
+def play(trial: Trial) -> Played:
+    """Run a trial. Raises UsageError for a scenario that makes no sense; other errors are an outcome."""
+    options, orders, longest = trial.options, Orders(), _LongestPrompt()
+    listeners = (orders.feed, longest.feed)
     try:
         outcome = run_scenario(
-            scenario, options, root=root, utc=datetime.now(UTC), listeners=(orders.feed, longest.feed)
+            trial.scenario, options, root=Path(trial.root), utc=datetime.now(UTC), listeners=listeners
         )
     except UsageError:
         raise
     except ReproError as error:
         return Played(options, error=f"{type(error).__name__}: {error}", run_dir=error.run_dir)
     said = msgspec.convert(outcome.verdict, _Said)
-    first: dict[str, Found] = {}
+    first: dict[str, Finding] = {}
     for finding in outcome.findings:
-        first.setdefault(
-            finding.signature,
-            Found(finding.signature, finding.layer, finding.detector, finding.claim, finding.evidence),
-        )
+        first.setdefault(finding.signature, finding)
     explored = outcome.explored
     assert explored is not None
     return Played(
@@ -133,32 +118,55 @@ def play(scenario: Scenario, options: RunOptions, root: Path) -> Played:
     )
 
 
-def suspects(found: Iterable[Found]) -> tuple[str, ...]:
-    """Return the operations of the races that happens-before has told, whatever their order did to the bytes."""
+def suspects(found: Iterable[Finding]) -> tuple[str, ...]:
+    """Return the operations that `ordering` has found unordered, the first of each race before the second ones."""
     earlier: list[str] = []
     later: list[str] = []
     for each in found:
         if each.layer != "ordering":
             continue
-        ends = [end for key in ("first", "second") if "name" in (end := each.evidence.get(key, {}))]
+        evidence: Any = each.evidence
+        ends = [end for key in ("first", "second") if "name" in (end := evidence.get(key, {}))]
         ends.sort(key=lambda end: float(end["enqueued_us"]))
         names = [end["name"] for end in ends]
-        if "op" in each.evidence:  # ownership names one operation
-            names.append(each.evidence["op"])
+        if "op" in evidence:  # ownership names one operation
+            names.append(evidence["op"])
         earlier += names[:1]
         later += names[1:]
     return tuple(dict.fromkeys([*earlier, *later]))
 
 
-def proves(scenario: Scenario, played: Played, root: Path) -> bool:
+def killed(died: Died) -> str:
+    """Return in words that a worker died in the middle of a trial."""
+    return f"a process of the search was killed ({died.why}; out of memory?); fewer --workers need less"
+
+
+def play_all(pool: Pool, trials: Sequence[Trial], function: Callable[[Trial], Played]) -> list[Played]:
+    """Play trials at once and return what they came to, in their order; a killed worker is an error of its trial."""
+    results = {id(trial): result for trial, result in pool.results(function, iter(trials))}
+    ended = [(trial, results[id(trial)]) for trial in trials]
+    return [Played(trial.options, error=killed(each)) if isinstance(each, Died) else each for trial, each in ended]
+
+
+def play_if_sensible(trial: Trial) -> Played:
+    """Run a trial; a scenario that makes no sense is an outcome too."""
+    try:
+        return play(trial)
+    except UsageError as error:
+        return Played(trial.options, error=str(error))
+
+
+def comes_again(scenario: Scenario, played: Played, root: Path) -> bool | Died:
     """Return whether a new process comes to the same run."""
-    with players(1, runs_each=1) as pool:
-        again = pool.submit(play, scenario, played.options, root).result()
+    with LocalPool(1) as pool:
+        ((_, again),) = pool.results(play, iter([Trial(scenario, played.options, str(root))]))
+    if isinstance(again, Died):
+        return again
     discard(again)
     return again.fingerprint == played.fingerprint
 
 
 def discard(played: Played) -> None:
-    """Remove the folder of a run that nobody needs."""
+    """Remove the run's folder."""
     if played.run_dir:
         shutil.rmtree(played.run_dir, ignore_errors=True)

@@ -34,7 +34,7 @@ from repro.scenario.overrides import light_load
 from repro.scenario.schema import Scenario, find, parse
 from repro.schedule.overrides import Overrides
 from repro.schedule.schedule import Schedule
-from repro.search.play import discard, play
+from repro.search.play import Trial, discard, play
 from tests.bench.results import add_record, show
 from tests.search.race import race_scenario
 
@@ -160,7 +160,7 @@ def schedules(number: int) -> Table:
         with tempfile.TemporaryDirectory() as root:
             started = time.process_time()
             for seed in range(number):
-                played = play(scenario, RunOptions(overrides=overrides, schedule=Schedule("random", seed)), Path(root))
+                played = play(Trial(scenario, RunOptions(overrides=overrides, schedule=Schedule("random", seed)), root))
                 requests += played.requests
                 discard(played)
             spent = time.process_time() - started

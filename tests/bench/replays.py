@@ -20,7 +20,7 @@ import torch
 from repro.run.run import RunOptions
 from repro.scenario.schema import Scenario, find
 from repro.schedule.schedule import Schedule
-from repro.search.play import Played, play
+from repro.search.play import Played, Trial, play
 from tests.bench.results import add_record, show
 from tests.bench.small import small_loads
 
@@ -69,7 +69,7 @@ def finding(scenario: Scenario, seed: int, root: Path, counts: Counter[str]) -> 
     overrides = small_loads()[scenario.name]
     for attempt in range(TRIES_MAX):
         schedule = Schedule("random", seed * TRIES_MAX + attempt)
-        played = play(scenario, RunOptions(seed, schedule=schedule, overrides=overrides), root)
+        played = play(Trial(scenario, RunOptions(seed, schedule=schedule, overrides=overrides), str(root)))
         if played.word == "anomaly" and not Path(played.token).exists():
             return played
         counts[f"{scenario.name}: {played.word}, no token"] += 1

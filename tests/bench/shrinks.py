@@ -17,8 +17,8 @@ from repro.run.run import RunOptions
 from repro.scenario.overrides import light_load
 from repro.scenario.schema import Scenario, find
 from repro.schedule.overrides import Overrides
-from repro.search.play import Played, chief, discard, play
-from repro.search.shrink.shrink import Shrinker
+from repro.search.play import Played, Trial, chief, discard, play
+from repro.search.shrink.shrinker import Shrinker
 from tests.bench.results import add_record, show
 from tests.bench.small import small_loads
 from tests.search.race import HerePool
@@ -48,7 +48,7 @@ def convicted(scenario: Scenario, root: Path) -> Played | None:
     the scenario's own."""
     for overrides in (small_loads()[scenario.name], light_load(scenario, stamps=True), Overrides(stamps=True)):
         for seed in range(SEEDS_MAX):
-            played = play(scenario, RunOptions(seed, overrides=overrides), root)
+            played = play(Trial(scenario, RunOptions(seed, overrides=overrides), str(root)))
             if any(each.detector in scenario.expect.detectors for each in played.found):
                 return played
             discard(played)
@@ -63,10 +63,10 @@ def shrunk(scenario: Scenario, budget: int, root: Path) -> Shrunk | None:
     signature = chief(case.found, scenario).signature
     before = case.requests
     shrinker = Shrinker(
-        scenario, signature, HerePool(1), root=root, budget=budget - 1, workers=1, told=lambda *_: None  # type: ignore[arg-type]
+        scenario, signature, HerePool(1), root=root, budget=budget - 1, workers=1
     )  # fmt: skip
     case = shrinker.shrink(case)
-    control = play(scenario, replace(case.options, control=True), root)
+    control = play(Trial(scenario, replace(case.options, control=True), str(root)))
     silent = signature not in control.signatures and not control.error
     return Shrunk(signature, before, case.requests, len(case.deviations), shrinker.replays + 1, silent)
 

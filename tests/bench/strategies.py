@@ -20,8 +20,8 @@ from scipy.stats import binom
 from repro.run.run import RunOptions
 from repro.scenario.schema import Scenario, find
 from repro.schedule.overrides import Overrides
-from repro.search.play import Played, discard, play
-from repro.search.portfolio import SEARCHES, Search, Searcher
+from repro.search.play import Played, Trial, discard, play
+from repro.search.searcher import SEARCHES, Search, Searcher
 from tests.bench.results import add_record, show
 from tests.bench.small import small_loads
 from tests.search.race import race_scenario
@@ -39,7 +39,7 @@ def schedules_to_first(
     searcher.learn("natural", natural)
     for number in range(1, budget):
         arm, schedule = searcher.propose(number)
-        played = play(scenario, replace(natural.options, schedule=schedule), root)
+        played = play(Trial(scenario, replace(natural.options, schedule=schedule), str(root)))
         discard(played)
         if shows(played, unlike=natural):
             return number + 1
@@ -79,7 +79,7 @@ def main() -> None:
             scenario = race_scenario() if name == RACE else find(name)
             overrides = Overrides(stamps=True) if name == RACE else small_loads()[name]
             options = RunOptions(no_faults=True, overrides=overrides)
-            natural = play(scenario, options, Path(folder))
+            natural = play(Trial(scenario, options, folder))
             if shows(natural):
                 table.add_row(name, "1: its natural schedule shows it")
                 continue

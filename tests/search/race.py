@@ -1,16 +1,16 @@
 """hicache_early_read at the size of a shrunk finding, and a pool that plays in this process."""
 
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from repro.pool.call import Argument, Result
 from repro.run.run import RunOptions
 from repro.scenario.schema import Scenario, parse
 from repro.schedule.schedule import Schedule
-from repro.search.play import Played, play
+from repro.search.play import Played, Trial, play
 
 RACE = """
 format = 1
@@ -46,13 +46,13 @@ def race_scenario() -> Scenario:
 
 def played(root: Path, schedule: Schedule | None = None, **options: Any) -> Played:
     torch.set_num_threads(1)
-    return play(race_scenario(), RunOptions(schedule=schedule or Schedule(), **options), root)
+    return play(Trial(race_scenario(), RunOptions(schedule=schedule or Schedule(), **options), str(root)))
 
 
 class HerePool:
-    """A pool whose work is done at once, in this process."""
+    """A pool whose calls are made at once, in this process."""
 
-    def __init__(self, workers: int, *, runs_each: int | None = None) -> None:
+    def __init__(self, workers: int, *, calls_each: int | None = None) -> None:
         torch.set_num_threads(1)
 
     def __enter__(self) -> Self:
@@ -61,10 +61,8 @@ class HerePool:
     def __exit__(self, *error: object) -> None:
         """Nothing is left to wait for."""
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*args))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+    def results(
+        self, function: Callable[[Argument], Result], arguments: Iterator[Argument]
+    ) -> Iterator[tuple[Argument, Result]]:
+        for argument in arguments:
+            yield argument, function(argument)

@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from typer.testing import CliRunner
 
 from repro.cli import app
 from repro.fault.plan import When
+from repro.pool.call import Died
+from repro.pool.local import LocalPool
 from repro.run.run import RunOptions
 from repro.scenario.overrides import light_load, overridden
 from repro.scenario.schema import parse
@@ -23,17 +24,16 @@ from repro.schedule.token import decode
 from repro.search import hunt as hunting
 from repro.search import play as playing
 from repro.search.hunt import Hunt, Quarry, Tally
-from repro.search.hunt_command import _verdict
-from repro.search.play import Played, players
-from repro.search.portfolio import Searcher
+from repro.search.play import Played, Trial
+from repro.search.searcher import Searcher
 from repro.trace.store import write_sessions
 from tests.search.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hunting, "players", HerePool)
-    monkeypatch.setattr(playing, "players", HerePool)
+    monkeypatch.setattr(hunting, "LocalPool", HerePool)
+    monkeypatch.setattr(playing, "LocalPool", HerePool)
 
 
 def hunted(root: Path, clock_s: Callable[[], float] = lambda: 0.0, **changes: Any) -> Tally:
@@ -78,8 +78,8 @@ def test_the_time_is_a_budget_too(tmp_path: Path) -> None:
 
 
 def test_a_finding_that_does_not_come_again_is_not_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lies(scenario: Any, options: RunOptions, root: Path) -> Any:
-        told = original(scenario, options, root)
+    def lies(trial: Trial) -> Any:
+        told = original(trial)
         numbers.append(len(numbers))
         return msgspec.structs.replace(told, fingerprint=f"{numbers[-1]}{told.fingerprint}")
 
@@ -91,8 +91,8 @@ def test_a_finding_that_does_not_come_again_is_not_proved(tmp_path: Path, monkey
 
 
 def test_a_schedule_that_breaks_the_stack_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(scenario: Any, options: RunOptions, root: Path) -> Any:
-        return msgspec.structs.replace(original(scenario, options, root), error="HarnessError: it died", found=())
+    def dies(trial: Trial) -> Any:
+        return msgspec.structs.replace(original(trial), error="HarnessError: it died", found=())
 
     original = hunting.play
     monkeypatch.setattr(hunting, "play", dies)
@@ -104,10 +104,10 @@ def test_a_schedule_that_breaks_the_stack_is_counted_and_told(tmp_path: Path, mo
 def test_a_schedule_that_nobody_could_judge_is_never_clean(
     word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unjudged(scenario: Any, options: RunOptions, root: Path) -> Played:
-        if options.schedule.natural:
-            return original(scenario, options, root)
-        return Played(options, word, error="HarnessError: it died" if word == "failed" else "")
+    def unjudged(trial: Trial) -> Played:
+        if trial.options.schedule.natural:
+            return original(trial)
+        return Played(trial.options, word, error="HarnessError: it died" if word == "failed" else "")
 
     original = hunting.play
     monkeypatch.setattr(hunting, "play", unjudged)
@@ -116,17 +116,17 @@ def test_a_schedule_that_nobody_could_judge_is_never_clean(
 
 
 def test_a_hunt_is_vacuous_only_when_all_its_schedules_were() -> None:
-    assert _verdict(Tally(runs=2, vacuous=2)) == "vacuous"
-    assert _verdict(Tally(runs=2, vacuous=1)) == "clean"
-    assert _verdict(Tally(runs=2, vacuous=1, unknown=1)) == "inconclusive"
-    assert _verdict(Tally()) == "inconclusive"
+    assert Tally(runs=2, vacuous=2).verdict == "vacuous"
+    assert Tally(runs=2, vacuous=1).verdict == "clean"
+    assert Tally(runs=2, vacuous=1, unknown=1).verdict == "inconclusive"
+    assert Tally().verdict == "inconclusive"
 
 
 def test_a_killed_worker_ends_the_hunt_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def is_killed(scenario: Any, options: RunOptions, root: Path) -> Played:
-        if options.schedule.natural:
-            return original(scenario, options, root)
-        raise BrokenProcessPool("terminated abruptly")
+    def is_killed(trial: Trial) -> Played | Died:
+        if trial.options.schedule.natural:
+            return original(trial)
+        return Died("killed by SIGKILL: no last words")
 
     original = hunting.play
     monkeypatch.setattr(hunting, "play", is_killed)
@@ -138,34 +138,36 @@ def test_a_killed_worker_ends_the_hunt_with_what_it_has(tmp_path: Path, monkeypa
 def test_a_process_that_is_really_killed_is_no_crash_of_the_hunt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hunting, "players", players)
+    monkeypatch.setattr(hunting, "LocalPool", LocalPool)
     monkeypatch.setattr(hunting, "play", killed)
     tally = hunted(tmp_path)
-    assert (tally.runs, tally.died, tally.caught, _verdict(tally)) == (1, 1, [], "failed")
+    assert (tally.runs, tally.died, tally.caught, tally.verdict) == (1, 1, [], "failed")
 
 
-def killed(scenario: Any, options: RunOptions, root: Path) -> Played:
+def killed(trial: Trial) -> Played:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("still alive")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenProcessPool])
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), Died("killed by SIGKILL: no last words")])
 def test_a_finding_whose_proof_was_stopped_stays_as_not_proved(
-    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    end: BaseException | Died, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(scenario: Any, played: Played, root: Path) -> bool:
-        raise error
+    def stopped(scenario: Any, played: Played, root: Path) -> Died:
+        if isinstance(end, Died):
+            return end
+        raise end
 
-    monkeypatch.setattr(hunting, "proves", stopped)
+    monkeypatch.setattr(hunting, "comes_again", stopped)
     tally = hunted(tmp_path, everything=True)
     (caught,) = tally.caught
-    assert (caught.signature, caught.proved, _verdict(tally)) == (EARLY_READ, None, "inconclusive")
-    assert tally.interrupted == (error is KeyboardInterrupt) and Path(caught.run_dir).is_dir()
+    assert (caught.signature, caught.proved, tally.verdict) == (EARLY_READ, None, "inconclusive")
+    assert tally.interrupted == isinstance(end, KeyboardInterrupt) and Path(caught.run_dir).is_dir()
 
 
 def test_processes_of_their_own_play_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hunting, "players", players)
-    monkeypatch.setattr(playing, "players", players)
+    monkeypatch.setattr(hunting, "LocalPool", LocalPool)
+    monkeypatch.setattr(playing, "LocalPool", LocalPool)
     (caught,) = hunted(tmp_path).caught
     assert caught.signature == EARLY_READ and caught.proved
 
@@ -188,9 +190,9 @@ def test_the_command_prints_runs_findings_and_the_first_token(tmp_path: Path) ->
 def test_a_hunt_with_a_corpus_plays_no_schedule_of_its_predecessor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def listens(scenario: Any, options: RunOptions, root: Path) -> Played:
-        heard.append(options.schedule.seed)
-        return Played(options, "clean", orders=frozenset({str(options.schedule.seed)}))
+    def listens(trial: Trial) -> Played:
+        heard.append(trial.options.schedule.seed)
+        return Played(trial.options, "clean", orders=frozenset({str(trial.options.schedule.seed)}))
 
     heard: list[int] = []
     monkeypatch.setattr(hunting, "play", listens)

@@ -8,7 +8,7 @@ from repro.run.run import RunOptions
 from repro.schedule.schedule import WINDOWS_US, Schedule
 from repro.schedule.strategies import number_of
 from repro.search.play import Played
-from repro.search.portfolio import (
+from repro.search.searcher import (
     DEVIATIONS_MAX,
     HOLD,
     MUTATION,
@@ -63,13 +63,13 @@ def test_only_what_brings_new_orders_joins_the_corpus() -> None:
 def test_a_search_goes_on_behind_the_schedules_of_the_one_before(search: Search) -> None:
     first = started(search)
     played = {first.propose(number)[1] for number in range(1, 40)}
-    left = first.left()
+    left = first.corpus_left()
     assert left.taken == 39 and left.entries == tuple(first.corpus)
     second = Searcher(search, 0, left)
     second.learn("natural", outcome(second.propose(0)[1], "ab"))
     arms = [second.propose(number) for number in range(1, 40)]
     assert played.isdisjoint(schedule for arm, schedule in arms if arm != MUTATION)
-    assert second.left().taken == 78
+    assert second.corpus_left().taken == 78
 
 
 def suspecting(*suspects: str, operations: str = "") -> Played:
@@ -108,7 +108,7 @@ def test_a_search_does_not_hold_back_again_what_the_one_before_did() -> None:
     first = Searcher("portfolio", 0)
     first.learn("natural", suspecting("copy", operations="copy store"))
     first.propose(1)
-    second = Searcher("portfolio", 0, first.left())
+    second = Searcher("portfolio", 0, first.corpus_left())
     second.learn("natural", suspecting("copy", operations="copy store"))
     proposed = [second.propose(number) for number in range(1, 300)]
     held = [(schedule.seed, schedule.window) for arm, schedule in proposed if arm == HOLD]

@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
+from detectors.base import Finding
 from repro.cli import app
 from repro.run.run import RunOptions, run_scenario
 from repro.scenario.overrides import overridden
@@ -20,8 +21,8 @@ from repro.schedule.schedule import Schedule
 from repro.schedule.strategies import number_of
 from repro.search import play as playing
 from repro.search.explain import explain
-from repro.search.play import Found, Played, chief, play
-from repro.search.shrink import command as reduce
+from repro.search.play import Played, Trial, chief, play
+from repro.search.shrink import shrink as shrinking
 from repro.search.shrink.candidates import (
     _smaller,
     _subsets,
@@ -33,7 +34,8 @@ from repro.search.shrink.candidates import (
     sessions,
     tight,
 )
-from repro.search.shrink.shrink import Shrinker
+from repro.search.shrink.meetings import after_one_fault, meetings
+from repro.search.shrink.shrinker import Shrinker
 from repro.search.shrink.testfile import pytest_text
 from tests.search.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
 from tests.tiny import UTC_RUN
@@ -43,7 +45,7 @@ SHOWING = Schedule("pct2", 8, 1, 300)  # a schedule in which wrong bytes are rea
 
 def shrinker(root: Path, signature: str, budget: int = 200) -> Shrinker:
     scenario, pool = race_scenario(), HerePool(1)
-    return Shrinker(scenario, signature, pool, root=root, budget=budget, workers=1, told=lambda replays, case: None)  # type: ignore[arg-type]
+    return Shrinker(scenario, signature, pool, root=root, budget=budget, workers=1)
 
 
 def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_deviations_are_dropped_until_only_those_that_matter_are_left(tmp_path: 
     for dropped in range(len(result.deviations)):  # each one is needed
         rest = result.deviations[:dropped] + result.deviations[dropped + 1 :]
         options = replace(result.options, schedule=Schedule(deviations=rest))
-        assert FOREIGN not in play(race_scenario(), options, tmp_path).signatures
+        assert FOREIGN not in play(Trial(race_scenario(), options, str(tmp_path))).signatures
 
 
 def test_a_random_schedule_gets_smaller_and_keeps_its_cause(tmp_path: Path) -> None:
@@ -100,45 +102,44 @@ def test_contexts_are_whole_pages_and_fit_their_share_of_the_memory() -> None:
         overridden(base, overrides)  # raises where a target refuses it
 
 
-def meetings(small: Shrinker, case: Played, base: Scenario, prompt_tokens: int = 600) -> list[list[RunOptions]]:
+def all_meetings(case: Played, base: Scenario, prompt_tokens: int = 600) -> list[list[RunOptions]]:
     """Return all lists of meetings, each as if the one before had been played."""
-    lists = []
-    for meetings in small._meetings(case, base):
-        small._prompt_tokens.update(dict.fromkeys(meetings, prompt_tokens))
-        lists.append(meetings)
+    lists, played = [], dict[RunOptions, int]()
+    for met in meetings(case, base, played):
+        played.update(dict.fromkeys(met, prompt_tokens))
+        lists.append(met)
     return lists
 
 
-def test_two_of_all_sessions_may_meet_again(tmp_path: Path) -> None:
+def test_two_of_all_sessions_may_meet_again() -> None:
     case = Played(RunOptions(), requests=5)
-    small = shrinker(tmp_path, FOREIGN, 7)
-    tried = [options.overrides for options in meetings(small, case, race_scenario())[0]]
+    tried = [options.overrides for options in all_meetings(case, race_scenario())[0]]
     assert [overrides.sessions for overrides in tried] == 2 * [(0, 1), (0, 2), (1, 2)]
     assert {(overrides.turns_in_all, overrides.turns) for overrides in tried} == {(3, 2)}
     assert {overrides.gap_ms for overrides in tried} == {None, 100}
     many = parse(RACE.replace("sessions = 3", "sessions = 9"), "race", "race.toml")
-    assert len({options.overrides.sessions for options in meetings(small, case, many)[0]}) == 6
-    assert meetings(small, msgspec.structs.replace(case, requests=3), race_scenario()) == []
+    assert len({options.overrides.sessions for options in all_meetings(case, many)[0]}) == 6
+    assert all_meetings(msgspec.structs.replace(case, requests=3), race_scenario()) == []
     alone = parse(RACE.replace("sessions = 3", "sessions = 1"), "race", "race.toml")
-    assert meetings(small, case, alone) == []
+    assert all_meetings(case, alone) == []
 
 
-def test_two_meet_in_a_memory_for_their_own_prompts(tmp_path: Path) -> None:
-    case, small = Played(RunOptions(), requests=5), shrinker(tmp_path, FOREIGN, 7)
-    tried = [options.overrides for options in meetings(small, case, race_scenario())[1]]
+def test_two_meet_in_a_memory_for_their_own_prompts() -> None:
+    case = Played(RunOptions(), requests=5)
+    tried = [options.overrides for options in all_meetings(case, race_scenario())[1]]
     tight = {(overrides.context_tokens, overrides.device_pages) for overrides in tried}
     assert tight == {(640, 13), (640, 20), (768, 15), (768, 24)}
 
 
-def test_meetings_of_other_seeds_are_the_same_each_time(tmp_path: Path) -> None:
+def test_meetings_of_other_seeds_are_the_same_each_time() -> None:
     case, base = Played(RunOptions(5), requests=5), race_scenario()
-    drawn = meetings(shrinker(tmp_path, FOREIGN, 7), case, base)[2:]
-    assert drawn == meetings(shrinker(tmp_path, FOREIGN, 9), case, base)[2:]
+    drawn = all_meetings(case, base)[2:]
+    assert drawn == all_meetings(case, base)[2:]
     loose, tight = drawn[::2], drawn[1::2]
     assert len({options.seed for each in loose for options in each}) > 30
     assert [len(each) for each in loose] == [len(each) for each in tight] == 6 * [16]
     assert {options.overrides.context_tokens for each in tight for options in each} == {640, 768}
-    short = meetings(shrinker(tmp_path, FOREIGN, 7), case, base, prompt_tokens=1)[2:]
+    short = all_meetings(case, base, prompt_tokens=1)[2:]
     assert short[::2] == loose and not any(short[1::2])  # no memory is that small, and no draw hangs on another
 
 
@@ -148,12 +149,10 @@ def test_every_meeting_is_tried_in_tight_memory_whatever_the_workers(
     tried = []
     for workers in (1, 3, 20):
         pool = HerePool(1)
-        small = Shrinker(
-            race_scenario(), FOREIGN, pool, root=tmp_path, budget=999, workers=workers, told=lambda *_: None  # type: ignore[arg-type]
-        )  # fmt: skip
+        small = Shrinker(race_scenario(), FOREIGN, pool, root=tmp_path, budget=999, workers=workers)
         monkeypatch.setattr(small, "_play", lambda batch: [Played(each, prompt_tokens=600) for each in batch])
         case = Played(RunOptions(), requests=5)
-        assert small._sought(case) is case
+        assert small._with_few_requests(case) is case
         tried.append(small._tried)
     assert tried[0] == tried[1] == tried[2] and len(tried[0]) > 200
 
@@ -164,30 +163,29 @@ def test_a_part_of_the_budget_is_kept_for_taking_away_one_thing_after_another(
     small = shrinker(tmp_path, FOREIGN, 50)
     monkeypatch.setattr(small, "_play", lambda batch: [Played(each, prompt_tokens=600) for each in batch])
     case = Played(RunOptions(), requests=5)
-    assert small._sought(case) is case and small.replays == 40
-    small._settled(case)
+    assert small._with_few_requests(case) is case and small.replays == 40
+    small._with_less_of_each(case)
     assert small.replays == 50
 
 
-def test_a_fault_that_fires_once_needs_one_or_two_sessions(tmp_path: Path) -> None:
+def test_a_fault_that_fires_once_needs_one_or_two_sessions() -> None:
     scenario = find("pd_reuse_before_drain")
     case = Played(RunOptions(overrides=Overrides(faults=())), requests=90)
-    small = Shrinker(scenario, "", HerePool(1), root=tmp_path, budget=9, workers=1, told=lambda *_: None)  # type: ignore[arg-type]
-    tried = [options.overrides for options in small._few(case, scenario)]
+    tried = [options.overrides for options in after_one_fault(case, scenario=scenario, base=scenario)]
     assert {overrides.sessions for overrides in tried} == {(0,), (1,), (0, 1)}
     assert {(overrides.faults, overrides.turns, overrides.fires_after) for overrides in tried} == {
         ((0,), 3, 0),
         ((0,), 3, 1),
     }
     assert {overrides.gap_ms for overrides in tried} <= set(range(16_000))
-    assert list(small._few(msgspec.structs.replace(case, requests=3), scenario)) == []
+    assert list(after_one_fault(msgspec.structs.replace(case, requests=3), scenario=scenario, base=scenario)) == []
     without = msgspec.structs.replace(case, options=replace(case.options, no_faults=True))
-    assert list(small._few(without, scenario)) == list(fires(without, scenario)) == []
+    assert list(after_one_fault(without, scenario=scenario, base=scenario)) == list(fires(without, scenario)) == []
     once = overridden(scenario, tried[0])
     assert (once.faults[0].when.skip, once.faults[0].when.times, once.load.gap_s) == (0, 1, (0.01, 0.01))
 
 
-def test_clients_that_leave_do_so_while_a_smaller_load_lasts(tmp_path: Path) -> None:
+def test_clients_that_leave_do_so_while_a_smaller_load_lasts() -> None:
     scenario = find("sched_double_free")  # they leave after nine seconds
     case = Played(RunOptions(), requests=90)
     assert [options.overrides.abort_ms for options in aborts(case, scenario)] == [300, 1_000, 2_000]
@@ -196,9 +194,8 @@ def test_clients_that_leave_do_so_while_a_smaller_load_lasts(tmp_path: Path) -> 
     assert list(aborts(case, find("hicache_writeback_raw"))) == []  # after 0.3 s
     without = msgspec.structs.replace(case, options=replace(case.options, no_faults=True))
     assert list(aborts(without, scenario)) == []
-    small = Shrinker(scenario, "", HerePool(1), root=tmp_path, budget=9, workers=1, told=lambda *_: None)  # type: ignore[arg-type]
-    drawn = [options for each in meetings(small, case, scenario)[2:] for options in each]
-    for tried in (small._few(case, scenario), drawn):
+    drawn = [options for each in all_meetings(case, scenario)[2:] for options in each]
+    for tried in (after_one_fault(case, scenario=scenario, base=scenario), drawn):
         assert {options.overrides.abort_ms for options in tried} == {None, 300, 1_000, 2_000}
 
 
@@ -213,15 +210,15 @@ def test_with_pd_decode_has_few_pages_too_and_then_prefill_alone() -> None:
 
 
 def test_the_finding_that_the_scenario_expects_is_kept(tmp_path: Path) -> None:
-    found = tuple(Found(each, each, each, "") for each in ("ordering", "canary"))
+    found = tuple(Finding(each, each, "", each) for each in ("ordering", "canary"))
     case, scenario = Played(RunOptions(), found=found), find("hicache_partial_prefetch")
     assert scenario.expect.detectors == ("canary",)
-    assert reduce._chosen(case, scenario, "").detector == "canary"
-    assert reduce._chosen(case, scenario, "ord").detector == "ordering"
+    assert shrinking._chosen(case, scenario, "").detector == "canary"
+    assert shrinking._chosen(case, scenario, "ord").detector == "ordering"
 
 
 def test_the_chief_finding_is_what_the_scenario_expects() -> None:
-    found = [Found(each, each, each, "") for each in ("divergence", "canary", "ordering")]
+    found = [Finding(each, each, "", each) for each in ("divergence", "canary", "ordering")]
     scenario = find("hicache_early_read")
     assert scenario.expect.detectors[:2] == ("ordering", "canary")
     assert chief(found, scenario).detector == "ordering" and chief(found[:2], scenario).detector == "canary"
@@ -261,8 +258,8 @@ def shrunk(run_dir: str, out: Path, *flags: str) -> tuple[int, dict[str, Any]]:
 def test_the_files_fail_with_the_defect_and_pass_with_the_guard(
     run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reduce, "players", HerePool)
-    monkeypatch.setattr(playing, "players", HerePool)
+    monkeypatch.setattr(shrinking, "LocalPool", HerePool)
+    monkeypatch.setattr(playing, "LocalPool", HerePool)
     code, told = shrunk(run_dir, tmp_path, "--signature", "canary: forward.index", "--budget", "20")
     assert code == 1 and told["signature"] == FOREIGN and told["replays"] <= 20 and told["control_silent"]
     scenario = find(told["scenario"])
@@ -294,13 +291,13 @@ def test_a_text_with_quotes_and_backslashes_is_a_test_file_too() -> None:
 def test_bad_input_is_said(
     flags: list[str], wrong: str, run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reduce, "players", HerePool)
+    monkeypatch.setattr(shrinking, "LocalPool", HerePool)
     code, told = shrunk(run_dir, tmp_path, *flags, "--budget", "2")
     assert code == 2 and wrong in told["error"]
 
 
 def test_a_run_without_a_finding_cannot_be_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reduce, "players", HerePool)
+    monkeypatch.setattr(shrinking, "LocalPool", HerePool)
     options = RunOptions(control=True)
     outcome = run_scenario(race_scenario(), options, root=tmp_path / "made", utc=UTC_RUN)
     code, told = shrunk(str(outcome.path), tmp_path)
@@ -317,7 +314,9 @@ def test_the_explanation_names_operations_layer_and_request(tmp_path: Path) -> N
 
 def test_of_a_page_with_two_owners_the_last_changes_are_told() -> None:
     history = [f"{number}.0 us: alloc (r{number})" for number in range(9)]
-    found = Found("ownership: x", "ordering", "ownership", "device page 5 is freed twice", {"history": history})
+    found = Finding(
+        "ownership", "ordering", "device page 5 is freed twice", "ownership: x", evidence={"history": history}
+    )
     told = explain(found, Played(RunOptions(), found=(found,)))
     assert told.startswith("device page 5 is freed twice.\nThe page's last changes: 5.0 us: alloc (r5); 6.0 us")
 
@@ -339,6 +338,6 @@ def test_an_overtaking_is_told_by_name(tmp_path: Path) -> None:
 
 def test_what_is_kept_of_the_load_is_in_the_token(tmp_path: Path) -> None:
     overrides = Overrides(sessions=(0, 2), requests=3)
-    case = play(race_scenario(), RunOptions(overrides=overrides), tmp_path)
+    case = play(Trial(race_scenario(), RunOptions(overrides=overrides), str(tmp_path)))
     assert case.requests == 3 and 0 < len(case.token) <= 64
     assert RACE in (Path(case.run_dir) / "scenario.toml").read_text()

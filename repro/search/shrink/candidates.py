@@ -1,9 +1,9 @@
-"""Less of one thing: the smaller cases that a finding's case may be replaced by, the boldest first."""
+"""Smaller cases that a finding's case may be replaced by, each with less of one thing, the boldest first."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from math import ceil
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec.structs import replace
 
@@ -23,6 +23,12 @@ GAPS_MS = (10, 100, 300, 1_000, 2_000, 5_000, 8_000)
 ABORTS_MS = (300, 1_000, 2_000)  # after sending: in a prompt, an answer, or the answer of one that had to wait
 FIRES = (0, 1, 2, 4, 8, 16)  # hits to pass over
 SHIFTS = (-1, 1, -2, 2)  # of later steps, when one that was taken elsewhere is gone
+
+
+class Candidates(Protocol):
+    """Yields smaller cases; `base` is the scenario with the case's load."""
+
+    def __call__(self, case: Played, *, base: Scenario) -> Iterator[RunOptions]: ...
 
 
 class Memory(NamedTuple):
@@ -188,5 +194,4 @@ def _subsets(items: tuple[Item, ...]) -> Iterator[tuple[Item, ...]]:
         size //= 2
 
 
-Less = Callable[[Played, Scenario], Iterator[RunOptions]]
-EACH: tuple[Less, ...] = (faults, fires, aborts, tight, gaps, sessions, turns, room, requests, lengths)
+LESS_OF_EACH: tuple[Candidates, ...] = (faults, fires, aborts, tight, gaps, sessions, turns, room, requests, lengths)

@@ -45,15 +45,15 @@ NO_CORPUS = Corpus()
 class Searcher:
     """Proposes schedules by number and learns from what became of them.
 
-    The portfolio first holds back, one at a time, the operations that happens-before has told to be unordered: it
-    sees in the natural schedule already that an order is missing, and only the other order makes bytes wrong. Then it
-    holds back for the longest time, one at a time, the others that meet at pages, the rarest first: copies and
-    transfers are rare beside steps, and what waits for them for so long gives them up. For shorter times that is
-    an arm like the strategies.
+    Schedule 0 is the natural one; it tells how many steps there are and how often each actor contends. The seeds of
+    the others are their numbers plus `first_seed`, small so that tokens are short. A search with an earlier one's
+    corpus goes on behind the schedules that were `taken` there.
 
-    The first is the natural one; it tells how many steps there are and who contends how often. The seeds of
-    the others are their numbers and `first_seed`: small ones, so that tokens are short. A search that goes on
-    from an earlier one's corpus goes on behind the schedules that were `taken` there.
+    The portfolio first holds back, one at a time, the operations that `ordering` has found unordered: the natural
+    schedule shows that an edge is missing, and only the other order makes bytes wrong. Then it holds back for the
+    longest time, one at a time, the other operations that meet at pages, the rarest first: copies and transfers are
+    rare beside steps, and requests that wait that long for them time out. Shorter holds are an arm like the
+    strategies.
     """
 
     def __init__(self, search: Search, seed: int, before: Corpus = NO_CORPUS, first_seed: int = 0) -> None:
@@ -104,7 +104,7 @@ class Searcher:
             self.corpus.append(Entry(played.options.schedule, played.steps, new))
         return new
 
-    def left(self) -> Corpus:
+    def corpus_left(self) -> Corpus:
         """Return what the next search can go on from."""
         return Corpus(self._taken, tuple(self.corpus), tuple(sorted(self._held)))
 

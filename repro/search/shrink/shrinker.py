@@ -1,0 +1,131 @@
+"""The search for the smallest case: less load, fewer faults, fewer deviations, as long as the same cause is found."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from repro.pool.call import Pool
+from repro.run.run import RunOptions
+from repro.scenario.overrides import overridden
+from repro.scenario.schema import Scenario
+from repro.schedule.schedule import Schedule
+from repro.search.play import Played, Trial, discard, play_all, play_if_sensible
+from repro.search.shrink.candidates import LESS_OF_EACH, Candidates, fewer_deviations
+from repro.search.shrink.meetings import MEETING_REQUESTS, after_one_fault, meetings
+
+RESERVED_SHARE = 0.2  # of the budget, for taking away one thing after another
+
+
+class Shrinker:
+    """Tries smaller cases while `budget` lasts, several at once, and takes the first that shows the cause.
+
+    `on_smaller` hears the number of replays and each case that was taken.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        signature: str,
+        pool: Pool,
+        *,
+        root: Path,
+        budget: int,
+        workers: int,
+        on_smaller: Callable[[int, Played], None] = lambda replays, case: None,
+    ) -> None:
+        self.replays = 0
+        self._tried: set[RunOptions] = set()
+        self._prompt_tokens: dict[RunOptions, int] = {}  # the longest prompt of each run
+        self._scenario = scenario
+        self._signature = signature
+        self._pool = pool
+        self._root = root
+        self._budget = budget
+        self._reserved = 0  # replays of the budget that are kept for later
+        self._workers = workers
+        self._on_smaller = on_smaller
+
+    def shrink(self, case: Played) -> Played:
+        """Return the smallest case found that has the cause; `case` itself has it. Its run's folder stays."""
+        case = self._in_natural_order(case)
+        if case.options.schedule.natural:  # the steps of any other schedule fit its own load only
+            case = self._with_few_requests(case)
+        case = self._in_natural_order(self._with_less_of_each(case))
+        return case if not case.options.schedule.deviations else self._descend(case, fewer_deviations)
+
+    def _with_few_requests(self, case: Played) -> Played:
+        """Return the case as one of a few requests if one shows the cause; a part of the budget is left over."""
+        self._reserved = int(RESERVED_SHARE * self._budget)
+        case = self._descend(case, partial(after_one_fault, scenario=self._scenario))
+        base = overridden(self._scenario, case.options.overrides)
+        for candidates in meetings(case, base, self._prompt_tokens):
+            case = self._first_smaller(case, candidates)
+            if case.requests <= MEETING_REQUESTS:
+                break
+        self._reserved = 0
+        return case
+
+    def _with_less_of_each(self, case: Played) -> Played:
+        """Return what is left when nothing more can be taken away."""
+        smaller = True
+        while smaller and self._left > 0:
+            before = case.options
+            for candidates in LESS_OF_EACH:
+                case = self._descend(case, candidates)
+            smaller = case.options != before
+        return case
+
+    @property
+    def _left(self) -> int:
+        return self._budget - self._reserved - self.replays
+
+    def _in_natural_order(self, case: Played) -> Played:
+        """Return the case in the natural order, or with its schedule as plain deviations from it."""
+        spelt_out = Schedule(window=case.options.schedule.window, deviations=case.deviations)
+        if case.options.schedule in (Schedule(), spelt_out):
+            return case
+        schedules = (Schedule(), spelt_out)
+        return self._first_smaller(case, [replace(case.options, schedule=each) for each in schedules])
+
+    def _descend(self, case: Played, candidates: Candidates) -> Played:
+        """Return the case after taking smaller ones for as long as there are any."""
+        before = None
+        while case is not before:
+            before, base = case, overridden(self._scenario, case.options.overrides)
+            case = self._first_smaller(case, candidates(case, base=base))
+        return case
+
+    def _first_smaller(self, case: Played, candidates: Iterable[RunOptions]) -> Played:
+        """Return the first candidate that has the cause; the case where none has."""
+        found = self._first(iter(candidates), case.requests)
+        if found is None:
+            return case
+        discard(case)
+        return found
+
+    def _first(self, candidates: Iterator[RunOptions], requests_max: int) -> Played | None:
+        """Return the first that has the cause, in no more requests. What runs beside it counts as a replay too."""
+        while self._left > 0:
+            untried = (options for options in candidates if options not in self._tried)
+            batch = list(dict.fromkeys(islice(untried, min(self._workers, self._left))))
+            if not batch:
+                return None
+            self._tried.update(batch)
+            played = self._play(batch)
+            self.replays += len(batch)
+            self._prompt_tokens.update((each.options, each.prompt_tokens) for each in played)
+            showing = [each for each in played if self._signature in each.signatures and each.requests <= requests_max]
+            for each in played:
+                if each not in showing[:1]:
+                    discard(each)
+            if showing:
+                self._on_smaller(self.replays, showing[0])
+                return showing[0]
+        return None
+
+    def _play(self, batch: Sequence[RunOptions]) -> list[Played]:
+        trials = [Trial(self._scenario, options, str(self._root)) for options in batch]
+        return play_all(self._pool, trials, play_if_sensible)
