@@ -1,41 +1,54 @@
 """`repro bench layersplit`: runs the study's cells, side by side in processes, and prints the table."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from repro.bench.layersplit import BASE, SENSITIVITY, SENSITIVITY_LENGTH, Measured, Row, Setting, measure, row
+from repro.pool.call import alive
+from repro.pool.local import LocalPool
 
 BAR_PERCENT = 50  # of gain, one block of a bar
 BAR_BLOCKS_MAX = 12
-Cell = tuple[int, Setting, bool]
+
+
+class Cell(NamedTuple):
+    """One measurement of the study."""
+
+    length: int
+    setting: Setting
+    split: bool
 
 
 def run_lengths(lengths: Sequence[int], workers: int, done: Callable[[str], None]) -> list[Row]:
     """Return the study's rows, by length."""
-    cells = [(length, BASE, split) for length in lengths for split in (False, True)]
+    cells = [Cell(length, BASE, split) for length in lengths for split in (False, True)]
     measured = _run(cells, workers, done)
     return [row(length, *measured[2 * place : 2 * place + 2]) for place, length in enumerate(lengths)]
 
 
 def run_sensitivity(workers: int, done: Callable[[str], None]) -> dict[str, Row]:
     """Return how the row of one length moves with what the study assumes."""
-    cells = [(SENSITIVITY_LENGTH, setting, split) for setting in SENSITIVITY.values() for split in (False, True)]
+    cells = [Cell(SENSITIVITY_LENGTH, setting, split) for setting in SENSITIVITY.values() for split in (False, True)]
     measured = _run(cells, workers, done)
     pairs = (measured[place : place + 2] for place in range(0, len(cells), 2))
     return {name: row(SENSITIVITY_LENGTH, *pair) for name, pair in zip(SENSITIVITY, pairs, strict=True)}
 
 
 def _run(cells: list[Cell], workers: int, done: Callable[[str], None]) -> list[Measured]:
-    with ProcessPoolExecutor(workers) as pool:
-        futures = [pool.submit(measure, *cell) for cell in cells]
-        measured = []
-        for (length, _, split), future in zip(cells, futures, strict=True):
-            measured.append(future.result())
-            done(f"{length:,} tokens, {'split' if split else 'replicated'}: {measured[-1].tokens_per_s:,.0f} tokens/s")
-    return measured
+    measured: dict[Cell, Measured] = {}
+    with LocalPool(workers, timeout_s=None) as pool:
+        for cell, result in pool.results(_measure, iter(cells)):
+            measured[cell] = alive(result)
+            arrangement = "split" if cell.split else "replicated"
+            done(f"{cell.length:,} tokens, {arrangement}: {measured[cell].tokens_per_s:,.0f} tokens/s")
+    return [measured[cell] for cell in cells]
+
+
+def _measure(cell: Cell) -> Measured:
+    return measure(*cell)
 
 
 def table(rows: dict[str, Row], *, bars: bool) -> Table:

@@ -4,6 +4,7 @@ A function takes one argument and returns one result. Both cross as JSON, typed 
 """
 
 import importlib
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar, cast, get_type_hints
@@ -21,6 +22,13 @@ class Died(msgspec.Struct, frozen=True):
     """Stands for the result of a call whose process ended without an answer."""
 
     why: str
+
+
+def alive(result: Result | Died) -> Result:
+    """Return a result where no call may die. Raises HarnessError for one that did."""
+    if isinstance(result, Died):
+        raise HarnessError(f"a worker process died ({result.why}; out of memory?); fewer --workers need less")
+    return result
 
 
 class Pool(Protocol):
@@ -55,7 +63,11 @@ class Answer(msgspec.Struct, frozen=True):
 
 def encoded_call(function: Callable[[Argument], Result], argument: Argument) -> bytes:
     """Return the line that asks a worker for this call."""
-    name = f"{function.__module__}:{function.__qualname__}"
+    module = function.__module__
+    main = sys.modules["__main__"].__spec__
+    if module == "__main__" and main is not None:  # run with python -m; a worker imports it by its own name
+        module = main.name
+    name = f"{module}:{function.__qualname__}"
     return msgspec.json.encode(Call(name, msgspec.Raw(msgspec.json.encode(argument))))
 
 

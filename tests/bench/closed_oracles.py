@@ -15,9 +15,7 @@ real machine: clean answers differ then too, and so would some of the corrupted 
 import argparse
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +35,8 @@ from repro.load.clean import ASKED_FOR, Checks, check_answers
 from repro.load.client import open_client
 from repro.load.driver import drive
 from repro.load.plan import LoadPlan
+from repro.pool.call import alive
+from repro.pool.local import LocalPool
 from repro.record.checks import Check
 from repro.run.judge.clean_decode import CleanDecoder
 from repro.run.targets import Checkpoint, load_checkpoint
@@ -209,13 +209,16 @@ def measure(defect: str, seed: int, noise: float) -> list[Answered]:
 
 def collect(path: Path, wanted: Sequence[tuple[str, int, float]], workers: int) -> None:
     """Measure the runs that are not in the file yet, and add them to it."""
-    there = {each.run for each in read(path)}
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=RUNS_A_PROCESS) as pool:
-        runs = [pool.submit(measure, *run) for run in wanted if run not in there]
-        for run in as_completed(runs):
+    measured = {each.run for each in read(path)}
+    with LocalPool(workers, timeout_s=None, calls_each=RUNS_A_PROCESS) as pool:
+        for _, answers in pool.results(measure_run, (run for run in wanted if run not in measured)):
             with path.open("ab") as file:
-                file.write(b"".join(msgspec.json.encode(each) + b"\n" for each in run.result()))
+                file.write(b"".join(msgspec.json.encode(each) + b"\n" for each in alive(answers)))
+
+
+def measure_run(run: tuple[str, int, float]) -> list[Answered]:
+    """Return all answers of a run that is given as its defect, seed and noise."""
+    return measure(*run)
 
 
 def read(path: Path) -> Iterator[Answered]:

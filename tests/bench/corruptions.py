@@ -8,18 +8,18 @@ reported a first-hand bad read of that page by a step that read it.
 import argparse
 import tempfile
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from msgspec.structs import replace
 from rich.table import Table
 from scipy.stats import binomtest
 
 from repro.fault.aftermath import Corruptions
 from repro.fault.plan import CORRUPTING, PLACES, Do, Fault, When
+from repro.pool.call import alive
+from repro.pool.local import LocalPool
 from repro.run.run import RunOptions, run_scenario
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
@@ -30,26 +30,32 @@ OFTEN = 0.1
 RUNS_MAX = 400
 
 
-def changed(workload: str, place: str, seed: int) -> dict[str, Corruptions]:
-    """Run a workload once with all kinds in one place; return what became of the changes, by fault."""
-    torch.set_num_threads(1)
-    plain = in_stamps(find(workload))
-    when = When(PROBABILITY.get(place, OFTEN))
-    faults = tuple(Fault(place, Do(kind), when) for kind in CORRUPTING)
+class Injected(NamedTuple):
+    """A run of a workload with all kinds of wrong bytes in one place."""
+
+    workload: str
+    place: str
+    seed: int
+
+
+def changed(injected: Injected) -> dict[str, Corruptions]:
+    """Return what became of the changes of one run, by fault."""
+    plain = in_stamps(find(injected.workload))
+    when = When(PROBABILITY.get(injected.place, OFTEN))
+    faults = tuple(Fault(injected.place, Do(kind), when) for kind in CORRUPTING)
     scenario = replace(plain, faults=(*plain.faults, *faults))
     with tempfile.TemporaryDirectory(prefix="corrupt") as root:
-        options = RunOptions(seed, oracle_sample=0)
+        options = RunOptions(injected.seed, oracle_sample=0)
         return dict(run_scenario(scenario, options, root=Path(root), utc=datetime.now(UTC)).corruptions)
 
 
-def measured(
-    workload: str, place: str, injections: int, pool: ProcessPoolExecutor, workers: int
-) -> dict[str, Corruptions]:
+def measured(workload: str, place: str, injections: int, pool: LocalPool, workers: int) -> dict[str, Corruptions]:
     """Return the sums over as many seeds as it takes for so many changes of each kind to be read."""
     sums: defaultdict[str, Corruptions] = defaultdict(Corruptions)
     for first in range(0, RUNS_MAX, workers):
-        for counts in pool.map(changed, [workload] * workers, [place] * workers, range(first, first + workers)):
-            for name, each in counts.items():
+        runs = (Injected(workload, place, seed) for seed in range(first, first + workers))
+        for _, counts in pool.results(changed, runs):
+            for name, each in alive(counts).items():
                 total = sums[name]
                 total.changed += each.changed
                 total.read += each.read
@@ -71,7 +77,7 @@ def main() -> None:
     add_record(parser)
     given = parser.parse_args()
     table = Table("fault", "changed", "never read", "read", "detected", "share (95 %)", title=given.workload)
-    with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
+    with LocalPool(given.workers, calls_each=None) as pool:
         for place in given.places:
             sums = measured(given.workload, place, given.injections, pool, given.workers)
             for kind in CORRUPTING:

@@ -8,18 +8,17 @@ the workloads as they are: with the same seeds they must keep silent.
 import argparse
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from msgspec.structs import replace
 from rich.table import Table
 
 from repro.base.errors import HarnessError, ScenarioError
 from repro.fault import defects
+from repro.pool.call import alive
+from repro.pool.local import LocalPool
 from repro.run.run import RunOptions, run_scenario
 from repro.scenario.schema import Scenario, bundled_names, find
 from repro.search.mutate.study import in_stamps
@@ -27,6 +26,14 @@ from tests.bench.results import add_record, show
 
 GENERIC = [name for name in bundled_names() if name.startswith("generic_")]
 SILENT = "none of them"
+
+
+class Case(NamedTuple):
+    """One defect, or SILENT, in one workload."""
+
+    defect: str
+    workload: str
+    schedules: int
 
 
 class Tried(NamedTuple):
@@ -46,12 +53,12 @@ def applicable(workload: Scenario, defect: str) -> bool:
     return True
 
 
-def tried(workload: str, defect: str, schedules: int) -> Tried:
+def tried(case: Case) -> Tried:
     """Play a workload with a defect (with none for SILENT) until a detector convicts; at most so many seeds."""
-    torch.set_num_threads(1)
-    scenario = replace(in_stamps(find(workload)), defects=() if defect == SILENT else (defect,))
+    defects_put_in = () if case.defect == SILENT else (case.defect,)
+    scenario = replace(in_stamps(find(case.workload)), defects=defects_put_in)
     broke = ""
-    for seed in range(schedules):
+    for seed in range(case.schedules):
         with tempfile.TemporaryDirectory(prefix="generic") as root:
             try:
                 outcome = run_scenario(
@@ -62,7 +69,7 @@ def tried(workload: str, defect: str, schedules: int) -> Tried:
                 continue
         if outcome.findings:
             return Tried(seed + 1, tuple(dict.fromkeys(finding.detector for finding in outcome.findings)))
-    return Tried(schedules, (), broke)
+    return Tried(case.schedules, (), broke)
 
 
 def told(each: Tried | None) -> str:
@@ -102,17 +109,17 @@ def main() -> None:
 def measured(names: Sequence[str], chosen: Sequence[str], schedules: int, workers: int) -> dict[str, dict[str, Tried]]:
     """Return what came of each defect in each workload whose target can have it."""
     workloads = [find(name) for name in chosen]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        under_way = {
-            (defect, workload.name): pool.submit(tried, workload.name, defect, schedules)
-            for defect in names
-            for workload in workloads
-            if defect == SILENT or applicable(workload, defect)
-        }
-        rows: dict[str, dict[str, Tried]] = {defect: {} for defect in names}
-        for (defect, workload), future in under_way.items():
-            rows[defect][workload] = future.result()
-            print(defect, workload, told(rows[defect][workload]), flush=True)
+    cases = (
+        Case(defect, workload.name, schedules)
+        for defect in names
+        for workload in workloads
+        if defect == SILENT or applicable(workload, defect)
+    )
+    rows: dict[str, dict[str, Tried]] = {defect: {} for defect in names}
+    with LocalPool(workers, timeout_s=None, calls_each=None) as pool:
+        for case, result in pool.results(tried, cases):
+            rows[case.defect][case.workload] = alive(result)
+            print(case.defect, case.workload, told(alive(result)), flush=True)
     return rows
 
 

@@ -5,22 +5,24 @@ token that does not fit 64 characters points at its run's folder; such findings 
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from repro.run.run import RunOptions
+from repro.base.errors import ReproError
+from repro.pool.call import alive
+from repro.pool.local import LocalPool
+from repro.run.run import RunOptions, run_scenario
 from repro.scenario.schema import Scenario, find
 from repro.schedule.schedule import Schedule
 from repro.search.play import Played, Trial, play
+from repro.search.reproduce import prove, recipe_of
 from tests.bench.results import add_record, show
 from tests.bench.small import small_loads
 
@@ -38,9 +40,12 @@ def main() -> None:
     torch.set_num_threads(1)
     scenarios = [find(name) for name in small_loads()]
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="replays") as root, ThreadPoolExecutor(options.workers) as replays:
-        wanted = findings(scenarios, options.tokens, Path(root), counts)
-        for told in replays.map(replayed, wanted):
+    with tempfile.TemporaryDirectory(prefix="replays") as root, LocalPool(options.workers, calls_each=1) as pool:
+        wanted = (
+            Replay(each.token, each.fingerprint) for each in findings(scenarios, options.tokens, Path(root), counts)
+        )
+        for _, result in pool.results(replayed, wanted):
+            told = alive(result)
             counts[told if told == SAME else "differs"] += 1
             if told != SAME:
                 print(told, flush=True)
@@ -76,14 +81,25 @@ def finding(scenario: Scenario, seed: int, root: Path, counts: Counter[str]) -> 
     return None
 
 
-def replayed(played: Played) -> str:
+class Replay(NamedTuple):
+    """A token, and the fingerprint that must come again."""
+
+    token: str
+    fingerprint: str
+
+
+def replayed(replay: Replay) -> str:
     """Return SAME, or what differed."""
-    command = [sys.executable, "-m", "repro", "reproduce", played.token, "--json", "--quiet"]
-    with tempfile.TemporaryDirectory(prefix="replay") as runs:
-        process = subprocess.run([*command, "--runs", runs], capture_output=True, text=True, check=False)
-    if process.returncode == 1 and json.loads(process.stdout)["fingerprint"] == played.fingerprint:
-        return SAME
-    return f"{played.token}: exit {process.returncode}: {process.stderr.strip()[-300:]}"
+    with tempfile.TemporaryDirectory(prefix="replay") as folder:
+        root = Path(folder)
+        try:
+            recipe = recipe_of(replay.token, root)
+            outcome = run_scenario(recipe.scenario, recipe.options, root=root, utc=datetime.now(UTC))
+            prove(recipe, outcome)
+        except ReproError as error:
+            return f"{replay.token}: {error}"
+    same = outcome.judgement.exit_code == 1 and outcome.fingerprint == replay.fingerprint
+    return SAME if same else f"{replay.token}: exit {outcome.judgement.exit_code}, fingerprint {outcome.fingerprint}"
 
 
 if __name__ == "__main__":

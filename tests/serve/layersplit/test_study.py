@@ -8,7 +8,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from repro.bench import command
-from repro.bench.layersplit import BASE, Measured, Setting, measure, replaced, row
+from repro.bench.layersplit import BASE, Measured, measure, replaced, row
 from repro.cli import app
 
 SMALL = replaced(BASE, ranks=2, sessions=3, clients=2, turns=5, memory_tokens=20_480, host_ratio=0.1)
@@ -34,14 +34,14 @@ def test_a_cell_is_the_same_every_time() -> None:
     assert measure(LENGTH, few, True) == measure(LENGTH, few, True)
 
 
-def made(length: int, setting: Setting, split: bool) -> Measured:
-    return Measured(2e5 if split else 1e5, 1.0, 2.0, 3.0, 0.5, 0.25, 0, 100, 200, 10, 1)
+def made(cell: command.Cell) -> Measured:
+    return Measured(2e5 if cell.split else 1e5, 1.0, 2.0, 3.0, 0.5, 0.25, 0, 100, 200, 10, 1)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let cells be made up, in this process."""
-    monkeypatch.setattr(command, "_run", lambda cells, workers, done: [made(*cell) for cell in cells])
+    monkeypatch.setattr(command, "_run", lambda cells, workers, done: [made(cell) for cell in cells])
 
 
 @pytest.mark.usefixtures("quick")
