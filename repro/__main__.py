@@ -3,7 +3,7 @@
 import os
 import sys
 
-FAILED, STOPPED = 4, 5  # exit codes
+from repro.base.verdict_word import VerdictWord
 
 
 def main() -> None:
@@ -16,10 +16,10 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C before anything was recorded\n")
-        sys.exit(STOPPED)
+        sys.exit(VerdictWord.INCONCLUSIVE.exit_code)
     except OSError as error:  # of the help text: the commands tell their own
         sys.stderr.write(f"standard output: {error.strerror}\n")
-        sys.exit(FAILED)
+        sys.exit(VerdictWord.FAILED.exit_code)
 
 
 def _told_unless_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from detectors.base import Finding
 from repro.base.probe import (
     Access,
@@ -20,6 +22,7 @@ from repro.base.probe import (
 )
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord, SentRequest
+from repro.record.verdict import RunVerdict
 from repro.record.view import Run, open_run
 from repro.scenario.schema import find
 
@@ -197,10 +200,11 @@ def race_requests(healthy: int = 11) -> list[RequestRecord]:
     return [victim, *others]
 
 
-def make_verdict(**changes: Any) -> dict[str, object]:
-    """Return the object that `repro run --json` prints and run.json holds."""
+def make_verdict(**changes: Any) -> RunVerdict:
+    """Return a verdict; the changes are as its JSON object has them."""
     verdict: dict[str, object] = {
         "verdict": "anomaly",
+        "scenario": "hicache_early_read",
         "seed": 7,
         "requests": 12,
         "findings": {"ordering": 14, "canary": 6, "divergence": 1, "repetition": 1},
@@ -221,7 +225,7 @@ def make_verdict(**changes: Any) -> dict[str, object]:
         "run_dir": "runs/hicache_early_read/20261123T101500Z-7",
         "report": "runs/hicache_early_read/20261123T101500Z-7/report.html",
     }  # fmt: skip
-    return verdict | changes
+    return msgspec.convert(verdict | changes, RunVerdict)
 
 
 def make_folder(root: Path, scenario: str = "hicache_early_read", seed: int = 7, **options: Any) -> RunFolder:
@@ -235,7 +239,7 @@ def make_run(
     events: Sequence[AnyEvent] | None = None,
     requests: Sequence[RequestRecord] | None = None,
     findings: Sequence[Finding] | None = None,
-    verdict: dict[str, object] | None = None,
+    verdict: RunVerdict | None = None,
     **options: Any,
 ) -> Run:
     """Write a finished run into `root` and return it opened; by default one with the HiCache race."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import Outcome, run_scenario
 from repro.scenario.schema import Scenario, parse
 
 SMALL = """

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from repro.load.listener import LoadListener, Progress
-from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.run.options import RunOptions, Watch
+from repro.run.run import Outcome, run_scenario
 from repro.scenario.schema import Scenario, parse
 
 TINY = """
@@ -58,12 +58,11 @@ def run_tiny(
     scenario: Scenario | None = None,
     *,
     seed: int = 0,
+    clock_s: Callable[[], float] = lambda: 0.0,
     progress: Callable[[Progress], None] = lambda snapshot: None,
-    **more: Any,
+    options: RunOptions | None = None,
 ) -> Outcome:
-    """Run it on one thread; `more` goes to `run_scenario`."""
+    """Run it on one thread."""
     torch.set_num_threads(1)
-    options = more.pop("options", RunOptions(seed=seed))
-    return run_scenario(
-        scenario or tiny_scenario(), options, root=root, utc=UTC_RUN, watcher=Watching(progress), **more
-    )
+    watch = Watch(clock_s, Watching(progress))
+    return run_scenario(scenario or tiny_scenario(), options or RunOptions(seed), root=root, utc=UTC_RUN, watch=watch)

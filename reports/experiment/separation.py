@@ -17,9 +17,9 @@ from scipy.stats import mannwhitneyu
 
 from detectors.answers.acceptance import LENGTH_MIN, RATE_MAX
 from detectors.text.repetition import Repetition
-from reports.experiment.steps import WHOLE, is_corrupted
+from reports.experiment.steps import is_corrupted
 from repro.base import rng
-from repro.record.requests import RequestRecord
+from repro.record.requests import WHOLE, RequestRecord
 
 Truth = Literal["clean", "unharmed", "diverged", "garbled", "looping"]
 RESAMPLES = 2000

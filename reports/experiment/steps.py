@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import msgspec
 
 from reports.rates import Rate, rate_of
-from repro.record.requests import RequestRecord
+from repro.record.counts import session_hits
+from repro.record.requests import WHOLE, RequestRecord
 from repro.record.view import Run
 
-WHOLE = ("stop", "length", "tool_calls")  # finishes of answers that nobody cut off
 CORRUPTED = "read wrong bytes"
 
 
@@ -99,10 +99,10 @@ def part_counts(
     """Add up runs of one part."""
     records = [record for run in runs for record in run.requests]
     finished = [record for record in records if record.finish in WHOLE]
-    hits = [_hits(run.requests) for run in runs]
+    hits = [session_hits([each for each in run.requests if each.finish in WHOLE], blind=False) for run in runs]
     return PartCounts(
         key, variant, sensitivity, len(runs),
-        dict(Counter(str(run.verdict.get("verdict")) for run in runs)),
+        dict(Counter(str(run.verdict and run.verdict.word) for run in runs)),
         died, empty, missing,
         requests=len(records),
         finished=len(finished),
@@ -120,12 +120,3 @@ def part_counts(
 def is_corrupted(record: RequestRecord) -> bool:
     """Return whether a request read wrong bytes, at first hand or by reuse."""
     return record.corrupted or record.poisoned
-
-
-def _hits(records: Sequence[RequestRecord]) -> list[tuple[int, int]]:
-    """Return of each session how many of its finished requests were corrupted, and how many there are."""
-    sessions: dict[str, list[bool]] = {}
-    for record in records:
-        if record.finish in WHOLE:
-            sessions.setdefault(record.session, []).append(is_corrupted(record))
-    return [(sum(hit), len(hit)) for hit in sessions.values()]

@@ -12,7 +12,6 @@ HEADLINES = {
     4: "Runs died, so the night does not answer.",
     5: "The night could not tell.",
 }
-WORDS = {0: "clean", 1: "anomaly", 3: "vacuous", 4: "failed", 5: "inconclusive"}
 
 
 class CaseRow(msgspec.Struct, frozen=True):

@@ -12,11 +12,22 @@ from detectors.answers.leak import CrossPromptLeak
 from detectors.base import Finding
 from detectors.registry import NAMES, TEXT_NAMES
 from reports.rates import Rate, rate_of, rate_text
+from repro.base.verdict_word import VerdictWord
+from repro.record.counts import (
+    Compared,
+    ContextsCut,
+    Retries,
+    compared_of,
+    contexts_cut_of,
+    funnel_of,
+    retries_of,
+    session_hits,
+)
 from repro.record.requests import RequestRecord
+from repro.record.verdict import ClientLag, DetectorAnswer, FaultOutcome, RunVerdict
 from repro.record.view import Run
 from repro.scenario.schema import bundled_names, find
 
-EXIT_CODES = {"clean": 0, "anomaly": 1, "vacuous": 3, "failed": 4, "inconclusive": 5}
 MEANINGS = {
     "clean": "Every detector that applies was silent, and the run did what its scenario is about.",
     "anomaly": "At least one detector convicted; the evidence is below.",
@@ -85,34 +96,6 @@ class Quantiles(msgspec.Struct, frozen=True):
     p99: float
 
 
-class Cut(msgspec.Struct, frozen=True):
-    """Histories that were shortened to fit the model's limit."""
-
-    requests: int  # sent with a shortened history
-    sessions: int
-    turns: int  # dropped, each counted once however many requests went without it
-    characters: int
-    limit_tokens: int = 0  # 0 where the record does not say
-
-
-class Retries(msgspec.Struct, frozen=True):
-    """What became of answers that a detector convicted in their stream, as the online detectors saw it."""
-
-    aborted_retried: int = 0  # given up and asked for again
-    retried_clean: int = 0
-    retried_convicted: int = 0  # again
-    retried_unanswered: int = 0
-
-
-class Compared(msgspec.Struct, frozen=True):
-    """Answers that were asked for again where nothing disturbs them."""
-
-    compared: int
-    suspects: int
-    sample: int  # of those that no detector suspects
-    differing: int
-
-
 class Summary(msgspec.Struct, frozen=True):
     """All that a report says in numbers and short sentences."""
 
@@ -140,9 +123,9 @@ class Summary(msgspec.Struct, frozen=True):
     ttft_ms: Quantiles | None
     token_ms: Quantiles | None  # mean time of a token after the first, per request
     lag_ms: Quantiles | None  # how late the client sent
-    loop_lag_ms: dict[str, float]  # how late the client's event loop ran; empty in virtual time
+    loop_lag_ms: ClientLag
     finishes: dict[str, int]
-    cut: Cut
+    cut: ContextsCut
     retries: Retries
     events: int
     dropped_events: int
@@ -160,47 +143,48 @@ class Summary(msgspec.Struct, frozen=True):
 
 def summarise(run: Run) -> Summary:
     """Return the summary of a run, also of one that was killed; reads no events."""
-    verdict, meta, records = run.verdict, run.meta, run.requests
+    meta, records = run.meta, run.requests
+    verdict = run.verdict or RunVerdict(word=VerdictWord.FAILED, scenario=meta.scenario, seed=meta.seed)
     name = _verdict_name(run)
-    judged = bool(verdict) or any(value for key, value in funnel_counts(records).items() if key != "requests")
+    judged = run.verdict is not None or funnel_of(records).convicted
     detectors = _detectors(run)
     url = str(meta.config.get("url") or "")
-    scenario, exercised = _scenario(run.scenario_toml), _counts(verdict.get("exercised"))
-    floors = _counts(scenario.get("exercise"))
+    scenario, exercised = _scenario(run.scenario_toml), msgspec.structs.asdict(verdict.exercised)
+    floors = _table(scenario, "exercise")
     hits_untold = bool(url) or exercised.get("host_hit_tokens", 0) > 0
     return Summary(
         scenario=meta.scenario,
         title=str(scenario.get("title") or meta.scenario),
-        defects=() if verdict.get("control") else tuple(map(str, _defects(run, scenario))),
+        defects=() if verdict.control else tuple(map(str, _defects(run, scenario))),
         conditions=_conditions(run),
         seed=meta.seed,
         utc=meta.utc,
         state=meta.state,
         error=meta.error,
         verdict=name,
-        exit_code=EXIT_CODES.get(name),
+        exit_code=name.exit_code if isinstance(name, VerdictWord) else None,
         meaning=MEANINGS.get(name, ""),
-        why=_sentence(verdict.get("why")),
+        why="; ".join(verdict.why),
         judged=judged,
         rate=_rate(records, detectors),
         funnel=_told(_stages_of(exercised, funnel(records, detectors)), judged, hits_untold),
         own=sum(record.model_own for record in records),
-        compared=compared_counts(records),
+        compared=compared_of(records),
         groups=grouped(run.findings(Finding)),
-        faults=_faults(verdict.get("faults")),
+        faults=_faults(verdict.faults),
         exercised={} if url else {name: n for name, n in exercised.items() if n or name in floors},
         detectors=detectors,
         ttft_ms=_quantiles([(r.first_token_us - r.sent_us) / 1e3 for r in records if r.first_token_us >= 0]),
         token_ms=_quantiles([value for r in records if (value := _token_ms(r)) is not None]),
         lag_ms=_quantiles([(r.sent_us - r.due_us) / 1e3 for r in records if min(r.sent_us, r.due_us) >= 0]),
-        loop_lag_ms=_loop_lag(verdict.get("client_lag_ms")),
+        loop_lag_ms=verdict.client_lag_ms,
         finishes=_finishes(records),
-        cut=_cut(records, verdict.get("contexts_cut")),
-        retries=Retries(**retry_counts(records)),
+        cut=contexts_cut_of(records, verdict.contexts_cut.limit_tokens),
+        retries=retries_of(records),
         events=meta.events,
         dropped_events=meta.dropped_events,
-        fingerprint=str(verdict.get("fingerprint") or ""),
-        token=str(verdict.get("token") or ""),
+        fingerprint=verdict.fingerprint,
+        token=verdict.token,
         bundled=_is_bundled(meta.scenario, run.scenario_toml),
         url=url,
         checking=_checking(meta.config) if url else (),
@@ -221,24 +205,10 @@ def _checking(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (*words, "--redact") if config.get("redact") else tuple(words)
 
 
-def funnel_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
-    """Return the funnel as the verdict JSON has it."""
-    return {
-        "requests": len(records),
-        "raced": sum(record.raced for record in records),
-        "corrupted": sum(record.corrupted for record in records),
-        "poisoned": sum(record.poisoned for record in records),
-        "diverged": sum(record.oracle == "diverged" for record in records),
-        "acceptance": sum(record.acceptance for record in records),
-        "visible": sum(record.visible for record in records),
-        "model_own": sum(record.model_own for record in records),
-    }
-
-
 def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -> tuple[Stage, ...]:
     """Return the stages from all requests down to what a user would have seen."""
     answers = {row.name: row.answer for row in detectors}
-    counts: dict[str, int | None] = {**funnel_counts(records)}
+    counts: dict[str, int | None] = {**msgspec.structs.asdict(funnel_of(records))}
     for names, stages in _NEEDS.items():
         if all(answers.get(name, "not_applicable") == "not_applicable" for name in names) and names[0] in answers:
             counts |= dict.fromkeys(stages)
@@ -328,59 +298,34 @@ def _depth(layer: str) -> int:
 
 
 def _verdict_name(run: Run) -> str:
-    name = run.verdict.get("verdict")
-    if isinstance(name, str) and name:
-        return name
-    return {"running": "unfinished", "interrupted": "interrupted"}.get(run.meta.state, "failed")
+    if run.verdict is not None:
+        return run.verdict.word
+    return {"running": "unfinished", "interrupted": "interrupted"}.get(run.meta.state, VerdictWord.FAILED)
 
 
 def _rate(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -> Rate:
     """Rates of corrupted requests start at wrong bytes; a target that tells none is judged by its answers."""
     answers = {row.name: row.answer for row in detectors}
     blind = answers.get("canary") == "not_applicable"
-    sessions: dict[str, tuple[int, int]] = {}
-    for record in records:
-        wrong = record.corrupted or record.poisoned
-        if blind:
-            wrong = record.oracle == "diverged" or record.visible
-        hit, of = sessions.get(record.session, (0, 0))
-        sessions[record.session] = (hit + wrong, of + 1)
-    return rate_of("answered wrongly" if blind else "read wrong bytes", list(sessions.values()))
+    return rate_of("answered wrongly" if blind else "read wrong bytes", session_hits(records, blind=blind))
 
 
 def _detectors(run: Run) -> tuple[DetectorRow, ...]:
-    answers = run.verdict.get("detectors")
-    named: dict[str, Any] = dict(answers) if isinstance(answers, Mapping) else {}
-    rows = []
-    for name in list(dict.fromkeys((*run.meta.detectors, *named))):
-        told = named.get(name)
-        more: dict[str, Any] = dict(told) if isinstance(told, Mapping) else {"answer": told}
-        more |= run.meta.detectors.get(name, {})
-        checked = more.get("checked")
-        row = DetectorRow(
-            name, str(more.get("answer") or "unknown"), checked if isinstance(checked, int) else None,
-            _sentence(more.get("why")),
-        )  # fmt: skip
-        rows.append(row)
-    return tuple(rows)
+    """Return every detector's answer; an older record may have only the answers of its verdict."""
+    answers = run.verdict.detectors if run.verdict else {}
+    more = {name: DetectorAnswer(answer) for name, answer in answers.items()} | run.meta.detectors
+    names = dict.fromkeys((*run.meta.detectors, *answers))
+    return tuple(DetectorRow(name, more[name].answer, more[name].checked, more[name].why) for name in names)
 
 
-def _faults(faults: object) -> tuple[FaultRow, ...]:
-    if not isinstance(faults, Mapping):
-        return ()
+def _faults(faults: Mapping[str, FaultOutcome]) -> tuple[FaultRow, ...]:
     return tuple(
-        FaultRow(str(name), **{key: count for key, count in _counts(counts).items() if key in _FAULT_COUNTS})
-        for name, counts in faults.items()
-    )
-
-
-_FAULT_COUNTS = ("armed", "reached", "fired", "reordered", "changed", "read", "detected")
-
-
-def _counts(counts: object) -> dict[str, int]:
-    if not isinstance(counts, Mapping):
-        return {}
-    return {str(key): int(count) for key, count in counts.items() if isinstance(count, int | float)}
+        FaultRow(
+            name, fault.armed, fault.reached, fault.fired, fault.reordered,
+            fault.changed or 0, fault.read or 0, fault.detected or 0,
+        )
+        for name, fault in faults.items()
+    )  # fmt: skip
 
 
 def _quantiles(values: Sequence[float]) -> Quantiles | None:
@@ -404,51 +349,6 @@ def _finishes(records: Sequence[RequestRecord]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def cut_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
-    """Return how far histories were shortened, as the verdict JSON has it."""
-    cut = [record for record in records if record.dropped_turns or record.dropped_characters]
-    turns: dict[str, int] = {}
-    characters: dict[str, int] = {}
-    for record in cut:  # a record counts what its session has lost so far
-        turns[record.session] = max(turns.get(record.session, 0), record.dropped_turns)
-        characters[record.session] = max(characters.get(record.session, 0), record.dropped_characters)
-    return {
-        "requests": len(cut),
-        "sessions": len(turns),
-        "turns": sum(turns.values()),
-        "characters": sum(characters.values()),
-    }
-
-
-def retry_counts(records: Sequence[RequestRecord]) -> dict[str, int]:
-    """Return what became of answers that were given up, as the verdict JSON has it."""
-    last = {record.retry_of: record for record in records if record.retry_of}
-    convicted = sum(bool(record.detectors) for record in last.values())
-    clean = sum(record.finish in _ANSWERED and not record.detectors for record in last.values())
-    counts = Retries(len(last), clean, convicted, len(last) - clean - convicted)
-    return msgspec.structs.asdict(counts)
-
-
-_ANSWERED = ("stop", "length", "tool_calls")
-
-
-def _cut(records: Sequence[RequestRecord], told: object) -> Cut:
-    return Cut(**cut_counts(records), limit_tokens=_counts(told).get("limit_tokens", 0))
-
-
-def compared_counts(records: Sequence[RequestRecord]) -> Compared:
-    """Return how many answers were asked for again, undisturbed, and how many came out different."""
-    again = [record for record in records if record.oracle]
-    suspects = sum(record.suspect for record in again)
-    return Compared(len(again), suspects, len(again) - suspects, sum(record.oracle != "same" for record in again))
-
-
-def _loop_lag(told: object) -> dict[str, float]:
-    if not isinstance(told, Mapping):
-        return {}
-    return {str(key): float(value) for key, value in told.items() if isinstance(value, int | float)}
-
-
 def _is_bundled(name: str, text: str) -> bool:
     return name in bundled_names() and find(name).source == text
 
@@ -466,17 +366,11 @@ def _scenario(text: str) -> dict[str, Any]:
 
 
 def _defects(run: Run, scenario: Mapping[str, Any]) -> Sequence[object]:
-    armed = run.verdict.get("defects", run.meta.config.get("defects", scenario.get("defects")))
+    armed = run.meta.config.get("defects", scenario.get("defects"))
     return armed if isinstance(armed, list | tuple) else ()
 
 
 def _conditions(run: Run) -> tuple[str, ...]:
-    told = dict(run.meta.config) | run.verdict
-    names = {"control": "control: guards in place", "no_faults": "no faults"}
-    return tuple(words for key, words in names.items() if told.get(key) is True)
-
-
-def _sentence(why: object) -> str:
-    if isinstance(why, list | tuple):
-        return "; ".join(str(each) for each in why)
-    return str(why) if why else ""
+    control = run.verdict.control if run.verdict else run.meta.config.get("control") is True
+    names = {"control: guards in place": control, "no faults": run.meta.config.get("no_faults") is True}
+    return tuple(words for words, holds in names.items() if holds)

@@ -1,6 +1,7 @@
 """Sentences that the terminal and the HTML report share."""
 
-from reports.run.summary import Cut, Retries, Summary
+from reports.run.summary import Summary
+from repro.record.counts import ContextsCut, Retries
 
 
 def compared_text(summary: Summary) -> str:
@@ -25,7 +26,7 @@ def own_text(summary: Summary) -> str:
     return f"{summary.own:,} {looks} wrong {them} too: the model's own, which convicts nobody."
 
 
-def cut_text(cut: Cut) -> str:
+def cut_text(cut: ContextsCut) -> str:
     """Return how far histories were shortened; "" where all fitted."""
     if not cut.requests:
         return ""
@@ -52,11 +53,11 @@ def retries_text(retries: Retries) -> str:
 def loop_lag_text(summary: Summary) -> str:
     """Return how late the client's own event loop ran; "" in virtual time, where it never does."""
     lag = summary.loop_lag_ms
-    if not lag.get("count"):
+    if not lag.count:
         return ""
     return (
-        f"The client's event loop ran late by p50 {lag.get('p50', 0.0):,.1f} ms, p99 {lag.get('p99', 0.0):,.1f}, "
-        f"at most {lag.get('max', 0.0):,.1f}: times shorter than that are its own doing."
+        f"The client's event loop ran late by p50 {lag.p50:,.1f} ms, p99 {lag.p99:,.1f}, "
+        f"at most {lag.max:,.1f}: times shorter than that are its own doing."
     )
 
 

@@ -14,18 +14,20 @@ ReproError
 import difflib
 from collections.abc import Iterable
 
+from repro.base.verdict_word import VerdictWord
+
 
 class ReproError(Exception):
     """Base of all errors that are meant for the user's eyes."""
 
-    exit_code = 4
+    word = VerdictWord.FAILED  # what `--json` prints as the verdict; its exit code is the command's
     run_dir = ""  # the folder that keeps what was recorded until then
 
 
 class UsageError(ReproError):
     """The command line or a file is wrong."""
 
-    exit_code = 2
+    word = VerdictWord.USAGE_ERROR
 
 
 class ScenarioError(UsageError):
@@ -55,7 +57,7 @@ class DivergedError(HarnessError):
 class StoppedError(ReproError):
     """Somebody stopped a run before it came to a verdict."""
 
-    exit_code = 5
+    word = VerdictWord.INCONCLUSIVE
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

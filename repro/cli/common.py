@@ -19,9 +19,11 @@ from rich.text import Text
 
 import repro.scenario.schema as scenarios
 from repro.base.errors import HarnessError, ReproError, StoppedError
+from repro.base.verdict_word import VerdictWord
 
 if TYPE_CHECKING:  # these bring torch and pandas with them: a usage error is told without the wait
-    from repro.run.run import Outcome, RunOptions
+    from repro.run.options import RunOptions
+    from repro.run.run import Outcome
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -37,8 +39,7 @@ Threads = Annotated[
 ]
 RUNS = Path("runs")
 WORKERS = 2
-EXIT_CODES = "Exit codes: 0 clean, 1 anomaly, 2 usage error, 3 vacuous, 4 failed, 5 inconclusive."
-WORDS = {2: "usage_error", 4: "failed", 5: "inconclusive"}  # what --json says when there is no verdict
+EXIT_CODES = "Exit codes: " + ", ".join(f"{word.exit_code} {word.replace('_', ' ')}" for word in VerdictWord) + "."
 
 
 class Output(Console):
@@ -99,6 +100,7 @@ def run_watched(
     """Run a scenario with its progress on standard error."""
     set_threads(threads)
     from repro.cli.progress import Watcher
+    from repro.run.options import Watch
     from repro.run.run import run_scenario
 
     console = Output(stderr=True, quiet=quiet)
@@ -108,9 +110,7 @@ def run_watched(
             options,
             root=root,
             utc=datetime.now(UTC),
-            clock_s=time.monotonic,
-            watcher=watcher,
-            note=watcher.note,
+            watch=Watch(time.monotonic, watcher, watcher.note),
         )
 
 
@@ -126,19 +126,19 @@ def finish(outcome: "Outcome", json: bool, *, report: bool = True) -> None:
         if report:
             write_report(opened)
         else:
-            verdict = verdict | {"report": ""}
+            verdict = msgspec.structs.replace(verdict, report="")
     except (Exception, KeyboardInterrupt) as error:  # the run is whole and judged: the verdict stands
-        verdict = verdict | {"report": ""}
+        verdict = msgspec.structs.replace(verdict, report="")
         again = f"`repro report {outcome.path}` writes it again"
         errors.print(f"no report: {type(error).__name__}: {error}; {again}", style="red", markup=False, soft_wrap=True)
     try:
         if json:
             print_json(verdict)
         else:
-            print_summary(opened, summarise(opened), Output(), report=str(verdict["report"]))
+            print_summary(opened, summarise(opened), Output(), report=verdict.report)
     except BrokenPipeError:
         discard_output()
-    raise typer.Exit(outcome.judgement.exit_code)
+    raise typer.Exit(outcome.verdict.word.exit_code)
 
 
 def exit_of(error: ReproError, json: bool) -> typer.Exit:
@@ -149,12 +149,12 @@ def exit_of(error: ReproError, json: bool) -> typer.Exit:
         kept = f"what was recorded is in {error.run_dir}{crash}; `repro report {error.run_dir}` shows it"
         errors.print(kept, markup=False, soft_wrap=True)
     if json:
-        told = {"verdict": WORDS[error.exit_code], "error": str(error), "run_dir": error.run_dir}
+        told = {"verdict": error.word, "error": str(error), "run_dir": error.run_dir}
         try:
             print_json(told)
         except BrokenPipeError:
             discard_output()
-    return typer.Exit(error.exit_code)
+    return typer.Exit(error.word.exit_code)
 
 
 def print_json(told: object) -> None:

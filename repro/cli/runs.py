@@ -84,7 +84,7 @@ def run(
     if workers or seeds or resume:
         raise UsageError(f"{scenario} is no experiment: --workers, --seeds and --resume are for one")
     found = scenarios.find(scenario)
-    from repro.run.run import RunOptions
+    from repro.run.options import RunOptions
     from repro.schedule.schedule import Schedule
 
     options = RunOptions(seed, control, no_faults, Schedule(picker, seed if picker != "timed" else 0))
@@ -195,7 +195,7 @@ def replay(
         raise UsageError(f"--api {api} needs a server at a URL; the bundled stack is asked over its chat API")
     if calibration is not None and not url:
         raise UsageError("--calibration needs a server at a URL; the bundled stack has its own clean decode")
-    from repro.run.run import RunOptions
+    from repro.run.options import RunOptions
 
     options = RunOptions(
         seed,

@@ -73,7 +73,7 @@ def hunt(
     for each in layers:
         if each not in HUNTED:
             raise UsageError(f'--layer "{each}": give one of {", ".join(HUNTED)}')
-    from repro.run.run import RunOptions
+    from repro.run.options import RunOptions
     from repro.search.console import print_hunt, progress_line
     from repro.search.hunt import Quarry, read_corpus, result_of
     from repro.search.hunt import hunt as search
@@ -139,7 +139,7 @@ def shrink(
         print_json(result)
     else:
         print_shrunk(result, Output(highlight=False))
-    raise typer.Exit(result.exit_code)
+    raise typer.Exit(result.verdict.exit_code)
 
 
 @app.command(
@@ -175,7 +175,7 @@ def detect(
         found = detect_answers(files, redact=redact)
         if json:
             print_json(found)
-            raise typer.Exit(found.exit_code)
+            raise typer.Exit(found.verdict.exit_code)
         count = f"{found.answers:,} answers, {found.with_prompt:,} with their prompt; {found.unanswered:,} unanswered"
         output.print(f"{found.verdict.upper()}  {count}", markup=False, soft_wrap=True)
         for name, convicted in found.detectors.items():
@@ -184,20 +184,20 @@ def detect(
             output.print(f"{each.where} {each.id}: {each.finding.claim}", markup=False, soft_wrap=True)
         if len(found.findings) > FINDINGS_SHOWN:
             output.print(f"and more; --json shows {len(found.findings):,}", markup=False)
-        raise typer.Exit(found.exit_code)
+        raise typer.Exit(found.verdict.exit_code)
     assert events is not None
     from repro.tools.detect_events import detect as judge_events
 
     told = judge_events(events)
     if json:
         print_json(told)
-        raise typer.Exit(told.exit_code)
+        raise typer.Exit(told.verdict.exit_code)
     output.print(f"{told.verdict.upper()}  {told.events:,} events", markup=False)
     for finding in told.findings:
         output.print(f"{finding.count} x  {finding.claim}", markup=False, soft_wrap=True)
         if "missing_edge" in finding.evidence:
             output.print(f"  missing edge: {finding.evidence['missing_edge']}", markup=False, soft_wrap=True)
-    raise typer.Exit(told.exit_code)
+    raise typer.Exit(told.verdict.exit_code)
 
 
 @app.command(epilog=examples("repro mutate", "repro mutate generic_pd --seeds 5 --json"))

@@ -17,6 +17,8 @@ import msgspec
 
 from detectors.base import Layer
 from reports.rates import rate_of
+from repro.base.verdict_word import VerdictWord
+from repro.record.verdict import RunVerdict
 
 LAYERS: tuple[str, ...] = get_args(Layer)
 RUN_TIMEOUT_S = 900
@@ -26,38 +28,6 @@ SIDES: dict[str, tuple[str, ...]] = {
     "control": ("--control",),
     "defect, no faults": ("--no-faults",),
 }
-
-
-class Funnel(msgspec.Struct):
-    """The part of a verdict that a campaign adds up."""
-
-    requests: int
-    raced: int
-    corrupted: int
-    poisoned: int
-    diverged: int
-    visible: int
-
-
-class First(msgspec.Struct):
-    """When a layer of the truth found something first."""
-
-    requests: int
-    virtual_s: float
-
-
-class Verdict(msgspec.Struct):
-    """What a run printed with --json; further keys are ignored."""
-
-    verdict: str
-    seed: int
-    findings: dict[str, int]
-    funnel: Funnel
-    fingerprint: str
-    token: str
-    run_dir: str
-    first: dict[str, First] = {}  # by layer of the truth
-    cut: dict[str, object] | None = None  # what ended the run early
 
 
 class _Failure(msgspec.Struct):
@@ -70,12 +40,12 @@ class Side(msgspec.Struct, frozen=True):
     """All runs of one side; a run that died has no verdict, only its error."""
 
     name: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[RunVerdict, ...]
     errors: tuple[str, ...]
 
     def count(self, word: str) -> int:
         """Return how many runs came to this verdict."""
-        return sum(verdict.verdict == word for verdict in self.verdicts)
+        return sum(verdict.word == word for verdict in self.verdicts)
 
 
 def run_campaign(
@@ -92,7 +62,7 @@ def run_campaign(
     A Ctrl-C ends the runs under way; what was done until then is returned.
     """
     processes = Processes()
-    results: dict[tuple[str, int], Verdict | str] = {}
+    results: dict[tuple[str, int], RunVerdict | str] = {}
     pool = ThreadPoolExecutor(workers)
     try:
         futures = {
@@ -103,7 +73,7 @@ def run_campaign(
         for future in as_completed(futures):
             job = futures[future]
             result = results[job] = future.result()
-            done(*job, result.verdict if isinstance(result, Verdict) else result)
+            done(*job, result.word if isinstance(result, RunVerdict) else result)
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         processes.stop()
@@ -116,10 +86,11 @@ def exit_code(sides: Sequence[Side], seeds: int) -> int:
     """Return 0 when every defect was found and every control silent, 1 when not, 4 for dead runs, 5 for fewer."""
     defect, control = sides[:2]
     if any(side.errors for side in sides):
-        return 4
+        return VerdictWord.FAILED.exit_code
     if any(len(side.verdicts) < seeds for side in sides):
-        return 5
-    return 0 if defect.count("anomaly") == seeds == control.count("clean") else 1
+        return VerdictWord.INCONCLUSIVE.exit_code
+    as_expected = defect.count(VerdictWord.ANOMALY) == seeds == control.count(VerdictWord.CLEAN)
+    return (VerdictWord.CLEAN if as_expected else VerdictWord.ANOMALY).exit_code
 
 
 def first_findings(side: Side) -> dict[str, tuple[int, str]]:
@@ -152,7 +123,7 @@ class Processes:
         self._running: list[subprocess.Popen[bytes]] = []
         self._stopped = False
 
-    def run(self, command: Sequence[str]) -> Verdict | str:
+    def run(self, command: Sequence[str]) -> RunVerdict | str:
         """Run one process to its end and return its verdict, or what became of it."""
         with self._lock:
             if self._stopped:
@@ -189,9 +160,9 @@ def _command(scenario: str, seed: int, flags: tuple[str, ...], root: Path, worke
     return [*command, "--runs", str(root), "--threads", "1" if workers > 1 else "2", *flags]
 
 
-def _verdict(out: bytes) -> Verdict | None:
+def _verdict(out: bytes) -> RunVerdict | None:
     try:
-        return msgspec.json.decode(out, type=Verdict)
+        return msgspec.json.decode(out, type=RunVerdict)
     except msgspec.DecodeError:
         return None
 
@@ -203,6 +174,6 @@ def _last_words(out: bytes, told: bytes) -> str:
         return " ".join(told.decode(errors="replace").strip().splitlines()[-1:]) or "no output"
 
 
-def _side(name: str, results: Sequence[Verdict | str]) -> Side:
-    verdicts = tuple(result for result in results if isinstance(result, Verdict))
+def _side(name: str, results: Sequence[RunVerdict | str]) -> Side:
+    verdicts = tuple(result for result in results if isinstance(result, RunVerdict))
     return Side(name, verdicts, tuple(result for result in results if isinstance(result, str)))

@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 from repro.load.wire import Api
-from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.run.options import RunOptions, Watch
+from repro.run.run import Outcome, run_scenario
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule
 
@@ -32,4 +33,4 @@ def make_run(planned: PlannedRun) -> Outcome:
     scenario = parse(planned.toml, planned.scenario, planned.scenario)
     schedule = Schedule(planned.picker, planned.seed if planned.picker != "timed" else 0)
     options = RunOptions(planned.seed, planned.control, planned.no_faults, schedule, url=planned.url, api=planned.api)
-    return run_scenario(scenario, options, root=Path(planned.root), utc=datetime.now(UTC), clock_s=time.monotonic)
+    return run_scenario(scenario, options, root=Path(planned.root), utc=datetime.now(UTC), watch=Watch(time.monotonic))

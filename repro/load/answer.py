@@ -12,7 +12,6 @@ from repro.record.requests import SpecCounts
 # died: the connection broke. malformed: no readable stream. client: a bound of our own.
 ErrorKind = Literal["", "refused", "busy", "rejected", "server", "died", "timeout", "malformed", "client"]
 RETRIABLE: tuple[ErrorKind, ...] = ("refused", "busy", "server", "died", "timeout")
-WHOLE = ("stop", "length", "tool_calls")  # finishes of answers that nobody cut off
 CALLS_MAX = 256
 
 

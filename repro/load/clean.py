@@ -16,12 +16,13 @@ import httpx
 import msgspec
 
 from repro.load.again import Kept, flush_cache
-from repro.load.answer import WHOLE, Answer
+from repro.load.answer import Answer
 from repro.load.client import ChatClient, json_or_text, plain_prompt, told_of
 from repro.load.replies import Key, Place, Said, Scores, read_prompt_ids, read_reply, read_scores
 from repro.load.sse import MalformedStreamError
 from repro.load.wire import DECODE_ERRORS, PATHS, Api, message_of
 from repro.record.checks import Check
+from repro.record.requests import WHOLE
 
 TOPS = 20  # alternatives asked for at each place of a rerun: the most that OpenAI's API gives
 SERVER_ERROR = 500

@@ -25,6 +25,7 @@ from repro.record.log import EVENT_BYTES_MAX, EventLog
 from repro.record.redact import redacted_finding, redacted_request
 from repro.record.requests import RequestRecord
 from repro.record.table import read_request_lines, write_table
+from repro.record.verdict import DetectorAnswer, RunVerdict
 
 FORMAT = 1
 STAMP = "%Y%m%dT%H%M%SZ"  # of `utc`
@@ -45,10 +46,10 @@ class RunMeta(msgspec.Struct, frozen=True):
     error: str = ""  # why it failed, one sentence
     versions: dict[str, str] = {}
     config: dict[str, object] = {}
-    detectors: dict[str, dict[str, object]] = {}  # by name: answer, checked, why
+    detectors: dict[str, DetectorAnswer] = {}
     events: int = 0
     dropped_events: int = 0
-    verdict: dict[str, object] | None = None
+    verdict: RunVerdict | None = None
     format: int = FORMAT
 
 
@@ -119,8 +120,8 @@ class RunFolder:
         self,
         state: Literal["finished", "interrupted", "failed"],
         *,
-        verdict: Mapping[str, object] | None = None,
-        detectors: Mapping[str, Mapping[str, object]] | None = None,
+        verdict: RunVerdict | None = None,
+        detectors: Mapping[str, DetectorAnswer] | None = None,
         error: str = "",
     ) -> None:
         """End the run: all files whole, requests as a table, run.json with the verdict.
@@ -135,10 +136,10 @@ class RunFolder:
             self.meta,
             state=state,
             error=error,
-            detectors={name: dict(answer) for name, answer in (detectors or {}).items()},
+            detectors=dict(detectors or {}),
             events=self.log.events,
             dropped_events=self.log.dropped_events,
-            verdict=None if verdict is None else dict(verdict),
+            verdict=verdict,
         )
         for step in (self.log.close, self._findings.close, self._requests.close, self._tabulate):
             self._attempt(step)

@@ -2,6 +2,8 @@
 
 import msgspec
 
+WHOLE = ("stop", "length", "tool_calls")  # finishes of answers that nobody cut off
+
 
 class SpecCounts(msgspec.Struct, frozen=True, gc=False):
     """Counts of speculative decoding in one answer so far, under SGLang's names."""

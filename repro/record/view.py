@@ -15,6 +15,7 @@ from repro.record.lines import CHANGED, read_lines
 from repro.record.log import read_events
 from repro.record.requests import RequestRecord
 from repro.record.table import frame_of, read_request_lines, read_table
+from repro.record.verdict import RunVerdict
 
 WANTED = "give the folder of a run, runs/SCENARIO/UTC-SEED"
 
@@ -34,9 +35,9 @@ class Run:
         return self.meta.state != "running"
 
     @property
-    def verdict(self) -> dict[str, object]:
-        """Return the verdict object of run.json, empty when the run came to none."""
-        return self.meta.verdict or {}
+    def verdict(self) -> RunVerdict | None:
+        """Return the verdict of run.json, None when the run came to none."""
+        return self.meta.verdict
 
     @property
     def scenario_toml(self) -> str:

@@ -6,7 +6,7 @@ scenario ─> sessions ─> target under load and faults ─> events ─> detect
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -14,81 +14,67 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.answers.clean_cache import FALSE_ALARM_RATE, ORACLES, read_calibration
+from detectors.answers.clean_cache import ORACLES, read_calibration
 from detectors.base import Finding, Verdict
 from detectors.pages.sets import Sample
 from detectors.registry import event_detectors
-from reports.run.summary import compared_counts, cut_counts, funnel_counts, retry_counts
 from repro.base.errors import UsageError
-from repro.base.probe import Event
 from repro.engines.sglang import pinned
 from repro.engines.sglang.classes.build import build_sglang
 from repro.fault.aftermath import Corruptions
 from repro.fault.corrupt import Corruptor
 from repro.fault.defects import with_defects
-from repro.fault.injector import Injector
+from repro.fault.injector import FaultCounts, Injector
 from repro.fault.plan import Fault
 from repro.load.faults import faults_of
 from repro.load.history import TokenCounter, characters_per_four
 from repro.load.lag import Quantiles
-from repro.load.listener import SILENT, LoadListener
 from repro.load.plan import LoadPlan, LoadResult
-from repro.load.wire import Api
+from repro.record.counts import compared_of, contexts_cut_of, funnel_of, retries_of
 from repro.record.folder import RunFolder
 from repro.record.redact import redacted_check, redacted_error
 from repro.record.requests import RequestRecord
+from repro.record.verdict import ClientLag, DetectorAnswer, EndedEarly, FaultOutcome, RunVerdict
 from repro.run.closing import kept
+from repro.run.judge.funnel import first_findings, signature_counts
 from repro.run.judge.marks import ClosedOracle, verdicts_of
 from repro.run.judge.online import TextJudges, acceptance_rules, nonces_of, vocabulary_of
 from repro.run.judge.verdict import Judgement, judge
 from repro.run.limits import LimitWatch
+from repro.run.options import RunOptions, Watch
 from repro.run.recorder import Observed
 from repro.run.targets import BundledTarget, Checking, Checkpoint, Load, ServerTarget, load_checkpoint
 from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario
 from repro.scenario.sessions import longest_wait_s, sessions_of
 from repro.schedule import token as tokens
-from repro.schedule.overrides import Overrides
 from repro.schedule.pickers import Pick, timed
-from repro.schedule.schedule import Schedule
 from repro.schedule.strategies import Exploring, explorer
 from repro.schedule.token import Token
 from repro.serve.engine import checkpoint_folder
+from repro.serve.guards import Guards
 from repro.trace.format import Session
 
 NOTED_WAIT_S = 600.0  # in real time, somebody would take it for a hang
-ORACLE_TOKENS = 10_000_000  # of a server's own, for checking its answers: a hundred of 50,000 tokens, twice
-ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
-
-
-class RunOptions(msgspec.Struct, frozen=True):
-    """How to run a scenario."""
-
-    seed: int = 0
-    control: bool = False  # guards in place: no defect
-    no_faults: bool = False
-    schedule: Schedule = Schedule()
-    overrides: Overrides = msgspec.field(default=Overrides(), name="kept")
-    url: str = ""  # a running server instead of the bundled stack
-    api: Api = "chat"  # of that server
-    oracle_sample: int = ORACLE_SAMPLE
-    calibration: str = ""  # a file of `repro calibrate`: the server's answers are checked on a clean cache
-    false_alarm_rate: float = FALSE_ALARM_RATE  # of an answer that is checked so
-    oracle_tokens: int = ORACLE_TOKENS  # that the checks may take
-    redact: bool = False  # no text of a request or an answer in the record
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. `verdict` is the JSON object of the command line."""
+    """What a run came to; its verdict is the JSON object of the command line."""
 
-    judgement: Judgement
-    verdict: dict[str, object]
-    fingerprint: str
-    path: Path
+    verdict: RunVerdict
     findings: tuple[Finding, ...] = ()
     explored: Exploring | None = None  # None: a server chooses for itself
-    corruptions: Mapping[str, Corruptions] = field(default_factory=dict)  # by fault, where one changed bytes
+
+    @property
+    def path(self) -> Path:
+        """Return the run's folder."""
+        return Path(self.verdict.run_dir)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the run's fingerprint."""
+        return self.verdict.fingerprint
 
 
 def run_scenario(
@@ -97,17 +83,14 @@ def run_scenario(
     *,
     root: Path,
     utc: datetime,
-    clock_s: Callable[[], float] = lambda: 0.0,
-    watcher: LoadListener = SILENT,
-    note: Callable[[str], None] = lambda text: None,
-    listeners: tuple[Callable[[Event], None], ...] = (),
+    watch: Watch = Watch(),  # noqa: B008  (frozen)
+    guards: Guards | None = None,
 ) -> Outcome:
     """Run a scenario on its target and return the outcome; everything is in its run folder.
 
-    `clock_s` is real time for the scenario's wall_s; the default never ends a run. A Ctrl-C ends the load,
-    or the oracle, and what is there is judged. Raises ScenarioError, TargetError, RecordError, HarnessError,
-    and StoppedError for a second Ctrl-C; but for a usage error each names the folder. `watcher` hears the load
-    and the oracle, `note` what a user should know beforehand; `listeners` hear the stack's events too.
+    `guards` take the place of those that the scenario's defects leave. A Ctrl-C ends the load, or the oracle, and
+    what was recorded is judged. Raises ScenarioError, TargetError, RecordError, HarnessError, and StoppedError for
+    a second Ctrl-C. Every error except UsageError carries the run folder's path.
     """
     named, scenario = scenario, overridden(scenario, options.overrides)
     engine = _engine_versions(scenario)  # before there is a folder: it may not be installed
@@ -117,8 +100,8 @@ def run_scenario(
     closed = _closed_oracle(options)
     server = _server(options, closed)
     if server:
-        _note_waits(scenario, sessions, note)
-        _note_lengths(scenario, closed, note)
+        _note_waits(scenario, sessions, watch.note)
+        _note_lengths(scenario, closed, watch.note)
     faults = _faults(scenario, options)
     folder = RunFolder.create(
         root, named.name, utc, options.seed, scenario_toml=named.source,
@@ -126,18 +109,18 @@ def run_scenario(
         config=msgspec.to_builtins(options), redact=options.redact,
     )  # fmt: skip
     with kept(folder):
-        limits = LimitWatch(scenario.limits.wall_s, scenario.limits.requests, clock_s, lambda: folder.log.events)
+        limits = LimitWatch(scenario.limits.wall_s, scenario.limits.requests, watch.clock_s, lambda: folder.log.events)
         judges = _judges(checkpoint, sessions, options)
         detectors = event_detectors(Sample(scenario.detect.pages_sampled, options.seed))
         observed = Observed(folder, limits, judges, acceptance, detectors)
-        injector = Injector(faults, options.seed, (observed.feed, *listeners))
+        injector = Injector(faults, options.seed, (observed.feed, *watch.listeners))
         corruptor = None if server else _corruptor(scenario, faults, injector, options.seed)
         explored = None if server else explorer(options.schedule)
-        target = server or _bundled(scenario, options, checkpoint, injector, explored or timed, corruptor)
-        load = Load(sessions, _plan(scenario, options, checkpoint, injector), (observed, watcher), limits)
+        target = server or _bundled(scenario, options, checkpoint, injector, explored or timed, corruptor, guards)
+        load = Load(sessions, _plan(scenario, options, checkpoint, injector), (observed, watch.load), limits)
         result = _driven(target, load, injector, options)
         verdicts = verdicts_of(
-            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=watcher.on_check,
+            observed, target, judges, sample=options.oracle_sample, seed=options.seed, progress=watch.load.on_check,
             closed=closed,
         )  # fmt: skip
         records = [_told(record) for record in observed.records] if options.redact else observed.records
@@ -236,12 +219,13 @@ def _bundled(
     injector: Injector,
     pick: Pick,
     corruptor: Corruptor | None,
+    guards: Guards | None,
 ) -> BundledTarget:
     defects = () if options.control else scenario.defects
     if scenario.engine == "sglang":
         build = partial(build_sglang, defects)
         return BundledTarget(scenario.config, checkpoint, probes=injector, pick=pick, seed=options.seed, build=build)
-    guards = with_defects(defects, scenario.name)
+    guards = guards or with_defects(defects, scenario.name)
     target = BundledTarget(scenario.config, checkpoint, guards=guards, probes=injector, pick=pick, seed=options.seed)
     if corruptor is not None:
         target.on_memory = corruptor.memory
@@ -317,77 +301,49 @@ def _close(
     """Write what is left, take the fingerprint, and make the token."""
     for record in observed.records:
         folder.add_request(record)
-    for verdict in verdicts:
-        for finding in verdict.findings:
-            folder.add_finding(finding)
+    findings = tuple(finding for each in verdicts for finding in each.findings)
+    for finding in findings:
+        folder.add_finding(finding)
     fingerprint, limits = folder.fingerprint.hexdigest(), observed.limits
     again = not limits.by_accident and not options.url  # such a run comes again from its seed alone
-    said: dict[str, object] = {
-        "verdict": judgement.word,
-        "why": list(judgement.why),
-        "scenario": scenario.name,
-        "seed": options.seed,
-        "control": options.control,
-        "requests": len(observed.records),
-        "findings": {v.detector: sum(f.count for f in v.findings) for v in verdicts if v.findings},
-        "signatures": _signatures(verdicts),
-        "first": _first(verdicts, observed.records),
-        "detectors": {v.detector: v.answer for v in verdicts},
-        "oracle": msgspec.to_builtins(compared_counts(observed.records)),
-        "contexts_cut": cut_counts(observed.records) | {"limit_tokens": limit_tokens or 0},
-        "client_lag_ms": _milliseconds(result.lag),
-        "funnel": funnel_counts(observed.records),
-        "retries": retry_counts(observed.records),
-        "faults": {
-            name: msgspec.to_builtins(count) | msgspec.to_builtins(corruptions.get(name, {}))
-            for name, count in injector.counts.items()
-        },
-        "exercised": msgspec.to_builtins(observed.exercise.counts),
-        "virtual_s": round(result.duration_s, 6),
-        "cut": {"why": limits.reached, "event": limits.cut_at} if limits.reached else None,
-        "fingerprint": fingerprint,
-        "token": _token(scenario, options, fingerprint) if again else "",
-        "run_dir": str(folder.path),
-        "report": str(folder.report_path),
-    }
-    answers = {v.detector: {"answer": v.answer, "checked": v.checked, "why": v.why} for v in verdicts}
-    folder.close("interrupted" if limits.by_accident else "finished", verdict=said, detectors=answers)
-    findings = tuple(finding for verdict in verdicts for finding in verdict.findings)
-    return Outcome(judgement, said, fingerprint, folder.path, findings, corruptions=corruptions)
+    records = observed.records
+    verdict = RunVerdict(
+        word=judgement.word,
+        why=judgement.why,
+        scenario=scenario.name,
+        seed=options.seed,
+        control=options.control,
+        requests=len(records),
+        findings={v.detector: sum(f.count for f in v.findings) for v in verdicts if v.findings},
+        signatures=signature_counts(verdicts),
+        first=first_findings(verdicts, records),
+        detectors={v.detector: v.answer for v in verdicts},
+        oracle=compared_of(records),
+        contexts_cut=contexts_cut_of(records, limit_tokens or 0),
+        client_lag_ms=_client_lag(result.lag),
+        funnel=funnel_of(records),
+        retries=retries_of(records),
+        faults={name: _fault_outcome(counts, corruptions.get(name)) for name, counts in injector.counts.items()},
+        exercised=observed.exercise.counts,
+        virtual_s=round(result.duration_s, 6),
+        cut=EndedEarly(limits.reached, limits.cut_at) if limits.reached else None,
+        fingerprint=fingerprint,
+        token=_token(scenario, options, fingerprint) if again else "",
+        run_dir=str(folder.path),
+        report=str(folder.report_path),
+    )
+    answers = {v.detector: DetectorAnswer(v.answer, v.checked, v.why) for v in verdicts}
+    folder.close("interrupted" if limits.by_accident else "finished", verdict=verdict, detectors=answers)
+    return Outcome(verdict, findings)
 
 
-def _signatures(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """Return how often each cause was found."""
-    counts: dict[str, int] = {}
-    for finding in (finding for verdict in verdicts for finding in verdict.findings):
-        counts[finding.signature] = counts.get(finding.signature, 0) + finding.count
-    return counts
+def _fault_outcome(counts: FaultCounts, changes: Corruptions | None) -> FaultOutcome:
+    outcome = FaultOutcome(counts.armed, counts.reached, counts.fired, counts.reordered)
+    return outcome if changes is None else msgspec.structs.replace(outcome, **msgspec.structs.asdict(changes))
 
 
-def _first(verdicts: Sequence[Verdict], records: Sequence[RequestRecord]) -> dict[str, dict[str, float]]:
-    """Return when each layer of the truth found something first, and how many requests had been sent by then."""
-    finished_us = {record.request: record.finished_us for record in records}
-    earliest: dict[str, float] = {}
-    for finding in (finding for verdict in verdicts for finding in verdict.findings):
-        at_us = finding.at_us or finished_us.get(finding.request, 0.0)
-        earliest[finding.layer] = min(at_us, earliest.get(finding.layer, at_us))
-    return {
-        layer: {
-            "requests": sum(0 <= record.sent_us <= at_us for record in records),
-            "virtual_s": round(at_us / 1e6, 6),
-        }
-        for layer, at_us in earliest.items()
-    }
-
-
-def _milliseconds(lag: Quantiles) -> dict[str, float]:
-    """Return how late the client's own loop ran; all 0 in virtual time."""
-    return {
-        "count": lag.count,
-        "p50": round(lag.p50_s * 1e3, 3),
-        "p99": round(lag.p99_s * 1e3, 3),
-        "max": round(lag.max_s * 1e3, 3),
-    }
+def _client_lag(lag: Quantiles) -> ClientLag:
+    return ClientLag(lag.count, round(lag.p50_s * 1e3, 3), round(lag.p99_s * 1e3, 3), round(lag.max_s * 1e3, 3))
 
 
 def _token(scenario: Scenario, options: RunOptions, fingerprint: str) -> str:

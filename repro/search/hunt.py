@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from detectors.base import Finding, Layer
 from repro.base.errors import UsageError
+from repro.base.verdict_word import VerdictWord
 from repro.pool.call import Died
 from repro.pool.local import LocalPool
 from repro.record.folder import STAMP
-from repro.run.judge.verdict import EXIT_CODES, Word
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.overrides import light_load, overridden
 from repro.scenario.schema import Scenario
 from repro.schedule.overrides import Overrides
@@ -76,23 +76,23 @@ class Tally(msgspec.Struct):
         return Counter(each.layer for each in self.caught)
 
     @property
-    def verdict(self) -> Word:
+    def verdict(self) -> VerdictWord:
         """Return what the hunt comes to; a finding that was not proved is none, and a harness that lies has failed."""
         if any(each.proved is False for each in self.caught) or (self.died and self.died == self.runs):
-            return "failed"
+            return VerdictWord.FAILED
         if any(each.proved for each in self.caught):
-            return "anomaly"
+            return VerdictWord.ANOMALY
         if self.caught or self.interrupted or not self.runs:
-            return "inconclusive"
+            return VerdictWord.INCONCLUSIVE
         if self.vacuous == self.runs:
-            return "vacuous"
-        return "inconclusive" if self.unknown else "clean"
+            return VerdictWord.VACUOUS
+        return VerdictWord.INCONCLUSIVE if self.unknown else VerdictWord.CLEAN
 
 
 class Result(msgspec.Struct, frozen=True):
     """What `repro hunt --json` prints."""
 
-    verdict: Word
+    verdict: VerdictWord
     runs: int
     findings: list[Caught]
     token: str  # of the first finding
@@ -151,7 +151,7 @@ def result_of(tally: Tally) -> Result:
     token = tally.caught[0].token if tally.caught else ""
     return Result(
         tally.verdict, tally.runs, tally.caught, token, tally.orders, tally.vacuous, tally.unknown, tally.died,
-        tally.errors[:ERRORS_MAX], round(tally.seconds, 3), tally.corpus, EXIT_CODES[tally.verdict],
+        tally.errors[:ERRORS_MAX], round(tally.seconds, 3), tally.corpus, tally.verdict.exit_code,
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from repro.base.errors import ReproError, UsageError
 from repro.base.probe import Event, RequestEvent
 from repro.pool.call import Died, Pool
 from repro.pool.local import LocalPool
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions, Watch
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario
 from repro.schedule.schedule import deviations_of
 from repro.schedule.strategies import Overtaking, weights_of
@@ -71,29 +72,17 @@ class _LongestPrompt:
             self.prompt_tokens = max(self.prompt_tokens, int(event.detail["prompt_tokens"]))
 
 
-class _Said(msgspec.Struct):
-    """The part of a verdict that a search needs."""
-
-    verdict: str
-    requests: int
-    token: str
-    fingerprint: str
-    run_dir: str
-
-
 def play(trial: Trial) -> Played:
     """Run a trial. Raises UsageError for a scenario that makes no sense; other errors are an outcome."""
     options, orders, longest = trial.options, Orders(), _LongestPrompt()
-    listeners = (orders.feed, longest.feed)
+    watch = Watch(listeners=(orders.feed, longest.feed))
     try:
-        outcome = run_scenario(
-            trial.scenario, options, root=Path(trial.root), utc=datetime.now(UTC), listeners=listeners
-        )
+        outcome = run_scenario(trial.scenario, options, root=Path(trial.root), utc=datetime.now(UTC), watch=watch)
     except UsageError:
         raise
     except ReproError as error:
         return Played(options, error=f"{type(error).__name__}: {error}", run_dir=error.run_dir)
-    said = msgspec.convert(outcome.verdict, _Said)
+    verdict = outcome.verdict
     first: dict[str, Finding] = {}
     for finding in outcome.findings:
         first.setdefault(finding.signature, finding)
@@ -101,7 +90,7 @@ def play(trial: Trial) -> Played:
     assert explored is not None
     return Played(
         options,
-        said.verdict,
+        verdict.word,
         tuple(first.values()),
         frozenset(orders.seen),
         orders.operations,
@@ -110,11 +99,11 @@ def play(trial: Trial) -> Played:
         weights_of(explored.contended),
         deviations_of(explored.tape),
         tuple(explored.overtakings),
-        min(said.requests, options.overrides.requests or said.requests),  # the one that ended the load was never sent
+        min(verdict.requests, options.overrides.requests or verdict.requests),  # one more may have ended the load
         longest.prompt_tokens,
-        said.token,
-        said.fingerprint,
-        said.run_dir,
+        verdict.token,
+        verdict.fingerprint,
+        verdict.run_dir,
     )
 
 

@@ -12,8 +12,10 @@ from detectors.base import Finding
 from repro.base.errors import DivergedError, ReproError, UsageError
 from repro.base.probe import AnyEvent
 from repro.record.events import canonical, fingerprint_of
+from repro.record.verdict import RunVerdict
 from repro.record.view import Run, open_run
-from repro.run.run import Outcome, RunOptions, versions
+from repro.run.options import RunOptions
+from repro.run.run import Outcome, versions
 from repro.scenario import schema as scenarios
 from repro.scenario.schema import Scenario
 from repro.schedule import token as tokens
@@ -37,19 +39,6 @@ class Recipe:
     events: int | None = None
     changed: bool = False
     warnings: tuple[str, ...] = ()
-
-
-class _Cut(msgspec.Struct):
-    event: int
-    why: str
-
-
-class _Said(msgspec.Struct):
-    """The part of a verdict that is compared."""
-
-    fingerprint: str
-    token: str = ""
-    cut: _Cut | None = None
 
 
 def recipe_of(name: str, runs: Path) -> Recipe:
@@ -135,7 +124,7 @@ def _run_of(token: str, runs: Path) -> Run | None:
             run = open_run(file)
         except ReproError:
             continue  # not the one that is looked for: it has no token
-        if run.verdict.get("token") == token:
+        if run.verdict is not None and run.verdict.token == token:
             return run
     return None
 
@@ -143,7 +132,6 @@ def _run_of(token: str, runs: Path) -> Run | None:
 def _of_run(run: Run) -> Recipe:
     try:
         options = msgspec.convert(run.meta.config, RunOptions)
-        said = msgspec.convert(run.verdict, _Said) if run.verdict else None
         source = run.scenario_toml
     except (msgspec.ValidationError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{run.path}: not as a run of this package leaves it ({error})") from error
@@ -156,6 +144,7 @@ def _of_run(run: Run) -> Recipe:
         raise UsageError(f"{run.path}: scenario.toml is missing, so there is nothing to run again")
     scenario = scenarios.parse(source, run.meta.scenario, str(run.path / "scenario.toml"))
     warnings = _other_versions(run.meta.versions, versions())
+    said = run.verdict
     if said is None or (said.cut is not None and not said.token):
         return _of_cut_run(run, scenario, options, said, warnings)
     if _is_of_another_scenario(said.token, source):
@@ -174,7 +163,7 @@ def _is_of_another_scenario(token: str, source: str) -> bool:
 
 
 def _of_cut_run(
-    run: Run, scenario: Scenario, options: RunOptions, said: _Said | None, warnings: tuple[str, ...]
+    run: Run, scenario: Scenario, options: RunOptions, said: RunVerdict | None, warnings: tuple[str, ...]
 ) -> Recipe:
     """Return the recipe of a run that has no fingerprint: the events before the cut must come again."""
     if said is not None and said.cut is not None:

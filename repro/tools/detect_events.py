@@ -9,8 +9,8 @@ from detectors.pages.canary import CanaryDetector
 from detectors.registry import event_detectors
 from repro.base.errors import RecordError, UsageError
 from repro.base.probe import AnyEvent
+from repro.base.verdict_word import VerdictWord
 from repro.record.events import decode_event
-from repro.run.judge.verdict import EXIT_CODES, Word
 
 FORMAT_FILE = "detectors/EVENTS.md"
 
@@ -18,16 +18,11 @@ FORMAT_FILE = "detectors/EVENTS.md"
 class Detected(msgspec.Struct, frozen=True):
     """What `--json` prints. Vacuous: there was no access to judge."""
 
-    verdict: Word
+    verdict: VerdictWord
     events: int
     detectors: dict[str, str]
     checked: dict[str, int]  # accesses that each detector has looked at
     findings: list[Finding]
-
-    @property
-    def exit_code(self) -> int:
-        """Return the exit code of the command line."""
-        return EXIT_CODES[self.verdict]
 
 
 def detect(path: Path) -> Detected:
@@ -63,7 +58,9 @@ def _told(verdicts: list[Verdict], events: int) -> Detected:
     answers = {verdict.detector: verdict.answer for verdict in verdicts}
     if answers[CanaryDetector.name] == "clean":  # the file does not tell whether anybody looked at stamps
         answers[CanaryDetector.name] = "not_applicable"
-    word: Word = "anomaly" if "anomaly" in answers.values() else "clean" if "clean" in answers.values() else "vacuous"
+    word = VerdictWord.CLEAN if "clean" in answers.values() else VerdictWord.VACUOUS
+    if "anomaly" in answers.values():
+        word = VerdictWord.ANOMALY
     checked = {verdict.detector: verdict.checked for verdict in verdicts}
     found = [finding for verdict in verdicts for finding in verdict.findings]
     return Detected(word, events, {**answers}, checked, found)

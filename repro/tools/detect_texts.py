@@ -8,8 +8,8 @@ import msgspec
 from detectors.answers.leak import CrossPromptLeak, Nonces
 from detectors.base import Finding
 from detectors.registry import TEXT_NAMES, text_detectors
+from repro.base.verdict_word import VerdictWord
 from repro.record.redact import redacted_finding
-from repro.run.judge.verdict import EXIT_CODES, Word
 from repro.tools.saved_answers import Saved, read_answers
 
 FINDINGS_MAX = 1000  # kept with their evidence; the counts go on
@@ -29,18 +29,13 @@ class DetectedAnswers(msgspec.Struct, frozen=True):
     Nobody knows here what the model says undisturbed: a model that loops by itself is found as well.
     """
 
-    verdict: Word
+    verdict: VerdictWord
     answers: int
     with_prompt: int
     unanswered: int
     characters: int
     detectors: dict[str, int]  # answers that each convicts
     findings: list[FoundAt]
-
-    @property
-    def exit_code(self) -> int:
-        """Return the exit code of the command line."""
-        return EXIT_CODES[self.verdict]
 
 
 def detect_answers(paths: Sequence[Path], *, redact: bool = False) -> DetectedAnswers:
@@ -58,7 +53,9 @@ def detect_answers(paths: Sequence[Path], *, redact: bool = False) -> DetectedAn
             convicted[name] += 1
         kept = [redacted_finding(finding) if redact else finding for finding in found]
         findings += [FoundAt(saved.where, saved.id, finding) for finding in kept[: FINDINGS_MAX - len(findings)]]
-    word: Word = "anomaly" if any(convicted.values()) else "clean" if read.saved else "vacuous"
+    word = VerdictWord.CLEAN if read.saved else VerdictWord.VACUOUS
+    if any(convicted.values()):
+        word = VerdictWord.ANOMALY
     return DetectedAnswers(
         verdict=word,
         answers=len(read.saved),

@@ -9,7 +9,8 @@ from detectors.answers.acceptance import ARL_TOKENS
 from detectors.answers.acceptance_profile import AcceptanceProfile, CleanAnswer, alarms, chart_of, learn
 from repro.base.errors import UsageError
 from repro.base.json_file import write_struct
-from repro.load.answer import WHOLE
+from repro.base.verdict_word import VerdictWord
+from repro.record.requests import WHOLE
 from repro.record.view import open_run
 
 
@@ -35,9 +36,10 @@ def learn_profile(runs: Sequence[Path], out: Path, *, model: str, tokens_min: in
 
 def _clean_answers(path: Path) -> list[CleanAnswer]:
     run = open_run(path)
-    if run.verdict.get("verdict") != "clean":
+    word = run.verdict.word if run.verdict else run.meta.state
+    if word != VerdictWord.CLEAN:
         raise UsageError(
-            f"{path}: a profile is learned from clean runs, this one is {run.verdict.get('verdict', run.meta.state)}. "
+            f"{path}: a profile is learned from clean runs, this one is {word}. "
             "Where healthy answers pass the fixed limits, replay with --acceptance length_min=1 --acceptance rate_max=1"
         )
     whole = [record for record in run.requests if record.finish in WHOLE and record.spec_verify_ct]

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec import UNSET
 from msgspec.structs import replace
 from rich.table import Table
 from scipy.stats import binomtest
@@ -20,7 +21,9 @@ from repro.fault.aftermath import Corruptions
 from repro.fault.plan import CORRUPTING, PLACES, Do, Fault, When
 from repro.pool.call import alive
 from repro.pool.local import LocalPool
-from repro.run.run import RunOptions, run_scenario
+from repro.record.verdict import FaultOutcome
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
 from tests.bench.results import add_record, show
@@ -38,15 +41,16 @@ class Injected(NamedTuple):
     seed: int
 
 
-def changed(injected: Injected) -> dict[str, Corruptions]:
+def changed(injected: Injected) -> dict[str, FaultOutcome]:
     """Return what became of the changes of one run, by fault."""
     plain = in_stamps(find(injected.workload))
     when = When(PROBABILITY.get(injected.place, OFTEN))
-    faults = tuple(Fault(injected.place, Do(kind), when) for kind in CORRUPTING)
-    scenario = replace(plain, faults=(*plain.faults, *faults))
+    armed = tuple(Fault(injected.place, Do(kind), when) for kind in CORRUPTING)
+    scenario = replace(plain, faults=(*plain.faults, *armed))
     with tempfile.TemporaryDirectory(prefix="corrupt") as root:
         options = RunOptions(injected.seed, oracle_sample=0)
-        return dict(run_scenario(scenario, options, root=Path(root), utc=datetime.now(UTC)).corruptions)
+        faults = run_scenario(scenario, options, root=Path(root), utc=datetime.now(UTC)).verdict.faults
+    return {name: each for name, each in faults.items() if each.changed is not UNSET}
 
 
 def measured(workload: str, place: str, injections: int, pool: LocalPool, workers: int) -> dict[str, Corruptions]:

@@ -19,7 +19,8 @@ from repro.base.errors import HarnessError, ScenarioError
 from repro.fault import defects
 from repro.pool.call import alive
 from repro.pool.local import LocalPool
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario, bundled_names, find
 from repro.search.mutate.study import in_stamps
 from tests.bench.results import add_record, show

@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-import msgspec
 import torch
 from rich.table import Table
 
 from repro.base.toml import to_toml
 from repro.fleet.nightly.suite import find_suite
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario, find, parse
 from tests.bench.results import add_record, show
 
@@ -31,8 +31,7 @@ def played(scenario: Scenario, seed: int) -> dict[str, int]:
     """Return for each layer that has a finding the requests to the first one."""
     with tempfile.TemporaryDirectory(prefix="layers") as root:
         outcome = run_scenario(scenario, RunOptions(seed), root=Path(root), utc=datetime.now(UTC))
-    first = msgspec.convert(outcome.verdict["first"], dict[str, dict[str, float]])
-    return {layer: int(at["requests"]) for layer, at in first.items()}
+    return {layer: first.requests for layer, first in outcome.verdict.first.items()}
 
 
 def with_own_arithmetic(case: Scenario) -> Scenario:

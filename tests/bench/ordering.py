@@ -29,7 +29,8 @@ from detectors.pages.ownership import OwnershipDetector
 from detectors.pages.sets import Sample
 from repro.base.probe import Access, Component, Edge, Event, HostSync, Op, PageSet
 from repro.record.exercised import ExerciseMeter
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from repro.scenario.overrides import light_load
 from repro.scenario.schema import Scenario, find, parse
 from repro.schedule.overrides import Overrides

@@ -18,7 +18,8 @@ import torch
 from repro.base.errors import ReproError
 from repro.pool.call import alive
 from repro.pool.local import LocalPool
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario, find
 from repro.schedule.schedule import Schedule
 from repro.search.play import Played, Trial, play

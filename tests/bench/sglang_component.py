@@ -20,7 +20,8 @@ from rich.table import Table
 
 from repro.base.probe import BadRead, CacheEvent, Event
 from repro.base.toml import merged, to_toml
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions, Watch
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario, find, parse
 from tests.bench.results import add_record, show
 
@@ -78,7 +79,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as root:
                 utc = datetime(2026, 11, 25, tzinfo=UTC)
                 options = RunOptions(seed, in_place)
-                words[run_scenario(scenario, options, root=Path(root), utc=utc, listeners=(heard,)).judgement.word] += 1
+                watch = Watch(listeners=(heard,))
+                words[run_scenario(scenario, options, root=Path(root), utc=utc, watch=watch).verdict.word] += 1
             every += len(heard.index) == LAYERS
             silent += not heard.index and not heard.latents
             side.loaded, side.latents = side.loaded + heard.loaded, side.latents + heard.latents

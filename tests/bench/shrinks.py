@@ -13,7 +13,7 @@ import torch
 from msgspec.structs import replace
 from rich.table import Table
 
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.overrides import light_load
 from repro.scenario.schema import Scenario, find
 from repro.schedule.overrides import Overrides

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from rich.table import Table
 from scipy.stats import binom
 
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.schema import Scenario, find
 from repro.schedule.overrides import Overrides
 from repro.search.play import Played, Trial, discard, play

@@ -375,7 +375,7 @@ def test_closed_streams_go_nowhere_and_not_into_the_runs_files(streams: Sequence
     code, _, _ = ended(start("run", "tiny.toml", "--json", preexec_fn=close))
     assert code == 0
     [folder] = (here / "runs" / "tiny").iterdir()
-    assert open_run(folder).verdict["verdict"] == "clean"
+    assert open_run(folder).verdict.word == "clean"
     assert all(line.startswith('{"e":') for line in (folder / "events.jsonl").read_text().splitlines())
 
 

@@ -4,10 +4,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from repro.fault.plan import POINTS, Do, Fault, When
-from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.record.verdict import FaultOutcome
+from repro.run.options import RunOptions
+from repro.run.run import Outcome, run_scenario
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
 
@@ -46,6 +49,9 @@ def run_with(
 
 def fired(outcome: Outcome, fault: str) -> int:
     """Return how often a fault of a run fired."""
-    counts = outcome.verdict["faults"]
-    assert isinstance(counts, dict)
-    return int(counts[fault]["fired"])
+    return outcome.verdict.faults[fault].fired
+
+
+def corruptions_of(outcome: Outcome) -> dict[str, FaultOutcome]:
+    """Return what became of the faults that changed bytes."""
+    return {name: each for name, each in outcome.verdict.faults.items() if each.changed is not UNSET}

@@ -53,7 +53,7 @@ def test_a_legal_fault_fires(fault: str, runs: dict[str, Outcome]) -> None:
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_correct_stack_survives_all_of_them_at_once(workload: str, runs: dict[str, Outcome]) -> None:
     outcome = runs[workload]
-    assert outcome.findings == () and outcome.judgement.word in ("clean", "vacuous"), outcome.judgement.why
+    assert outcome.findings == () and outcome.verdict.word in ("clean", "vacuous"), outcome.verdict.why
 
 
 def test_a_killed_prefill_worker_leaves_no_wrong_byte(tmp_path: Path) -> None:

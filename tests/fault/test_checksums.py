@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from repro.scenario.schema import Scenario
 from repro.serve.kv.pool import KVPool
 from repro.serve.kv.stamps import checksum
-from tests.fault.builders import some
+from tests.fault.builders import corruptions_of, some
 from tests.small import run_small, small_scenario
 
 WIDTH = 6
@@ -60,7 +60,7 @@ def test_a_checksum_is_of_the_bits_not_of_the_numbers() -> None:
 def test_flips_under_tensors_are_noticed_where_checksums_are_kept(checksums: bool, tmp_path: Path) -> None:
     flips = (some("memory.in_use", "flip", probability=1.0),)
     outcome = run_small(tmp_path, replace(tiny(checksums), faults=flips), oracle_sample=0)
-    each = outcome.corruptions["memory.in_use.flip"]
+    each = corruptions_of(outcome)["memory.in_use.flip"]
     assert each.read > 10
     assert each.detected > 0.5 * each.read if checksums else each.detected < 0.2 * each.read
 

@@ -8,7 +8,7 @@ from repro.fault.plan import CORRUPTING, PLACES
 from repro.record.view import open_run
 from repro.run.run import Outcome
 from repro.serve.kv.reads import StepReads
-from tests.fault.builders import fired, planned, run_with, some
+from tests.fault.builders import corruptions_of, fired, planned, run_with, some
 
 OFTEN = {"memory.cached": 0.5, "memory.host": 0.4, "memory.in_flight": 0.05}
 
@@ -28,17 +28,17 @@ def struck(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 def test_every_kind_changes_bytes_and_whoever_reads_them_notices(place: str, struck: dict[str, Outcome]) -> None:
     outcome = struck[place]
     for kind in CORRUPTING:
-        each = outcome.corruptions[f"{place}.{kind}"]
+        each = corruptions_of(outcome)[f"{place}.{kind}"]
         assert 0 < each.changed <= fired(outcome, f"{place}.{kind}")
         assert each.detected == each.read
-    assert sum(each.read for each in outcome.corruptions.values()) > 5
-    assert outcome.judgement.word == "anomaly" and {finding.detector for finding in outcome.findings} == {"canary"}
+    assert sum(each.read for each in corruptions_of(outcome).values()) > 5
+    assert outcome.verdict.word == "anomaly" and {finding.detector for finding in outcome.findings} == {"canary"}
 
 
 def test_a_control_drops_them_and_keeps_the_legal_ones(tmp_path: Path) -> None:
     outcome = strike("memory.in_use", tmp_path, control=True)
-    assert list(outcome.verdict["faults"]) == ["memory.evict.evict"]  # type: ignore[call-overload]
-    assert outcome.findings == () and not outcome.corruptions
+    assert list(outcome.verdict.faults) == ["memory.evict.evict"]
+    assert outcome.findings == () and not corruptions_of(outcome)
 
 
 def test_what_is_read_and_not_noticed_is_told_from_what_is_never_read(
@@ -46,20 +46,20 @@ def test_what_is_read_and_not_noticed_is_told_from_what_is_never_read(
 ) -> None:
     monkeypatch.setattr(StepReads, "_verify", lambda *_: None)
     outcome = strike("memory.in_use", tmp_path)
-    for each in outcome.corruptions.values():
+    for each in corruptions_of(outcome).values():
         assert each.detected == 0 < each.read <= each.changed
     assert outcome.findings == ()
 
 
 def test_the_same_seed_changes_the_same_bytes(tmp_path: Path, struck: dict[str, Outcome]) -> None:
     one, two = struck["memory.host"], strike("memory.host", tmp_path)
-    assert one.fingerprint == two.fingerprint and one.corruptions == two.corruptions
+    assert one.fingerprint == two.fingerprint and corruptions_of(one) == corruptions_of(two)
 
 
 def test_a_change_stands_in_the_log_with_tier_component_layer_and_page(struck: dict[str, Outcome]) -> None:
     outcome = struck["memory.draft"]
     events = [event for event in open_run(outcome.path).events() if getattr(event, "corrupted", ())]
-    assert len(events) == sum(each.changed for each in outcome.corruptions.values())
+    assert len(events) == sum(each.changed for each in corruptions_of(outcome).values())
     for event in events:
         for each in event.corrupted:
             assert each.tier == "device" and each.layer == 6 and each.rows > 0

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from repro.cli import app
 from repro.fleet import campaign
-from repro.fleet.campaign import SIDES, First, Side, Verdict, corrupted_rate, exit_code, first_findings, run_campaign
+from repro.fleet.campaign import SIDES, Side, corrupted_rate, exit_code, first_findings, run_campaign
+from repro.record.verdict import FirstFinding, RunVerdict
 from tests.builders import make_verdict
 from tests.small import run_small, small_scenario
 from tests.tiny import run_tiny
@@ -54,8 +55,8 @@ def test_every_seed_runs_on_every_side_and_both_are_counted() -> None:
 
 
 def test_what_a_run_prints_is_what_a_campaign_reads(tmp_path: Path) -> None:
-    verdict = msgspec.convert(run_tiny(tmp_path).verdict, Verdict)
-    assert verdict.verdict == "clean" and verdict.funnel.requests == 4
+    verdict = msgspec.json.decode(msgspec.json.encode(run_tiny(tmp_path).verdict), type=RunVerdict)
+    assert verdict.word == "clean" and verdict.funnel.requests == 4
 
 
 def test_a_run_that_dies_is_counted_with_its_last_words_and_the_others_go_on() -> None:
@@ -93,9 +94,9 @@ def test_the_command_prints_a_table_that_fits_a_terminal(monkeypatch: pytest.Mon
 
 
 def test_each_layer_says_after_how_many_requests_it_found_something_first() -> None:
-    verdict = msgspec.convert(make_verdict(), Verdict)
+    verdict = make_verdict()
     runs = [
-        msgspec.structs.replace(verdict, first={"ordering": First(requests, 1.0)} if requests else {})
+        msgspec.structs.replace(verdict, first={"ordering": FirstFinding(requests, 1.0)} if requests else {})
         for requests in (7, 0, 4, 30)
     ]
     assert first_findings(Side("defect", tuple(runs), ())) == {"ordering": (3, "7 (4 to 30)")}
@@ -103,6 +104,6 @@ def test_each_layer_says_after_how_many_requests_it_found_something_first() -> N
 
 def test_a_run_says_what_its_layers_found_first(tmp_path: Path) -> None:
     verdict = run_small(tmp_path, small_scenario()).verdict
-    first = msgspec.convert(verdict["first"], dict[str, First])
+    first = verdict.first
     assert set(first) == {"ordering", "canary"}
     assert all(1 <= each.requests <= 15 and each.virtual_s > 0 for each in first.values())

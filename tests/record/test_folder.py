@@ -41,7 +41,7 @@ def test_a_killed_run_reads_back_as_far_as_it_came(tmp_path: Path) -> None:
     with (folder.path / "requests.jsonl").open("ab") as file:
         file.write(b'{"request":"torn')
     run = open_run(folder.path / "run.json")
-    assert not run.whole and run.meta.state == "running" and run.verdict == {}
+    assert not run.whole and run.meta.state == "running" and run.verdict is None
     assert list(run.events()) == race_events()[:1]
     assert run.requests == [make_request("a")] and run.findings(Finding) == [race_finding()]
     folder.close("interrupted")
@@ -159,6 +159,10 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         (lambda path: path, "no run.json.*holds 1 run.*20261123T101500Z-7"),
         (lambda path: _with(path / "x", "{"), "not the run.json of a run"),
         (lambda path: _with(path / "x", '{"scenario": 3}'), "not the run.json of a run.*scenario"),
+        (
+            lambda path: _with(path / "x", '{"scenario":"a","seed":1,"utc":"","verdict":{"verdict":3}}'),
+            r"not the run.json of a run.*verdict\.verdict",
+        ),
         (
             lambda path: _with(path / "x", '{"scenario":"a","seed":1,"utc":"","format":99}'),
             "format 99.*newer",

@@ -14,9 +14,11 @@ from reports.run.story import (
     time_text,
     wrong_reads,
 )
-from reports.run.summary import DetectorRow, funnel, funnel_counts, grouped, headline, retry_counts, summarise
+from reports.run.summary import DetectorRow, funnel, grouped, headline, summarise
 from reports.run.words import compared_text, cut_text, retries_text
+from repro.record.counts import Retries
 from repro.record.requests import RequestRecord
+from repro.record.verdict import DetectorAnswer
 from repro.record.view import open_run
 from tests.builders import (
     TOKEN,
@@ -60,18 +62,6 @@ def test_a_run_with_the_race_is_summed_up(tmp_path: Path) -> None:
     assert summary.token_ms is not None and summary.token_ms.p99 == pytest.approx(25.0)
     assert summary.lag_ms is not None and summary.lag_ms.p99 == pytest.approx(0.001)
     assert replay_command(summary) == f"repro reproduce {TOKEN}"
-
-
-def test_the_funnel_of_the_verdict_is_counted_from_the_requests() -> None:
-    records = [
-        make_request("a", raced=True, corrupted=True, oracle="diverged", visible=True),
-        make_request("b", poisoned=True, origin="a"),
-        make_request("c", model_own=True),
-    ]
-    assert funnel_counts(records) == {
-        "requests": 3, "raced": 1, "corrupted": 1, "poisoned": 1, "diverged": 1, "acceptance": 0, "visible": 1,
-        "model_own": 1,
-    }  # fmt: skip
 
 
 def test_what_a_target_cannot_tell_is_not_said_to_be_zero(tmp_path: Path) -> None:
@@ -126,7 +116,7 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
 
 def test_detectors_keep_what_they_checked_and_why(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
-    told = {"canary": {"answer": "unknown", "checked": 12, "why": "torn log"}}
+    told = {"canary": DetectorAnswer("unknown", 12, "torn log")}
     folder.close("finished", verdict=make_verdict(detectors={"canary": "unknown"}), detectors=told)
     assert summarise(open_run(folder.path)).detectors == (DetectorRow("canary", "unknown", 12, "torn log"),)
 
@@ -158,10 +148,9 @@ def test_what_became_of_answers_that_were_given_up_is_counted_by_the_last_retry(
         make_request("d:0", detectors=["repetition"]),
         make_request("d:1", attempt=1),
     ]
-    assert retry_counts(requests) == {
-        "aborted_retried": 4, "retried_clean": 2, "retried_convicted": 1, "retried_unanswered": 1,
-    }  # fmt: skip
-    told = retries_text(summarise(make_run(tmp_path, requests=requests)).retries)
+    retries = summarise(make_run(tmp_path, requests=requests)).retries
+    assert retries == Retries(aborted_retried=4, retried_clean=2, retried_convicted=1, retried_unanswered=1)
+    told = retries_text(retries)
     assert told == (
         "4 answers were convicted in the stream, given up and asked for again: 2 came back clean, 1 convicted again, "
         "1 not at all."
@@ -200,14 +189,8 @@ def test_answers_that_were_decoded_again_are_told_with_suspects_and_sample(tmp_p
     assert compared_text(summarise(make_run(tmp_path, requests=[make_request(oracle="")]))) == ""
 
 
-def test_a_verdict_of_a_strange_shape_still_gives_a_summary(tmp_path: Path) -> None:
-    verdict: dict[str, object] = {
-        "verdict": 3,
-        "faults": [1],
-        "detectors": "no",
-        "exercised": None,
-        "token": None,
-    }
+def test_a_run_without_a_readable_scenario_still_gives_a_summary(tmp_path: Path) -> None:
+    verdict = make_verdict(faults={}, detectors={}, exercised={})
     summary = summarise(make_run(tmp_path, verdict=verdict, scenario_toml="not = [toml"))
     assert summary.faults == () and summary.detectors == () and summary.title == "hicache_early_read"
 

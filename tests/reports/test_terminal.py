@@ -11,6 +11,7 @@ from rich.console import Console
 from reports.run.live import LiveView, Progress, lines_of, progress_parts
 from reports.run.summary import summarise
 from reports.run.terminal import print_summary
+from repro.record.verdict import DetectorAnswer
 from repro.record.view import Run, open_run
 from tests.builders import (
     TOKEN,
@@ -57,7 +58,7 @@ def test_each_cause_is_one_line_with_its_count(tmp_path: Path) -> None:
 def test_detectors_that_could_not_answer_are_named_with_the_reason(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     why = "the target does not tell its accesses"
-    told = {name: {"answer": "not_applicable", "why": why} for name in ("ordering", "ownership")}
+    told = {name: DetectorAnswer("not_applicable", why=why) for name in ("ordering", "ownership")}
     folder.close("finished", verdict=make_verdict(), detectors=told)
     assert f"not applicable  ordering, ownership: {why}\n" in trimmed(printed(open_run(folder.path), width=120))
 

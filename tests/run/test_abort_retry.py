@@ -47,7 +47,7 @@ def test_the_stack_aborts_what_is_given_up_and_serves_the_retry(tmp_path: Path) 
     assert [(record.finish, record.retry_of != "") for record in records if record.turn == 0] == [
         ("abort", False), ("abort", False), ("length", True), ("length", True),
     ]  # fmt: skip
-    assert outcome.verdict["retries"]["retried_clean"] == 4  # type: ignore[index]
+    assert outcome.verdict.retries.retried_clean == 4
     aborted = {event.request for event in open_run(outcome.path).events() if getattr(event, "what", "") == "aborted"}
     assert aborted == {record.retry_of for record in records if record.retry_of}
 

@@ -17,7 +17,7 @@ def test_the_same_seed_gives_the_same_fingerprint_and_another_seed_another(picke
     first, second = (run_small(tmp_path, small_scenario(), schedule=Schedule(picker, 7)) for _ in range(2))
     other = run_small(tmp_path, small_scenario(), schedule=Schedule(picker, 7), seed=8)
     assert first.fingerprint == second.fingerprint != other.fingerprint
-    assert first.verdict["findings"] == second.verdict["findings"]
+    assert first.verdict.findings == second.verdict.findings
 
 
 def test_another_process_with_another_hash_seed_gives_the_same_fingerprint(tmp_path: Path) -> None:
@@ -29,4 +29,4 @@ def test_another_process_with_another_hash_seed_gives_the_same_fingerprint(tmp_p
     assert finished.returncode == 1, finished.stderr.decode()
     there = msgspec.json.decode(finished.stdout)
     assert there["fingerprint"] == here.fingerprint
-    assert there["findings"] == here.verdict["findings"]
+    assert there["findings"] == here.verdict.findings

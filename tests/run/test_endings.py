@@ -11,7 +11,7 @@ import pytest
 from repro.base.errors import HarnessError, RecordError, ReproError, StoppedError, TargetError, UsageError
 from repro.record.view import Run, open_run
 from repro.run.judge.clean_decode import CleanDecoder
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.schema import parse
 from repro.serve.engine import Engine
 from tests.tiny import SERVER_LOST, TINY, run_tiny, tiny_scenario
@@ -34,10 +34,10 @@ def test_ctrl_c_in_the_load_judges_what_is_there(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
 
     outcome = run_tiny(tmp_path, progress=progress)
-    assert outcome.judgement.exit_code == 5
-    assert outcome.judgement.why[0] == "Ctrl-C ended the run early; the figures are of what was done"
+    assert outcome.verdict.word.exit_code == 5
+    assert outcome.verdict.why[0] == "Ctrl-C ended the run early; the figures are of what was done"
     run = open_run(outcome.path)
-    assert (run.meta.state, run.verdict["token"]) == ("interrupted", "")
+    assert (run.meta.state, run.verdict.token) == ("interrupted", "")
     finishes = [record.finish for record in run.requests]
     assert "error" in finishes and "length" in finishes  # what was under way is recorded, too
     assert all(record.error in ("", "client: interrupted") for record in run.requests)
@@ -52,7 +52,7 @@ def test_ctrl_c_beside_load_and_oracle_ends_the_run_and_keeps_what_was_recorded(
     monkeypatch.setattr("repro.run.run.verdicts_of", interrupted)
     with pytest.raises(StoppedError, match="stopped by Ctrl-C") as caught:
         run_tiny(tmp_path)
-    assert caught.value.exit_code == 5
+    assert caught.value.word.exit_code == 5
     run = ended(caught.value)
     assert run.meta.state == "interrupted" and len(run.requests) == 4 and len(list(run.events())) > 100
 
@@ -70,8 +70,8 @@ def test_ctrl_c_in_the_oracle_judges_what_was_decoded(tmp_path: Path, monkeypatc
     monkeypatch.setattr(CleanDecoder, "check", checking)
     scenario = parse(TINY.replace('"stamps"', '"tensors"'), "tiny", "tiny.toml")
     outcome = run_tiny(tmp_path, scenario)
-    assert outcome.judgement.exit_code == 5
-    assert outcome.judgement.why == (
+    assert outcome.verdict.word.exit_code == 5
+    assert outcome.verdict.why == (
         "Ctrl-C ended the run early; the figures are of what was done",
         "divergence: 3 of 4 answers could not be decoded again",
     )
@@ -99,7 +99,7 @@ def test_a_full_disk_ends_the_run_and_what_was_written_stays_readable(
     full_disk(monkeypatch, 50_000)
     with pytest.raises(RecordError, match=r"cannot be written any further \(No space left on device\)") as caught:
         run_tiny(tmp_path)
-    assert caught.value.exit_code == 4 and "Free some space" in str(caught.value)
+    assert caught.value.word.exit_code == 4 and "Free some space" in str(caught.value)
     run = ended(caught.value)
     assert run.meta.state == "failed" and len(list(run.events())) > 100
     assert "Traceback" not in capfd.readouterr().err

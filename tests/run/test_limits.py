@@ -1,12 +1,11 @@
 """A limit ends the load, is told, and leaves no fingerprint that depends on a wall clock."""
 
 from pathlib import Path
-from typing import Any
 
 from repro.load.listener import Progress
 from repro.record.view import open_run
 from repro.run.limits import LimitWatch
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.schema import parse
 from tests.small import small_scenario
 from tests.tiny import run_tiny, tiny_scenario
@@ -20,10 +19,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
-
-
-def cut_of(verdict: dict[str, object]) -> Any:
-    return verdict["cut"]
 
 
 def test_the_first_limit_that_is_reached_is_the_one_that_is_told() -> None:
@@ -43,9 +38,9 @@ def test_the_first_limit_that_is_reached_is_the_one_that_is_told() -> None:
 def test_a_limit_of_requests_cuts_in_virtual_order_and_keeps_the_token(tmp_path: Path) -> None:
     scenario = tiny_scenario(end="[limits]\nrequests = 2")
     first, second = run_tiny(tmp_path, scenario), run_tiny(tmp_path, scenario)
-    assert first.judgement.word == "inconclusive"
-    assert "the limit of 2 requests (limits.requests) was reached" in first.judgement.why[0]
-    assert first.fingerprint == second.fingerprint and first.verdict["token"]
+    assert first.verdict.word == "inconclusive"
+    assert "the limit of 2 requests (limits.requests) was reached" in first.verdict.why[0]
+    assert first.fingerprint == second.fingerprint and first.verdict.token
     records = open_run(first.path).requests
     assert sum(record.finish != "error" for record in records) <= 2
     assert open_run(first.path).meta.state == "finished"
@@ -53,9 +48,9 @@ def test_a_limit_of_requests_cuts_in_virtual_order_and_keeps_the_token(tmp_path:
 
 def test_a_limit_that_the_load_just_meets_cuts_nothing(tmp_path: Path) -> None:
     free = run_tiny(tmp_path)
-    bound = run_tiny(tmp_path, tiny_scenario(end=f"[limits]\nrequests = {free.verdict['requests']}"))
-    assert free.judgement.word == bound.judgement.word == "clean"
-    assert cut_of(bound.verdict) is None
+    bound = run_tiny(tmp_path, tiny_scenario(end=f"[limits]\nrequests = {free.verdict.requests}"))
+    assert free.verdict.word == bound.verdict.word == "clean"
+    assert bound.verdict.cut is None
 
 
 def test_the_wall_clock_ends_the_load_and_takes_the_token(tmp_path: Path) -> None:
@@ -67,12 +62,12 @@ def test_the_wall_clock_ends_the_load_and_takes_the_token(tmp_path: Path) -> Non
 
     scenario = tiny_scenario(end="[limits]\nwall_s = 50")
     cut = run_tiny(tmp_path, scenario, clock_s=clock, progress=progress)
-    assert cut.judgement.word == "inconclusive" and cut.judgement.exit_code == 5
-    assert "the limit of 50 s (limits.wall_s) was reached" in cut.judgement.why[0]
-    assert cut.verdict["token"] == "" and cut_of(cut.verdict)["event"] > 0
+    assert cut.verdict.word == "inconclusive" and cut.verdict.word.exit_code == 5
+    assert "the limit of 50 s (limits.wall_s) was reached" in cut.verdict.why[0]
+    assert cut.verdict.token == "" and cut.verdict.cut.event > 0
     assert open_run(cut.path).meta.state == "interrupted"
     whole = run_tiny(tmp_path, scenario)
-    shared = cut_of(cut.verdict)["event"]
+    shared = cut.verdict.cut.event
     before, after = (list(open_run(outcome.path).events())[:shared] for outcome in (cut, whole))
     assert before == after
 
@@ -90,5 +85,5 @@ def test_an_anomaly_stays_one_when_a_limit_cuts_the_run(tmp_path: Path) -> None:
     scenario = small_scenario()
     text = scenario.source + "\n[limits]\nrequests = 13\n"
     outcome = run_tiny(tmp_path, parse(text, "small", "small.toml"), options=RunOptions(seed=7))
-    assert outcome.judgement.word == "anomaly"
-    assert any("limits.requests" in why for why in outcome.judgement.why)
+    assert outcome.verdict.word == "anomaly"
+    assert any("limits.requests" in why for why in outcome.verdict.why)

@@ -12,8 +12,10 @@ from reports.run.story import replay_command
 from reports.run.summary import summarise
 from repro.load.asgi import Message
 from repro.load.wire import Api
+from repro.record.counts import Retries
 from repro.record.view import open_run
-from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import Outcome, run_scenario
 from repro.scenario.from_traces import replay_scenario
 from repro.trace.format import Message as Said
 from repro.trace.format import Session, Turn
@@ -70,25 +72,25 @@ def replayed(root: Path, stub: ChatStub, trace: Path | None = None, api: Api = "
 def test_a_model_that_loops_by_itself_convicts_no_server(tmp_path: Path) -> None:
     stub = LoopingStub(alone=True)
     outcome = replayed(tmp_path, stub)
-    assert (outcome.judgement.word, outcome.judgement.exit_code) == ("clean", 0)
-    assert outcome.verdict["funnel"]["model_own"] == 2  # type: ignore[index]
+    assert (outcome.verdict.word, outcome.verdict.word.exit_code) == ("clean", 0)
+    assert outcome.verdict.funnel.model_own == 2
     assert stub.paths[-3:] == ["/flush_cache", "/v1/chat/completions", "/v1/chat/completions"]
 
 
 def test_a_server_that_loops_under_load_only_is_convicted(tmp_path: Path) -> None:
     outcome = replayed(tmp_path, LoopingStub(alone=False))
-    assert (outcome.judgement.word, outcome.judgement.exit_code) == ("anomaly", 1)
-    assert outcome.verdict["findings"] == {"repetition": 2}
+    assert (outcome.verdict.word, outcome.verdict.word.exit_code) == ("anomaly", 1)
+    assert outcome.verdict.findings == {"repetition": 2}
     run = open_run(outcome.path)
     assert [record.clean_text for record in run.requests] == [FINE, FINE]
     summary = summarise(run)
-    assert summary.rate.count == 2 and summary.url.startswith("http:") and "p99" in summary.loop_lag_ms
+    assert summary.rate.count == 2 and summary.url.startswith("http:")
 
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_server_that_keeps_its_cache_can_be_convicted_and_not_acquitted(tmp_path: Path, alone: bool) -> None:
     outcome = replayed(tmp_path, LoopingStub(alone=alone, flushes=False))
-    assert outcome.judgement.word == ("inconclusive" if alone else "anomaly")
+    assert outcome.verdict.word == ("inconclusive" if alone else "anomaly")
 
 
 class RetriedStub(LoopingStub):
@@ -116,10 +118,8 @@ class DraftingStub(LoopingStub):
 def test_an_answer_that_loops_is_given_up_and_the_next_one_is_clean(tmp_path: Path) -> None:
     stub = RetriedStub(alone=False)
     outcome = replayed(tmp_path, stub, on_anomaly="abort-retry")
-    assert outcome.judgement.word == "anomaly"
-    assert outcome.verdict["retries"] == {
-        "aborted_retried": 2, "retried_clean": 2, "retried_convicted": 0, "retried_unanswered": 0,
-    }  # fmt: skip
+    assert outcome.verdict.word == "anomaly"
+    assert outcome.verdict.retries == Retries(aborted_retried=2, retried_clean=2)
     records = open_run(outcome.path).requests
     assert [(record.finish, record.retry_of != "") for record in records] == [("abort", False), ("stop", True)] * 2
     assert all(len(record.text) < len(LOOP) for record in records)
@@ -129,16 +129,16 @@ def test_an_answer_that_loops_is_given_up_and_the_next_one_is_clean(tmp_path: Pa
 def test_a_model_that_loops_always_is_asked_again_so_often_and_no_more(tmp_path: Path) -> None:
     stub = LoopingStub(alone=True)
     outcome = replayed(tmp_path, stub, on_anomaly="abort-retry", anomaly_retries=2)
-    assert outcome.judgement.word == "clean"  # the model's own
-    assert outcome.verdict["retries"]["retried_convicted"] == 4  # type: ignore[index]
+    assert outcome.verdict.word == "clean"  # the model's own
+    assert outcome.verdict.retries.retried_convicted == 4
     assert [record.finish for record in open_run(outcome.path).requests] == ["abort", "abort", "stop"] * 2
 
 
 def test_odd_acceptance_aborts_is_retried_and_convicts_the_server(tmp_path: Path) -> None:
     outcome = replayed(tmp_path, DraftingStub(alone=False), on_anomaly="abort-retry")
-    assert outcome.judgement.word == "anomaly" and outcome.verdict["findings"] == {"acceptance": 1}
-    assert outcome.verdict["funnel"]["acceptance"] == 1  # type: ignore[index]
-    assert outcome.verdict["retries"]["retried_clean"] == 1  # type: ignore[index]
+    assert outcome.verdict.word == "anomaly" and outcome.verdict.findings == {"acceptance": 1}
+    assert outcome.verdict.funnel.acceptance == 1
+    assert outcome.verdict.retries.retried_clean == 1
     first, second, third = open_run(outcome.path).requests
     assert first.oracle == "same"  # as far as it came: the drafts were wrong, the tokens were not
     assert "after 128 tokens, the limit is 1.4" in render_report(open_run(outcome.path))
@@ -149,10 +149,10 @@ def test_odd_acceptance_aborts_is_retried_and_convicts_the_server(tmp_path: Path
 
 def test_a_server_without_counts_is_inconclusive_only_when_they_were_asked_for(tmp_path: Path) -> None:
     outcome = replayed(tmp_path, LoopingStub(alone=True))
-    assert outcome.verdict["detectors"]["acceptance"] == "not_applicable"  # type: ignore[index]
+    assert outcome.verdict.detectors["acceptance"] == "not_applicable"
     outcome = replayed(tmp_path, LoopingStub(alone=True), acceptance=("length_min=1.4",))
-    assert (outcome.judgement.word, outcome.judgement.exit_code) == ("inconclusive", 5)
-    assert outcome.judgement.why == (
+    assert (outcome.verdict.word, outcome.verdict.word.exit_code) == ("inconclusive", 5)
+    assert outcome.verdict.why == (
         "acceptance: the target tells no counts of speculative decoding (meta_info; SGLang has them on /generate only)",
     )
 
@@ -175,7 +175,7 @@ class GeneratingStub(LoopingStub):
 
 def test_sglangs_own_api_tells_the_counts(tmp_path: Path) -> None:
     outcome = replayed(tmp_path, GeneratingStub(alone=False), api="generate")
-    assert outcome.verdict["findings"] == {"acceptance": 1}
+    assert outcome.verdict.findings == {"acceptance": 1}
     run = open_run(outcome.path)
     assert [record.spec_verify_ct for record in run.requests] == [160, 160]
     assert run.requests[0].text == "".join(f"{n} " for n in range(160))
@@ -204,5 +204,5 @@ def test_another_sessions_nonce_in_an_answer_is_an_anomaly(tmp_path: Path) -> No
     ]
     write_sessions(tmp_path / "two.jsonl", sessions)
     outcome = replayed(tmp_path, LeakingStub(), tmp_path / "two.jsonl")
-    assert outcome.judgement.word == "anomaly" and outcome.verdict["findings"] == {"cross_prompt_leak": 2}
-    assert outcome.verdict["funnel"]["visible"] == 2  # type: ignore[index]
+    assert outcome.verdict.word == "anomaly" and outcome.verdict.findings == {"cross_prompt_leak": 2}
+    assert outcome.verdict.funnel.visible == 2

@@ -13,7 +13,8 @@ import pytest
 from repro.base.errors import TargetError
 from repro.record.view import open_run
 from repro.run import targets as targets
-from repro.run.run import Outcome, RunOptions
+from repro.run.options import RunOptions
+from repro.run.run import Outcome
 from tests.tiny import run_tiny, tiny_scenario
 
 Answer = Callable[["Handler", int], None]  # (handler, how many answers were asked for before)
@@ -83,7 +84,7 @@ def ask(root: Path, server: Server, *, wall_s: float = 60) -> Outcome:
 def test_a_healthy_server_is_clean_and_has_no_token(tmp_path: Path) -> None:
     with serving() as server:
         outcome = ask(tmp_path, server)
-    assert outcome.judgement.word == "clean" and outcome.verdict["token"] == ""
+    assert outcome.verdict.word == "clean" and outcome.verdict.token == ""
     assert [record.text for record in open_run(outcome.path).requests] == ["Done."] * 4
 
 
@@ -97,8 +98,8 @@ def test_a_server_that_dies_in_the_middle_fails_the_run_and_its_answers_are_kept
 
     with serving(dying) as server:
         outcome = ask(tmp_path, server)
-    assert outcome.judgement.word == "failed"
-    assert outcome.judgement.why[0].startswith("the target stopped answering: ")
+    assert outcome.verdict.word == "failed"
+    assert outcome.verdict.why[0].startswith("the target stopped answering: ")
     assert sum(record.finish == "stop" for record in open_run(outcome.path).requests) == 2
 
 
@@ -113,9 +114,9 @@ def test_a_server_that_dies_in_the_middle_fails_the_run_and_its_answers_are_kept
 def test_nonsense_for_answers_fails_the_run(body: bytes, kind: str, told: str, tmp_path: Path) -> None:
     with serving(lambda handler, number: handler.say(body, kind)) as server:
         outcome = ask(tmp_path, server)
-    assert outcome.judgement.word == "failed"
-    assert outcome.judgement.why[0].startswith("no request was answered: 4 malformed; the first, code-review-0-")
-    assert told in outcome.judgement.why[0]
+    assert outcome.verdict.word == "failed"
+    assert outcome.verdict.why[0].startswith("no request was answered: 4 malformed; the first, code-review-0-")
+    assert told in outcome.verdict.why[0]
 
 
 def test_a_server_that_refuses_some_is_inconclusive_and_one_that_says_nothing_too(tmp_path: Path) -> None:
@@ -126,11 +127,11 @@ def test_a_server_that_refuses_some_is_inconclusive_and_one_that_says_nothing_to
             fine(handler)
 
     with serving(moody) as server:
-        assert ask(tmp_path, server).judgement.why[0].startswith("2 of 4 turns got no answer: 2 rejected; the first,")
+        assert ask(tmp_path, server).verdict.why[0].startswith("2 of 4 turns got no answer: 2 rejected; the first,")
     with serving(lambda handler, number: fine(handler, text="")) as server:
         outcome = ask(tmp_path, server)
-    assert outcome.judgement.why == ("all 4 answers are empty: there was nothing to judge",)
-    assert outcome.judgement.exit_code == 5
+    assert outcome.verdict.why == ("all 4 answers are empty: there was nothing to judge",)
+    assert outcome.verdict.word.exit_code == 5
 
 
 def test_a_server_that_never_answers_is_ended_by_the_wall_clock(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_a_server_that_never_answers_is_ended_by_the_wall_clock(tmp_path: Path) 
     with serving(lambda handler, number: bool(free.wait(30)) and None) as server:  # type: ignore[func-returns-value]
         outcome = ask(tmp_path, server, wall_s=1)
         free.set()
-    assert outcome.judgement.word == "inconclusive" and "limits.wall_s" in outcome.judgement.why[0]
+    assert outcome.verdict.word == "inconclusive" and "limits.wall_s" in outcome.verdict.why[0]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ DELAY = 'do = { kind = "delay", us = 5 }'
 def refused(text: str) -> str:
     with pytest.raises(ScenarioError) as caught:
         parse(text, "s", "s.toml")
-    assert caught.value.exit_code == 2
+    assert caught.value.word.exit_code == 2
     told = str(caught.value)
     assert told.startswith("s.toml")
     return told.removeprefix("s.toml").removeprefix(": ").strip()

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from repro.run.judge.verdict import EXIT_CODES
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
 from tests.small import run_small, small_scenario
@@ -15,15 +14,13 @@ from tests.small import run_small, small_scenario
 def test_hicache_early_read_is_found_and_its_control_silent(seed: int, tmp_path: Path) -> None:
     scenario = small_scenario("tensors")
     found = run_small(tmp_path, scenario, seed=seed)
-    assert found.judgement.exit_code == EXIT_CODES["anomaly"]
-    findings = found.verdict["findings"]
-    assert isinstance(findings, dict)
-    assert {"ordering", "canary"} <= findings.keys()
+    assert found.verdict.word == "anomaly"
+    assert {"ordering", "canary"} <= found.verdict.findings.keys()
     control = run_small(tmp_path, scenario, seed=seed, control=True)
-    assert control.judgement.exit_code == EXIT_CODES["clean"], control.judgement.why
-    assert control.verdict["findings"] == {}
-    [fault] = control.verdict["faults"].values()  # type: ignore[attr-defined]
-    assert fault["fired"] > 0 and fault["reordered"] > 0
+    assert control.verdict.word == "clean", control.verdict.why
+    assert control.verdict.findings == {}
+    [fault] = control.verdict.faults.values()
+    assert fault.fired > 0 and fault.reordered > 0
 
 
 @pytest.mark.parametrize("seed", [7, 8])
@@ -35,20 +32,18 @@ def test_with_pages_sampled_the_race_is_found_on_a_page_of_the_sample_and_the_co
     races = [finding for finding in found.findings if finding.detector == "ordering"]
     assert races and all(finding.evidence["page"] % 16 == seed % 16 for finding in races)  # type: ignore[operator]
     control = run_small(tmp_path, scenario, seed=seed, control=True)
-    assert control.judgement.exit_code == EXIT_CODES["clean"], control.judgement.why
+    assert control.verdict.word == "clean", control.verdict.why
 
 
 def test_an_index_store_that_waits_hides_the_defect_by_accident(tmp_path: Path) -> None:
     hidden = run_small(tmp_path, small_scenario(index_store_waits=True))
-    assert hidden.verdict["findings"] == {}
-    assert hidden.judgement.exit_code == EXIT_CODES["clean"], hidden.judgement.why
+    assert hidden.verdict.findings == {}
+    assert hidden.verdict.word == "clean", hidden.verdict.why
 
 
 def test_without_faults_the_missing_wait_is_still_convicted_by_ordering(tmp_path: Path) -> None:
     found = run_small(tmp_path, small_scenario(), no_faults=True)
-    findings = found.verdict["findings"]
-    assert isinstance(findings, dict)
-    assert findings["ordering"] > 0
+    assert found.verdict.findings["ordering"] > 0
 
 
 @pytest.mark.parametrize("name", ["hicache_host_evict_early", "hicache_partial_prefetch"])
@@ -56,7 +51,7 @@ def test_a_defect_of_the_tiers_below_the_device_is_found_and_its_control_silent(
     scenario = in_stamps(find(name))
     scenario = replace(scenario, load=replace(scenario.load, sessions=8, turns=3, answer_tokens_max=24))
     found = run_small(tmp_path, scenario)
-    assert set(found.verdict["findings"]) >= set(scenario.expect.detectors)  # type: ignore[call-overload]
+    assert set(found.verdict.findings) >= set(scenario.expect.detectors)
     control = run_small(tmp_path, scenario, control=True)
-    assert control.judgement.exit_code == EXIT_CODES["clean"], control.judgement.why
-    assert control.verdict["findings"] == {}
+    assert control.verdict.word == "clean", control.verdict.why
+    assert control.verdict.findings == {}

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 
 from repro.pool.call import Argument, Result
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.schema import Scenario, parse
 from repro.schedule.schedule import Schedule
 from repro.search.play import Played, Trial, play

@@ -15,7 +15,7 @@ from repro.cli import app
 from repro.fault.plan import When
 from repro.pool.call import Died
 from repro.pool.local import LocalPool
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.overrides import light_load, overridden
 from repro.scenario.schema import parse
 from repro.scenario.sessions import sessions_of

@@ -10,7 +10,8 @@ import pytest
 from repro.base.errors import DivergedError, RecordError, UsageError
 from repro.record.folder import RunMeta, write_meta
 from repro.record.view import open_run
-from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import Outcome, run_scenario
 from repro.scenario import schema as scenarios
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule
@@ -49,7 +50,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 
 
 def test_a_folder_and_its_token_give_the_same_run(made: Outcome, earlier: Path, tmp_path: Path) -> None:
-    token = str(made.verdict["token"])
+    token = str(made.verdict.token)
     assert len(token) <= 64
     for name in (str(earlier), f"{earlier}/run.json", token):
         recipe = recipe_of(name, tmp_path / "runs")
@@ -60,10 +61,10 @@ def test_a_folder_and_its_token_give_the_same_run(made: Outcome, earlier: Path, 
 def test_a_token_of_a_bundled_scenario_needs_no_folder(
     made: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = str(made.verdict["token"])
+    token = str(made.verdict.token)
     with pytest.raises(UsageError, match=r"none of this package's .* Give the folder of the run") as caught:
         recipe_of(token, tmp_path)
-    assert caught.value.exit_code == 2
+    assert caught.value.word.exit_code == 2
     monkeypatch.setattr(scenarios, "bundled_names", lambda: ["tiny"])
     monkeypatch.setattr(scenarios, "find", lambda name: tiny_scenario())
     recipe = recipe_of(token, tmp_path)
@@ -85,7 +86,7 @@ def test_an_edited_event_is_told_with_both_sides(earlier: Path, tmp_path: Path) 
     with pytest.raises(DivergedError) as caught:
         prove(recipe, again(recipe, tmp_path))
     told = str(caught.value)
-    assert caught.value.exit_code == 4 and "bug of the harness" not in told
+    assert caught.value.word.exit_code == 4 and "bug of the harness" not in told
     before, now = told.splitlines()[2:4]
     assert "event " in told and "admired" in before and "admitted" in now and before[:10] == "  before: "
 
@@ -158,12 +159,18 @@ def test_a_run_against_a_server_cannot_be_reproduced(earlier: Path, tmp_path: Pa
         recipe_of(str(earlier), tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"config": {"seed": "x"}}, {"verdict": {"no": "fingerprint"}}])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": {"seed": "x"}}, "not as a run of this package leaves it"),
+        ({"verdict": {"no": "fingerprint"}}, r"not the run.json of a run.*\$\.verdict"),
+    ],
+)
 def test_a_run_json_of_something_else_is_a_usage_error(
-    changes: dict[str, object], earlier: Path, tmp_path: Path
+    changes: dict[str, object], words: str, earlier: Path, tmp_path: Path
 ) -> None:
     rewrite(earlier, **changes)
-    with pytest.raises(UsageError, match="not as a run of this package leaves it"):
+    with pytest.raises(UsageError, match=words):
         recipe_of(str(earlier), tmp_path)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.schedule.schedule import WINDOWS_US, Schedule
 from repro.schedule.strategies import number_of
 from repro.search.play import Played

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from detectors.base import Finding
 from repro.cli import app
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario, find, parse
 from repro.schedule.overrides import Overrides

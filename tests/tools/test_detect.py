@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import detectors
 from repro.cli import app
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from tests.search.race import EARLY_READ, race_scenario
 from tests.tiny import UTC_RUN
 

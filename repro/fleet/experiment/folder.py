@@ -15,10 +15,10 @@ from typing import Self
 import msgspec
 
 from repro.base.errors import RecordError, UsageError
-from repro.fleet.campaign import Verdict
 from repro.fleet.experiment.plan import Experiment, Part
 from repro.record.folder import STAMP
 from repro.record.lines import NEXT_STEP
+from repro.record.verdict import RunVerdict
 from repro.schedule.token import code_hash
 
 PLAN = "plan.json"
@@ -84,14 +84,14 @@ class ExperimentFolder:
             raise RecordError(f"{path}: cannot be written ({error.strerror}). {NEXT_STEP}") from error
         return path
 
-    def keep(self, part: Part, seed: int, verdict: Verdict) -> None:
+    def keep(self, part: Part, seed: int, verdict: RunVerdict) -> None:
         """Keep what a run came to."""
         self.write(f"results/{part.key}-{seed}.json", msgspec.json.encode(verdict))
 
-    def kept(self, part: Part, seed: int) -> Verdict | None:
+    def kept(self, part: Part, seed: int) -> RunVerdict | None:
         """Return what a run came to; None for one that is still to be run."""
         path = self.path / f"results/{part.key}-{seed}.json"
-        return msgspec.json.decode(path.read_bytes(), type=Verdict) if path.exists() else None
+        return msgspec.json.decode(path.read_bytes(), type=RunVerdict) if path.exists() else None
 
 
 def _plan(experiment: Experiment, first: int, seeds: int | None) -> Plan:

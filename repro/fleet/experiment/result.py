@@ -7,12 +7,13 @@ from typing import Any
 from reports.experiment.page import Result
 from reports.experiment.separation import Answer, answer_of, separate
 from reports.experiment.steps import PartCounts, StepCounts, part_counts
+from repro.base.verdict_word import VerdictWord
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, Step
 from repro.fleet.experiment.runs import PartRuns
 from repro.record.view import Run, open_run
 
-WORDS = {0: "as expected", 1: "not as expected", 4: "failed", 5: "inconclusive"}
+WORDS = {VerdictWord.CLEAN: "as expected", VerdictWord.ANOMALY: "not as expected"}  # other words stand as they are
 
 
 def result_of(experiment: Experiment, folder: ExperimentFolder, results: Sequence[PartRuns]) -> Result:
@@ -26,12 +27,13 @@ def result_of(experiment: Experiment, folder: ExperimentFolder, results: Sequenc
         )
         for step in experiment.steps
     )  # fmt: skip
-    code, why = exit_code(steps)
+    word, why = verdict_of(steps)
     with_faults = [answer for each, runs in opened if each.part.step.faults for answer in _answers(runs)]
     all_answers = [answer for _, runs in opened for answer in _answers(runs)]
     return Result(
-        experiment.name, experiment.title, experiment.about.strip(), experiment.defects, code, WORDS[code], why,
-        folder.plan.first_seed, steps, separate(with_faults, all_answers), sum(each.missing for each in results),
+        experiment.name, experiment.title, experiment.about.strip(), experiment.defects, word.exit_code,
+        WORDS.get(word, word), why, folder.plan.first_seed, steps, separate(with_faults, all_answers),
+        sum(each.missing for each in results),
         str(folder.path), str(folder.report),
     )  # fmt: skip
 
@@ -42,16 +44,16 @@ def _answers(runs: Sequence[Run]) -> list[Answer]:
     return [answer for answer in found if answer is not None]
 
 
-def exit_code(steps: Sequence[StepCounts]) -> tuple[int, tuple[str, ...]]:
-    """Return 4 for dead runs, 1 for a step that is not as expected, 5 for runs that are missing or say nothing, 0.
+def verdict_of(steps: Sequence[StepCounts]) -> tuple[VerdictWord, tuple[str, ...]]:
+    """Return the verdict's word and the sentences that led to it.
 
-    With the sentences that led to it.
+    Failed for dead runs, anomaly for a step that is not as expected, inconclusive where runs are missing or unsure.
     """
     parts = [(step, part) for step in steps for part in step.parts]
     died = [f"step {step.name}: {error}" for step, part in parts for error in part.died]
     died += [f"step {step.name}: a run failed" for step, part in parts if part.verdicts.get("failed")]
     if died:
-        return 4, tuple(died)
+        return VerdictWord.FAILED, tuple(died)
     missing = [f"step {step.name}: {part.missing} runs are missing" for step, part in parts if part.missing]
     unsure = [
         f"step {step.name}: {part.verdicts['inconclusive']} runs are inconclusive"
@@ -64,8 +66,10 @@ def exit_code(steps: Sequence[StepCounts]) -> tuple[int, tuple[str, ...]]:
         if step.met is False and not _open(step)
     ]
     if unmet:
-        return 1, (*unmet, *missing, *unsure)
-    return (5, (*missing, *unsure)) if missing or unsure else (0, ())
+        return VerdictWord.ANOMALY, (*unmet, *missing, *unsure)
+    if missing or unsure:
+        return VerdictWord.INCONCLUSIVE, (*missing, *unsure)
+    return VerdictWord.CLEAN, ()
 
 
 def _open(step: StepCounts) -> bool:

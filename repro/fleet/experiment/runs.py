@@ -7,10 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from repro.fleet.campaign import Processes, Verdict
+from repro.fleet.campaign import Processes
 from repro.fleet.experiment.alone import bad_requests
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, Part, limited
+from repro.record.verdict import RunVerdict
 from repro.record.view import open_run
 from repro.scenario.schema import parse
 from repro.scenario.sessions import sessions_of
@@ -24,7 +25,7 @@ class PartRuns(msgspec.Struct):
     """The runs of one part, by seed. What died or could not be run has words instead of a verdict."""
 
     part: Part
-    verdicts: dict[int, Verdict] = {}
+    verdicts: dict[int, RunVerdict] = {}
     errors: dict[int, str] = {}
     empty: dict[int, str] = {}  # seeds that had nothing to ask
 
@@ -51,7 +52,7 @@ def run_parts(experiment: Experiment, folder: ExperimentFolder, *, workers: int,
                 part, seed = futures[future]
                 result = future.result()
                 _take(results[part.key], seed, result, folder)
-                done(part, seed, result if isinstance(result, str) else result.verdict, False)
+                done(part, seed, result if isinstance(result, str) else result.word, False)
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         processes.stop()
@@ -79,7 +80,7 @@ def _jobs(
             kept = folder.kept(part, seed)
             if kept is not None:
                 runs.verdicts[seed] = kept
-                done(part, seed, kept.verdict, True)
+                done(part, seed, kept.word, True)
                 continue
             source = results.get(part.step.bad_requests_of)
             scenario = _whole(part, folder) if source is None else _alone(part, seed, source, folder)
@@ -115,7 +116,7 @@ def _command(part: Part, scenario: Path, seed: int, folder: ExperimentFolder, wo
     return [*command, "--no-report", "--runs", str(folder.runs), "--threads", threads, *part.flags]
 
 
-def _take(runs: PartRuns, seed: int, result: Verdict | str, folder: ExperimentFolder) -> None:
+def _take(runs: PartRuns, seed: int, result: RunVerdict | str, folder: ExperimentFolder) -> None:
     if isinstance(result, str):
         runs.errors[seed] = result
     elif result.cut is None:  # one that a limit or Ctrl-C has cut short is run again by a resume

@@ -8,8 +8,8 @@ import msgspec
 from reports.night.night import FORMAT, Comparison, PastNight
 from reports.rates import rate_of, share_text
 from repro.base.errors import UsageError
-from repro.fleet.nightly.job import session_hits
 from repro.fleet.nightly.statistics import SIGNIFICANT, effect_interval, exact_test, power
+from repro.record.counts import session_hits
 from repro.record.view import open_run
 
 FILE = "nightly.json"
@@ -60,12 +60,10 @@ def read_side(path: Path) -> Side:
     if path.is_file() or (path / FILE).exists() or not (path / "run.json").exists():
         return side_of_night(read_night(path), str(path))
     run = open_run(path)
-    answers = run.verdict.get("detectors")
-    if not run.verdict or not isinstance(answers, dict):
+    if run.verdict is None:
         raise UsageError(f"{path}: this run came to no verdict; compare runs that ended")
-    hits = session_hits(run.requests, blind=answers.get("canary") == "not_applicable")
-    signatures = run.verdict.get("signatures")
-    return Side(str(path), {run.meta.scenario: hits}, frozenset(signatures if isinstance(signatures, dict) else ()))
+    hits = session_hits(run.requests, blind=run.verdict.detectors.get("canary") == "not_applicable")
+    return Side(str(path), {run.meta.scenario: hits}, frozenset(run.verdict.signatures))
 
 
 def compare(before: Side, after: Side, *, same_within: float = SAME_WITHIN) -> Comparison:

@@ -1,16 +1,17 @@
 """Makes the runs of a night on a pool whose workers share this machine's disk."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
 from repro.base.errors import RecordError, ReproError, TargetError
-from repro.fleet.nightly.job import Job, JobResult, died, session_hits
+from repro.base.verdict_word import VerdictWord
+from repro.fleet.nightly.job import Job, JobResult, died
 from repro.fleet.runs import make_run
 from repro.pool.call import Died, Pool
+from repro.record.counts import session_hits
 from repro.record.view import open_run
 from repro.run.run import Outcome
 
@@ -41,19 +42,17 @@ def _executed(job: Job) -> JobResult:
 
 
 def _result(job: Job, outcome: Outcome) -> JobResult:
-    said: Mapping[str, Any] = outcome.verdict
-    records = open_run(outcome.path).requests
-    first = [each["requests"] for each in said["first"].values()]
+    verdict, records = outcome.verdict, open_run(outcome.path).requests
     return JobResult(
-        job.key, job.case, job.role, job.seed, outcome.judgement.word, outcome.judgement.why,
+        job.key, job.case, job.role, job.seed, verdict.word, verdict.why,
         requests=len(records),
-        sessions=session_hits(records, blind=said["detectors"]["canary"] == "not_applicable"),
-        signatures=said["signatures"],
-        detectors=tuple(name for name, answer in said["detectors"].items() if answer == "anomaly"),
-        first_requests=min(first, default=None),
+        sessions=session_hits(records, blind=verdict.detectors["canary"] == "not_applicable"),
+        signatures=verdict.signatures,
+        detectors=tuple(name for name, answer in verdict.detectors.items() if answer == "anomaly"),
+        first_requests=min((first.requests for first in verdict.first.values()), default=None),
         tokens=sum(record.completion_tokens for record in records),
-        duration_s=said["virtual_s"],
+        duration_s=verdict.virtual_s,
         fingerprint=outcome.fingerprint,
         run_dir=str(outcome.path),
-        target_lost=bool(job.url) and outcome.judgement.word == "failed",
+        target_lost=bool(job.url) and verdict.word == VerdictWord.FAILED,
     )  # fmt: skip

@@ -1,12 +1,10 @@
 """One run of a night: what a worker gets, and all that is kept of it."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from repro.fleet.runs import PlannedRun
-from repro.record.requests import RequestRecord
 
 Role = Literal["silent", "found", "reference"]
 JUDGED = ("clean", "anomaly")  # the verdicts of runs that tell something about the stack
@@ -55,17 +53,3 @@ class JobResult(msgspec.Struct, frozen=True, omit_defaults=True):
 def died(job: Job, why: str, *, run_dir: str = "", target_lost: bool = False) -> JobResult:
     """Return the result of a job that came to no verdict."""
     return JobResult(job.key, job.case, job.role, job.seed, "died", (why,), run_dir=run_dir, target_lost=target_lost)
-
-
-def session_hits(records: Sequence[RequestRecord], *, blind: bool) -> tuple[tuple[int, int], ...]:
-    """Return of each session how many requests went wrong, and how many there are.
-
-    A `blind` target tells no bytes: there an answer that differs, or that a text detector convicts, is wrong.
-    """
-    sessions: dict[str, tuple[int, int]] = {}
-    for record in records:
-        bytes_wrong = record.corrupted or record.poisoned
-        answer_wrong = record.oracle == "diverged" or record.visible
-        hit, of = sessions.get(record.session, (0, 0))
-        sessions[record.session] = hit + (answer_wrong if blind else bytes_wrong), of + 1
-    return tuple(sessions.values())

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from reports.night.night import CaseRow, Comparison, FindingRow, GateRow
 from reports.rates import Rate, interval_text, share_text
+from repro.base.verdict_word import VerdictWord
 from repro.fleet.nightly.suite import Gates
 
 VACUOUS = "vacuous runs"
@@ -31,8 +32,8 @@ def gate_rows(
 
 def verdict(
     cases: Sequence[CaseRow], gates: Sequence[GateRow], missing: Sequence[str], lost: str
-) -> tuple[int, tuple[str, ...]]:
-    """Return the exit code and the sentences that led to it.
+) -> tuple[VerdictWord, tuple[str, ...]]:
+    """Return the verdict's word and the sentences that led to it.
 
     `missing` says what was not run. `lost`: the target went away; then what ran into it is unknown, not failed.
     """
@@ -49,10 +50,16 @@ def verdict(
         rest, died = [lost, *rest], []
     elif lost:
         died = [lost]
-    for code, told in ((4, died), (1, wrong), (3, empty), (5, rest)):
+    by_word = {
+        VerdictWord.FAILED: died,
+        VerdictWord.ANOMALY: wrong,
+        VerdictWord.VACUOUS: empty,
+        VerdictWord.INCONCLUSIVE: rest,
+    }
+    for word, told in by_word.items():
         if told:
-            return code, tuple(told + [each for each in (*wrong, *empty, *rest) if each not in told])
-    return 0, ()
+            return word, tuple(told + [each for each in (*wrong, *empty, *rest) if each not in told])
+    return VerdictWord.CLEAN, ()
 
 
 def _told(gate: GateRow) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from reports.night.night import WORDS, Night, PastNight
+from reports.night.night import Night, PastNight
 from reports.rates import rate_of
 from repro.fleet.nightly import artefacts
 from repro.fleet.nightly.compare import WRONG, compare, side_of_night
@@ -152,9 +152,9 @@ def _night(
         )
     gates = gate_rows(plan.suite.gates, cases, findings, rate, comparison)
     missing = [f"{night.missing} runs are missing"] if night.missing else []
-    code, why = verdict(cases, gates, missing, ended.lost)
+    word, why = verdict(cases, gates, missing, ended.lost)
     return msgspec.structs.replace(
-        night, verdict=WORDS[code], exit_code=code, why=why, gates=gates, comparison=comparison,
+        night, verdict=word, exit_code=word.exit_code, why=why, gates=gates, comparison=comparison,
         answer=comparison.answer if comparison else "",
     )  # fmt: skip
 

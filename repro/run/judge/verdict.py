@@ -2,21 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import msgspec
 
 from detectors.base import Verdict
+from repro.base.verdict_word import VerdictWord
 from repro.fault.aftermath import Corruptions
 from repro.fault.injector import FaultCounts
 from repro.fault.plan import Fault
-from repro.load.answer import WHOLE
 from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
-from repro.record.requests import RequestRecord
-
-Word = Literal["clean", "anomaly", "vacuous", "failed", "inconclusive"]
-EXIT_CODES: dict[Word, int] = {"clean": 0, "anomaly": 1, "vacuous": 3, "failed": 4, "inconclusive": 5}
+from repro.record.requests import WHOLE, RequestRecord
 
 GONE = ("refused", "died")  # kinds of errors of a server that isn't there any more
 CLIENT = "client"  # our own doing: a bound, or Ctrl-C
@@ -26,13 +22,8 @@ ERROR_CHARACTERS_MAX = 300
 class Judgement(msgspec.Struct, frozen=True):
     """The verdict's word and the sentences that led to it."""
 
-    word: Word
+    word: VerdictWord
     why: tuple[str, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """Return the exit code of the command line."""
-        return EXIT_CODES[self.word]
 
 
 def judge(
@@ -53,19 +44,19 @@ def judge(
     """
     failures = _failures(result, records)
     if failures:
-        return Judgement("failed", failures)
+        return Judgement(VerdictWord.FAILED, failures)
     changed = corruptions or {}
     missing = _unanswered(records) + ((f"{cut}; the figures are of what was done",) if cut else ()) + _missed(changed)
     convicted = tuple(_conviction(verdict) for verdict in detectors if verdict.answer == "anomaly")
     if convicted:
-        return Judgement("anomaly", convicted + missing)
+        return Judgement(VerdictWord.ANOMALY, convicted + missing)
     empty = _vacuous_faults(faults, counts or {}, changed) + _missed_floors(exercised or Exercised(), floors or {})
     if empty and not cut:
-        return Judgement("vacuous", empty + missing)
+        return Judgement(VerdictWord.VACUOUS, empty + missing)
     unknown = tuple(f"{verdict.detector}: {verdict.why}" for verdict in detectors if verdict.answer == "unknown")
     if unknown or missing:
-        return Judgement("inconclusive", missing + unknown)
-    return Judgement("clean", ())
+        return Judgement(VerdictWord.INCONCLUSIVE, missing + unknown)
+    return Judgement(VerdictWord.CLEAN, ())
 
 
 def _conviction(verdict: Verdict) -> str:

@@ -9,6 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from repro.base.errors import UsageError
+from repro.base.verdict_word import VerdictWord
 from repro.scenario.schema import Scenario
 from repro.search.mutate.sites import KINDS
 from repro.search.mutate.study import Examination, Outcome, Row, examine
@@ -64,7 +65,7 @@ def _print(examination: Examination, out: Console) -> None:
 
 def _exit_code(examination: Examination) -> int:
     if examination.unclean:
-        return 4
+        return VerdictWord.FAILED.exit_code
     if examination.cut:
-        return 5
-    return 0 if examination.score == 1.0 else 1
+        return VerdictWord.INCONCLUSIVE.exit_code
+    return (VerdictWord.CLEAN if examination.score == 1.0 else VerdictWord.ANOMALY).exit_code

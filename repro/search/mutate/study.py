@@ -26,9 +26,11 @@ from msgspec.structs import replace
 
 from repro.base.errors import HarnessError
 from repro.base.probe import Event
+from repro.base.verdict_word import VerdictWord
 from repro.fault.defects import DEFECTS, Defect
 from repro.record.view import open_run
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario
 from repro.search.mutate.redundant import implied_by, orders_no_pages
 from repro.search.mutate.sites import (
@@ -274,9 +276,8 @@ def _said(workload: Scenario, seed: int, root: Path) -> str:
     except (HarnessError, AssertionError) as error:
         cause = error.__cause__ or error
         return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
-    findings = outcome.verdict["findings"]
-    assert isinstance(findings, dict)
-    return ", ".join(findings) or (outcome.judgement.word if outcome.judgement.word == "failed" else "")
+    failed = outcome.verdict.word if outcome.verdict.word == VerdictWord.FAILED else ""
+    return ", ".join(outcome.verdict.findings) or failed
 
 
 def _logs(workloads: Sequence[Scenario], seed: int) -> Iterator[list[Event]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.overrides import LEAVING_FAULTS, asked_sessions
 from repro.scenario.schema import Scenario
 from repro.schedule.schedule import Schedule

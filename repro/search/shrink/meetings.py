@@ -8,7 +8,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from repro.base.rng import uniform
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.overrides import LEAVING_FAULTS, asked_sessions
 from repro.scenario.schema import Scenario
 from repro.search.play import Played

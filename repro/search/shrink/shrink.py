@@ -8,10 +8,10 @@ from msgspec.structs import replace
 
 from detectors.base import Finding
 from repro.base.errors import HarnessError, UsageError, nearest
+from repro.base.verdict_word import VerdictWord
 from repro.pool.call import Died, Pool
 from repro.pool.local import LocalPool
-from repro.run.judge.verdict import EXIT_CODES, Word
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.overrides import overridden, overridden_toml
 from repro.scenario.schema import Scenario
 from repro.schedule.overrides import Overrides
@@ -34,7 +34,7 @@ class Shrinking(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True):
     """What `repro shrink --json` prints."""
 
-    verdict: Word
+    verdict: VerdictWord
     signature: str
     token: str
     requests: int
@@ -46,11 +46,6 @@ class Result(msgspec.Struct, frozen=True):
     control_silent: bool
     proved: bool
     run_dir: str
-
-    @property
-    def exit_code(self) -> int:
-        """Return the exit code of the command line."""
-        return EXIT_CODES[self.verdict]
 
 
 def shrink(scenario: Scenario, options: RunOptions, shrinking: Shrinking, on_progress: Callable[[str], None]) -> Result:
@@ -129,6 +124,6 @@ def _write(
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from error
     return Result(
-        "anomaly" if silent and proved else "failed", signature, case.token, case.requests, len(case.deviations),
-        replays, str(toml), str(test), explanation, silent, proved, case.run_dir,
+        VerdictWord.ANOMALY if silent and proved else VerdictWord.FAILED, signature, case.token, case.requests,
+        len(case.deviations), replays, str(toml), str(test), explanation, silent, proved, case.run_dir,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from repro.pool.call import Pool
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario
 from repro.schedule.schedule import Schedule

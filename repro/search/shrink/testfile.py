@@ -2,7 +2,7 @@
 
 from pprint import pformat
 
-from repro.run.run import RunOptions
+from repro.run.options import RunOptions
 from repro.scenario.schema import Scenario
 from repro.schedule.overrides import Overrides
 
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from repro.run.run import RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import run_scenario
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule
 

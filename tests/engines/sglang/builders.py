@@ -11,7 +11,8 @@ import torch
 
 from repro.base.probe import BadRead, Event, Op
 from repro.engines.sglang import pinned
-from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.run.options import RunOptions, Watch
+from repro.run.run import Outcome, run_scenario
 from repro.scenario.schema import Scenario, parse
 
 LAYERS = 6
@@ -89,4 +90,4 @@ def run_component(tmp_path: Path, scenario: Scenario, *, seed: int = 7, control:
     heard = Heard()
     options = RunOptions(seed, control)
     utc = datetime(2026, 11, 25, tzinfo=UTC)
-    return run_scenario(scenario, options, root=tmp_path, utc=utc, listeners=(heard,)), heard
+    return run_scenario(scenario, options, root=tmp_path, utc=utc, watch=Watch(listeners=(heard,))), heard

@@ -17,27 +17,26 @@ def test_without_the_waits_a_slow_load_is_read_early_in_every_layer_and_with_the
     seed: int, tmp_path: Path
 ) -> None:
     found, heard = run_component(tmp_path, component(), seed=seed)
-    assert found.judgement.word == "anomaly"
-    findings = found.verdict["findings"]
-    assert isinstance(findings, dict) and {"ordering", "canary"} == findings.keys()
+    assert found.verdict.word == "anomaly"
+    assert found.verdict.findings.keys() == {"ordering", "canary"}
     assert {key for key, rows in heard.wrong.items() if rows} == {("index", layer) for layer in range(LAYERS)}
     control, heard = run_component(tmp_path, component(), seed=seed, control=True)
-    assert control.judgement.word == "clean", control.judgement.why
-    assert not heard.wrong and control.verdict["findings"] == {}
-    [fault] = control.verdict["faults"].values()  # type: ignore[attr-defined]
-    assert fault["fired"] > 0 and fault["reordered"] > 0
+    assert control.verdict.word == "clean", control.verdict.why
+    assert not heard.wrong and control.verdict.findings == {}
+    [fault] = control.verdict.faults.values()
+    assert fault.fired > 0 and fault.reordered > 0
 
 
 def test_the_fused_store_hides_the_missing_waits_by_accident(tmp_path: Path) -> None:
     hidden, heard = run_component(tmp_path, component(fused_store=True))
-    assert hidden.judgement.word == "clean", hidden.judgement.why
+    assert hidden.verdict.word == "clean", hidden.verdict.why
     assert not heard.wrong
 
 
 def test_slow_compute_lets_the_load_run_ahead_and_ordering_still_convicts(tmp_path: Path) -> None:
     found, heard = run_component(tmp_path, component(SLOW_COMPUTE))
     _, of_slow_load = run_component(tmp_path, component(SLOW_LOAD))
-    assert found.verdict["findings"]["ordering"] > 0  # type: ignore[index]
+    assert found.verdict.findings["ordering"] > 0
     assert heard.wrong.total() < of_slow_load.wrong.total()
 
 
@@ -70,9 +69,7 @@ def test_the_same_seed_is_the_same_run_in_another_process(tmp_path: Path) -> Non
 
 def test_what_a_request_stores_after_a_wrong_read_poisons_who_reuses_it(tmp_path: Path) -> None:
     found, _ = run_component(tmp_path, component())
-    funnel = found.verdict["funnel"]
-    assert isinstance(funnel, dict)
-    assert funnel["poisoned"] > 0
+    assert found.verdict.funnel.poisoned > 0
 
 
 def test_all_files_of_the_tree_age_its_nodes_by_one_clock(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ TEXT = SMALL.format(fault="", fused_store="false")
 def refused(text: str) -> str:
     with pytest.raises(ScenarioError) as caught:
         parse(text, "s", "s.toml")
-    assert caught.value.exit_code == 2
+    assert caught.value.word.exit_code == 2
     return str(caught.value)
 
 

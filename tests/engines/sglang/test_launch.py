@@ -79,7 +79,7 @@ def test_a_server_that_dies_is_told_with_its_exit_code() -> None:
     try:
         with pytest.raises(TargetError, match="exit code 7, and none of its processes had proven") as caught:
             server.start()
-        assert caught.value.exit_code == 4
+        assert caught.value.word.exit_code == 4
     finally:
         server.stop()
 

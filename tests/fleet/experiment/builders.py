@@ -5,7 +5,8 @@ import torch
 from typer.testing import CliRunner
 
 from repro.cli import app
-from repro.fleet.campaign import Processes, Verdict
+from repro.fleet.campaign import Processes
+from repro.record.verdict import RunVerdict
 
 SMALL = """
 format = 1
@@ -83,8 +84,8 @@ def experiment_text() -> str:
     return SMALL
 
 
-def run_here(processes: Processes, command: list[str]) -> Verdict | str:
+def run_here(processes: Processes, command: list[str]) -> RunVerdict | str:
     """Run what a process would run, in this one: `Processes.run` without the start of Python."""
     torch.set_num_threads(1)
     result = CliRunner().invoke(app, command[3:])
-    return msgspec.json.decode(result.stdout, type=Verdict)
+    return msgspec.json.decode(result.stdout, type=RunVerdict)

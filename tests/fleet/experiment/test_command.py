@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from repro.base.errors import UsageError
 from repro.cli import app
-from repro.fleet.campaign import Processes, Verdict
+from repro.fleet.campaign import Processes
 from repro.fleet.experiment import runs as runs_module
 from repro.fleet.experiment.command import Command, run_experiment
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, parse_experiment
+from repro.record.verdict import RunVerdict
 from repro.record.view import open_run
 from repro.trace.store import read_sessions
 from tests.fleet.experiment.builders import experiment_text, run_here
@@ -92,7 +93,7 @@ def test_a_resume_runs_only_what_is_missing(
     (path,) = root.glob("small/*/")
     ran: list[str] = []
 
-    def counted(processes: Processes, command: list[str]) -> Verdict | str:
+    def counted(processes: Processes, command: list[str]) -> RunVerdict | str:
         ran.append(Path(command[4]).name)
         return run_here(processes, command)
 
@@ -117,7 +118,7 @@ def test_a_resume_refuses_another_plan(whole: tuple[Path, int, dict[str, Any]], 
 def test_ctrl_c_keeps_what_was_done_and_names_the_command_that_continues(
     here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pressing(processes: Processes, command: list[str]) -> Verdict | str:
+    def pressing(processes: Processes, command: list[str]) -> RunVerdict | str:
         if Path(command[4]).name == "e.toml":
             raise KeyboardInterrupt
         return run_here(processes, command)

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from detectors.base import Answer, Finding, Verdict
+from repro.base.verdict_word import VerdictWord
 from repro.fault.aftermath import Corruptions
 from repro.fault.injector import FaultCounts
 from repro.fault.plan import Do, Fault
@@ -13,7 +14,7 @@ from repro.load.lag import Quantiles
 from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
 from repro.record.requests import RequestRecord
-from repro.run.judge.verdict import EXIT_CODES, Judgement, judge
+from repro.run.judge.verdict import Judgement, judge
 from tests.builders import make_request
 
 DELAY = Fault("loadback.copy_layer", Do("delay", us=5))
@@ -39,22 +40,22 @@ def failed_request(request: str = "s1-t1", error: str = "died: gone", **changes:
 
 
 def test_a_run_with_nothing_against_it_is_clean() -> None:
-    assert judge([said()], result(), [make_request()]) == Judgement("clean", ())
-    assert [EXIT_CODES[word] for word in EXIT_CODES] == [0, 1, 3, 4, 5]
+    assert judge([said()], result(), [make_request()]) == Judgement(VerdictWord.CLEAN, ())
+    assert [word.exit_code for word in VerdictWord] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_finding_is_an_anomaly_whatever_is_missing() -> None:
     unknown = said("unknown", "divergence", "nothing to compare")
     judgement = judge([said("anomaly"), unknown], result(), [make_request()], cut="the limit was reached")
-    assert judgement.word == "anomaly" and judgement.exit_code == 1
+    assert judgement.word == "anomaly" and judgement.word.exit_code == 1
     assert judgement.why[0].startswith("ordering: 2 finding")
     assert judgement.why[1] == "the limit was reached; the figures are of what was done"
 
 
 def test_a_fault_that_never_fired_proves_nothing() -> None:
     judgement = judge([said()], result(), faults=[ABORT], counts={ABORT.name: FaultCounts(reached=4)})
-    assert judgement == Judgement("vacuous", ("client.abort.abort never fired (4 hits of its point)",))
-    assert judgement.exit_code == 3
+    assert judgement == Judgement(VerdictWord.VACUOUS, ("client.abort.abort never fired (4 hits of its point)",))
+    assert judgement.word.exit_code == 3
 
 
 def test_a_timing_fault_that_changed_no_order_proves_nothing_and_another_kind_does() -> None:
@@ -74,7 +75,7 @@ def test_a_timing_fault_that_changed_no_order_proves_nothing_and_another_kind_do
 def test_wrong_bytes_that_nobody_read_prove_nothing(changes: dict[str, Corruptions], why: str) -> None:
     counts = {FLIP.name: FaultCounts(reached=4, fired=3)}
     judgement = judge([said()], result(), faults=[FLIP], counts=counts, corruptions=changes)
-    assert judgement == Judgement("vacuous", (why,))
+    assert judgement == Judgement(VerdictWord.VACUOUS, (why,))
 
 
 def test_wrong_bytes_that_were_read_and_not_noticed_are_never_clean() -> None:
@@ -88,26 +89,28 @@ def test_wrong_bytes_that_were_read_and_not_noticed_are_never_clean() -> None:
 def test_a_floor_that_is_missed_is_told_with_both_numbers() -> None:
     floors = {"load_backs": 20, "evictions": 2}
     judgement = judge([said()], result(), exercised=Exercised(load_backs=3, evictions=2), floors=floors)
-    assert judgement == Judgement("vacuous", ("load_backs = 3, below the floor of 20",))
+    assert judgement == Judgement(VerdictWord.VACUOUS, ("load_backs = 3, below the floor of 20",))
 
 
 def test_a_run_that_was_cut_is_inconclusive_and_not_vacuous() -> None:
     judgement = judge([said()], result(interrupted=True), floors={"load_backs": 20}, cut="Ctrl-C ended the run early")
-    assert judgement == Judgement("inconclusive", ("Ctrl-C ended the run early; the figures are of what was done",))
-    assert judgement.exit_code == 5
+    assert judgement == Judgement(
+        VerdictWord.INCONCLUSIVE, ("Ctrl-C ended the run early; the figures are of what was done",)
+    )
+    assert judgement.word.exit_code == 5
 
 
 def test_an_unknown_of_a_detector_never_counts_as_clean() -> None:
     judgement = judge([said(), said("unknown", "divergence", "3 of 8 answers could not be decoded")], result())
-    assert judgement == Judgement("inconclusive", ("divergence: 3 of 8 answers could not be decoded",))
+    assert judgement == Judgement(VerdictWord.INCONCLUSIVE, ("divergence: 3 of 8 answers could not be decoded",))
     assert judge([said("not_applicable", "divergence")], result()).word == "clean"
 
 
 def test_a_target_that_is_lost_is_told_before_anything_else() -> None:
     lost = result(target_lost="refused: no connection")
     judgement = judge([said("anomaly")], lost)
-    assert judgement == Judgement("failed", ("the target stopped answering: refused: no connection",))
-    assert judgement.exit_code == 4
+    assert judgement == Judgement(VerdictWord.FAILED, ("the target stopped answering: refused: no connection",))
+    assert judgement.word.exit_code == 4
 
 
 def test_no_answer_at_all_is_a_failure_with_its_first_error() -> None:
@@ -133,7 +136,9 @@ def test_turns_without_an_answer_are_counted_once_with_all_their_attempts(finish
         make_request("s1-t3", turn=3, finish=finish, finished_us=9e6),
     ]
     judgement = judge([said()], result(answered=2, errors={"busy": 3}), records)
-    assert judgement == Judgement("inconclusive", ("1 of 3 turns got no answer: 1 busy; the first, s1-t1: busy: 503",))
+    assert judgement == Judgement(
+        VerdictWord.INCONCLUSIVE, ("1 of 3 turns got no answer: 1 busy; the first, s1-t1: busy: 503",)
+    )
 
 
 def test_what_we_cut_off_ourselves_is_no_error_of_the_target() -> None:
@@ -146,5 +151,5 @@ def test_what_we_cut_off_ourselves_is_no_error_of_the_target() -> None:
 def test_answers_that_are_all_empty_are_no_sign_of_health() -> None:
     records = [make_request("s1-t0", text="", tokens=[])]
     judgement = judge([said()], result(), records)
-    assert judgement == Judgement("inconclusive", ("all 1 answers are empty: there was nothing to judge",))
+    assert judgement == Judgement(VerdictWord.INCONCLUSIVE, ("all 1 answers are empty: there was nothing to judge",))
     assert msgspec.json.encode(judgement)

@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from repro.base.errors import ScenarioError
-from repro.run.run import Outcome, RunOptions, run_scenario
+from repro.run.options import RunOptions
+from repro.run.run import Outcome, run_scenario
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule
 
@@ -55,18 +55,18 @@ def run(tmp_path: Path, pd: str = PD, **options: Any) -> Outcome:
 
 def test_the_defect_is_found_and_the_control_is_silent_and_both_are_the_same_every_time(tmp_path: Path) -> None:
     found, again = run(tmp_path), run(tmp_path)
-    assert found.verdict["verdict"] == "anomaly"
+    assert found.verdict.word == "anomaly"
     assert found.fingerprint == again.fingerprint
-    assert found.verdict["signatures"] == again.verdict["signatures"]
+    assert found.verdict.signatures == again.verdict.signatures
     assert any("transfer.write write x transfer.write write" in name for name in signatures(found))
     control = run(tmp_path, control=True)
-    assert (control.verdict["verdict"], control.verdict["findings"]) == ("clean", {})
+    assert (control.verdict.word, control.verdict.findings) == ("clean", {})
 
 
 @pytest.mark.parametrize("picker", ["random"])
 def test_another_schedule_finds_it_too(picker: str, tmp_path: Path) -> None:
-    assert run(tmp_path, schedule=Schedule(picker, 7)).verdict["verdict"] == "anomaly"
-    assert run(tmp_path, schedule=Schedule(picker, 7), control=True).verdict["findings"] == {}
+    assert run(tmp_path, schedule=Schedule(picker, 7)).verdict.word == "anomaly"
+    assert run(tmp_path, schedule=Schedule(picker, 7), control=True).verdict.findings == {}
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_decode_needs_room_for_one_context_and_a_quarter() -> None:
 
 
 def signatures(outcome: Outcome) -> dict[str, int]:
-    return msgspec.convert(outcome.verdict["signatures"], dict[str, int])
+    return outcome.verdict.signatures

@@ -49,7 +49,7 @@ def test_a_port_in_use_is_one_sentence_and_a_usage_error() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError) as caught:
             serve(never_built, None, port=port, clock=lambda: 0.0)  # type: ignore[arg-type]
-    assert caught.value.exit_code == 2
+    assert caught.value.word.exit_code == 2
     assert str(caught.value) == (
         f"cannot listen on 127.0.0.1:{port}: another program listens there; stop it, or choose another port "
         "with --port (0 picks a free one)"

@@ -1,0 +1,43 @@
+"""How to run a scenario, and who watches it run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from detectors.answers.clean_cache import FALSE_ALARM_RATE
+from repro.base.probe import Event
+from repro.load.listener import SILENT, LoadListener
+from repro.load.wire import Api
+from repro.schedule.overrides import Overrides
+from repro.schedule.schedule import Schedule
+
+ORACLE_TOKENS = 10_000_000  # of a server's own, for checking its answers: a hundred of 50,000 tokens, twice
+ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
+
+
+class RunOptions(msgspec.Struct, frozen=True):
+    """How to run a scenario; run.json keeps it, and with the scenario's file it is all that a replay needs."""
+
+    seed: int = 0
+    control: bool = False  # guards in place: no defect
+    no_faults: bool = False
+    schedule: Schedule = Schedule()
+    overrides: Overrides = msgspec.field(default=Overrides(), name="kept")
+    url: str = ""  # a running server instead of the bundled stack
+    api: Api = "chat"  # of that server
+    oracle_sample: int = ORACLE_SAMPLE
+    calibration: str = ""  # a file of `repro calibrate`: the server's answers are checked on a clean cache
+    false_alarm_rate: float = FALSE_ALARM_RATE  # of an answer that is checked so
+    oracle_tokens: int = ORACLE_TOKENS  # that the checks may take
+    redact: bool = False  # no text of a request or an answer in the record
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who watches a run, and its clock of real time: the default clock stands still, so that no run times out."""
+
+    clock_s: Callable[[], float] = lambda: 0.0  # the scenario's limits.wall_s is measured with it
+    load: LoadListener = SILENT  # hears the load, and the answers that are asked for again
+    note: Callable[[str], None] = lambda text: None  # what a user should know before the load begins
+    listeners: tuple[Callable[[Event], None], ...] = ()  # of the stack's events
