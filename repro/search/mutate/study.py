@@ -6,12 +6,10 @@ alone, which it proves by the accesses that stay ordered; else it is a hole.
 """
 
 import dataclasses
-import multiprocessing
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -21,13 +19,14 @@ from typing import Literal
 from unittest.mock import patch
 
 import msgspec
-import torch
 from msgspec.structs import replace
 
 from repro.base.errors import HarnessError
 from repro.base.probe import Event
 from repro.base.verdict_word import VerdictWord
 from repro.fault.defects import DEFECTS, Defect
+from repro.pool.call import alive
+from repro.pool.local import LocalPool
 from repro.record.view import open_run
 from repro.run.options import RunOptions
 from repro.run.run import run_scenario
@@ -53,10 +52,27 @@ Outcome = Literal["caught", "redundant", "survived", "undecided"]
 TIMES_MAX = 20  # of the processor time that the workload takes with nothing taken away
 PROCESSOR_S_MIN = 30.0
 RUN_TIMEOUT_S = 1800.0
+STOP_S = 20.0  # for runs under way to end after a Ctrl-C
 AGAIN_S = 1.0  # the loop may swallow what ends it
 NO_END = f"no end within {RUN_TIMEOUT_S:.0f} s"
 CIRCLES = f"never ends: {TIMES_MAX} times the processor time of the workload"
 FIRST_LINE_MAX = 100  # characters of what an assertion said
+
+
+class Watching(msgspec.Struct, frozen=True):
+    """A run of a workload with nothing taken away."""
+
+    workload: Scenario
+    seed: int
+
+
+class Examined(msgspec.Struct, frozen=True):
+    """A mutant, and what it takes to examine it; `reached` is what each workload comes by, by its name."""
+
+    mutant: Mutant
+    workloads: tuple[Scenario, ...]
+    seeds: tuple[int, ...]
+    reached: dict[str, Sites]
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -95,27 +111,26 @@ def examine(
     The workloads run in stamps, and their floors don't count. A Ctrl-C ends it; what was done is returned.
     """
     plain = [in_stamps(workload) for workload in workloads]
-    spawning = multiprocessing.get_context("spawn")
     rows: list[Row] = []
-    with ProcessPoolExecutor(workers, mp_context=spawning, initializer=_quiet) as pool:
-        watching = [(workload, pool.submit(watch, workload, seed)) for workload in plain for seed in seeds]
+    with LocalPool(workers, timeout_s=None, calls_each=None) as pool:  # runs bound their own time
+        runs = [Watching(workload, seed) for workload in plain for seed in seeds]
         reached: dict[str, Sites] = {workload.name: Sites() for workload in plain}
         unclean = []
-        for workload, watched_run in watching:
-            sites, said = watched_run.result()
-            reached[workload.name].add(sites)
+        for run, watched_run in pool.results(watch, iter(runs)):
+            sites, said = alive(watched_run)
+            reached[run.workload.name].add(sites)
             unclean += [said] if said else []
         if unclean:
-            return Examination((), tuple(unclean))
+            return Examination((), tuple(sorted(unclean)))
         mutants = sorted(set().union(static_mutants(), *(sites.mutants for sites in reached.values())))
-        futures = [pool.submit(fate, mutant, plain, tuple(seeds), reached) for mutant in mutants]
+        examined = (Examined(mutant, tuple(plain), tuple(seeds), reached) for mutant in mutants)
         try:
-            for future in as_completed(futures):
-                rows.append(future.result())
-                done(rows[-1], len(rows), len(futures))
+            for _, row in pool.results(fate_of, examined):
+                rows.append(alive(row))
+                done(rows[-1], len(rows), len(mutants))
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-    return Examination(tuple(sorted(rows, key=lambda row: (row.kind, row.name))), cut=len(rows) < len(futures))
+            pool.interrupt(STOP_S)
+    return Examination(tuple(sorted(rows, key=lambda row: (row.kind, row.name))), cut=len(rows) < len(mutants))
 
 
 def in_stamps(workload: Scenario) -> Scenario:
@@ -123,20 +138,20 @@ def in_stamps(workload: Scenario) -> Scenario:
     return replace(workload, config=replace(workload.config, numerics="stamps"), exercise={})
 
 
-def _quiet() -> None:
-    """Leave a Ctrl-C to the process that the user sees."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def watch(workload: Scenario, seed: int) -> tuple[Sites, str]:
+def watch(run: Watching) -> tuple[Sites, str]:
     """Return what a workload comes by, and what its run had to complain of; "" for nothing, as it must be."""
+    workload, seed = run.workload, run.seed
     sites = Sites()
     started_s = time.process_time()
     with watched(sites):
         said = _noticed(replace(workload, defects=(MUTANT,)), seed)
     sites.took_s = time.process_time() - started_s
     return sites, f"{workload.name}, seed {seed}: {said}" if said else ""
+
+
+def fate_of(examined: Examined) -> Row:
+    """Return what became of a mutant, in a worker."""
+    return fate(examined.mutant, examined.workloads, examined.seeds, examined.reached)
 
 
 def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:

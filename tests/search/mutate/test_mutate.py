@@ -17,7 +17,7 @@ from repro.search.mutate import study
 from repro.search.mutate.command import run_mutate
 from repro.search.mutate.redundant import implied_by, orders_no_pages
 from repro.search.mutate.sites import Mutant, Sites, applied, does_nothing, left_out, plain, static_mutants
-from repro.search.mutate.study import fate, watch
+from repro.search.mutate.study import Watching, fate, watch
 from repro.serve.guards import Guards
 from repro.serve.kv.radix import RadixTree
 from tests.small import small_scenario
@@ -33,7 +33,7 @@ def workload() -> Scenario:
 
 @pytest.fixture(scope="module")
 def sites(workload: Scenario) -> Sites:
-    found, said = watch(workload, 7)
+    found, said = watch(Watching(workload, 7))
     assert said == ""
     return found
 
@@ -155,7 +155,7 @@ def test_a_wait_that_no_page_needs_is_there_for_pace(workload: Scenario) -> None
     assert not orders_no_pages(events, frozenset(("of other code",)))  # it is not there
     ranks = overridden(find("generic_layersplit"), Overrides(stamps=True, sessions=(0, 1), turns=1))
     ranks = msgspec.structs.replace(ranks, exercise={})
-    found, said = watch(ranks, 7)
+    found, said = watch(Watching(ranks, 7))
     assert said == ""
     for mutant in (Mutant("wait", "a layer is broadcast when it begins, not ahead"), Mutant("record", "begun")):
         row = fate(mutant, [ranks], (7,), {ranks.name: found})
