@@ -80,17 +80,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     add_record(parser)
     given = parser.parse_args()
+    seen = read = 0
     table = Table("fault", "changed", "never read", "read", "detected", "share (95 %)", title=given.workload)
     with LocalPool(given.workers, calls_each=None) as pool:
         for place in given.places:
             sums = measured(given.workload, place, given.injections, pool, given.workers)
             for kind in CORRUPTING:
                 each = sums[f"{place}.{kind}"]
+                seen, read = seen + each.detected, read + each.read
                 interval = binomtest(each.detected, max(1, each.read)).proportion_ci()
                 share = f"{each.detected / max(1, each.read):.1%} ({interval.low:.1%} to {interval.high:.1%})"
                 unread = f"{each.changed - each.read}, {each.lost} lost track of"
                 table.add_row(f"{place}.{kind}", *map(str, (each.changed, unread, each.read, each.detected, share)))
-    show(given, table)
+    show(given, table, f"{seen:,} of {read:,} changes that were read are detected.")
 
 
 if __name__ == "__main__":

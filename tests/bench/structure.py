@@ -89,7 +89,7 @@ def measure(tree: Path) -> list[Figure]:
         Figure("imports between rooms", sum(map(len, between_rooms.values()))),
         _cycles("import cycles of modules", graph),
         _cycles("import cycles of rooms, and inside serve", merged(graph, room_or_part_of_serve)),
-        *_readme((tree / "README.md").read_text()),
+        *measure_readme((tree / "README.md").read_text()),
     ]
 
 
@@ -190,7 +190,7 @@ def _cycles(name: str, graph: dict[str, set[str]]) -> Figure:
     return Figure(name, len(cycles), 0, tuple(" <-> ".join(cycle) for cycle in cycles))
 
 
-def _readme(text: str) -> Iterator[Figure]:
+def measure_readme(text: str) -> Iterator[Figure]:
     wide = [(len(line), f"README.md:{number}") for number, line in prose(text) if len(line) > PROSE_WIDTH_MAX]
     yield Figure("README words", len(text.split()), README_WORDS_MAX)
     yield Figure("README lines", text.count("\n"), README_LINES_MAX)
