@@ -1,4 +1,4 @@
-"""What all commands share: how they tell results and errors, their common options, and a run with its progress."""
+"""What all commands share: how they are registered, how they print results and errors, a run with its progress."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import typer
@@ -17,28 +17,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-import repro.scenario.schema as scenarios
 from repro.base.errors import HarnessError, ReproError, StoppedError
 from repro.base.verdict_word import VerdictWord
+from repro.cli.options import RunResults, flat
 
-if TYPE_CHECKING:  # these bring torch and pandas with them: a usage error is told without the wait
+if TYPE_CHECKING:  # these bring torch and pandas with them: a usage error is printed without the wait
     from repro.run.options import RunOptions
     from repro.run.run import Outcome
+    from repro.scenario.schema import Scenario
+    from repro.search.reproduce import Recipe
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="The one seed of the run.", metavar="N")]
-Json = Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Where run folders go.", metavar="FOLDER")]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", min=1, max=2, help="Processor threads for the model; the bits are the same.", metavar="N"
-    ),
-]
-RUNS = Path("runs")
-WORKERS = 2
 EXIT_CODES = "Exit codes: " + ", ".join(f"{word.exit_code} {word.replace('_', ' ')}" for word in VerdictWord) + "."
 
 
@@ -61,54 +49,80 @@ app = typer.Typer(
 errors = Output(stderr=True, highlight=False)
 
 
-def examples(*lines: str) -> str:
-    """Return the end of a command's help; a blank line keeps rich from joining the lines."""
-    return "\n\n".join(("Examples:", *lines))
+def command(*examples: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command under its function's name, with examples at the end of its help.
+
+    Whatever goes wrong in it becomes a sentence on standard error and an exit code.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(epilog="\n\n".join(("Examples:", *examples)) if examples else None, **settings)(
+            _guarded(flat(function))  # a blank line between examples keeps rich from joining them
+        )
+        return function
+
+    return register
 
 
-def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Turn whatever goes wrong into a sentence on standard error and an exit code."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(function)
+    def wrapped(**options: Any) -> None:
+        json = bool(options.get("json"))
         try:
-            return command(*args, **keywords)
+            function(**options)
         except typer.Exit:
             raise
         except ReproError as error:
-            raise exit_of(error, bool(keywords.get("json"))) from error
+            raise exit_of(error, json) from error
         except KeyboardInterrupt as error:
-            stopped = StoppedError("stopped by Ctrl-C before anything was recorded")
-            raise exit_of(stopped, bool(keywords.get("json"))) from error
+            raise exit_of(StoppedError("stopped by Ctrl-C before anything was recorded"), json) from error
         except BrokenPipeError as error:
             discard_output()
             raise typer.Exit(0) from error
-        except OSError as error:
+        except OSError as error:  # perhaps of standard output, so that no JSON can be printed there
             failed = HarnessError(f"{error.filename or 'standard output'}: {error.strerror}")
             raise exit_of(failed, False) from error
         except Exception as error:  # Python's own exit code 1 would read as an anomaly
-            errors.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+            say("".join(traceback.format_exception(error)))
             crash = HarnessError(f"a bug of the harness: {type(error).__name__}: {error}; the lines above say where")
-            raise exit_of(crash, bool(keywords.get("json"))) from error
+            raise exit_of(crash, json) from error
 
     return wrapped
 
 
-def run_watched(
-    scenario: scenarios.Scenario, options: "RunOptions", root: Path, quiet: bool, threads: int | None
-) -> "Outcome":
+def say(text: str, style: str | None = None) -> None:
+    """Write a line to standard error, as it is."""
+    errors.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def consoles(quiet: bool) -> tuple[Output, Output]:
+    """Return where results go, and where progress goes."""
+    return Output(highlight=False), Output(stderr=True, highlight=False, quiet=quiet)
+
+
+def recipe_with_notes(what: str, runs: Path) -> "Recipe":
+    """Return how to run a token or a run folder again; what may differ is said on standard error."""
+    from repro.search.reproduce import recipe_of
+
+    recipe = recipe_of(what, runs)
+    for warning in recipe.warnings:
+        say(f"note: {warning}")
+    return recipe
+
+
+def run_watched(scenario: "Scenario", options: "RunOptions", results: RunResults) -> "Outcome":
     """Run a scenario with its progress on standard error."""
-    set_threads(threads)
+    set_threads(results.threads)
     from repro.cli.progress import Watcher
     from repro.run.options import Watch
     from repro.run.run import run_scenario
 
-    console = Output(stderr=True, quiet=quiet)
+    console = Output(stderr=True, quiet=results.quiet)
     with Watcher(console, time.monotonic, simulated=not options.url) as watcher:
         return run_scenario(
             scenario,
             options,
-            root=root,
+            root=results.runs,
             utc=datetime.now(UTC),
             watch=Watch(time.monotonic, watcher, watcher.note),
         )
@@ -130,7 +144,7 @@ def finish(outcome: "Outcome", json: bool, *, report: bool = True) -> None:
     except (Exception, KeyboardInterrupt) as error:  # the run is whole and judged: the verdict stands
         verdict = msgspec.structs.replace(verdict, report="")
         again = f"`repro report {outcome.path}` writes it again"
-        errors.print(f"no report: {type(error).__name__}: {error}; {again}", style="red", markup=False, soft_wrap=True)
+        say(f"no report: {type(error).__name__}: {error}; {again}", style="red")
     try:
         if json:
             print_json(verdict)
@@ -143,23 +157,21 @@ def finish(outcome: "Outcome", json: bool, *, report: bool = True) -> None:
 
 def exit_of(error: ReproError, json: bool) -> typer.Exit:
     """Tell an error; return the exit to raise."""
-    errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True)
+    say(f"{type(error).__name__}: {error}", style="red")
     if error.run_dir:
         crash = " (crash.txt says where it broke)" if (Path(error.run_dir) / "crash.txt").exists() else ""
-        kept = f"what was recorded is in {error.run_dir}{crash}; `repro report {error.run_dir}` shows it"
-        errors.print(kept, markup=False, soft_wrap=True)
+        say(f"what was recorded is in {error.run_dir}{crash}; `repro report {error.run_dir}` shows it")
     if json:
-        told = {"verdict": error.word, "error": str(error), "run_dir": error.run_dir}
         try:
-            print_json(told)
+            print_json({"verdict": error.word, "error": str(error), "run_dir": error.run_dir})
         except BrokenPipeError:
             discard_output()
     return typer.Exit(error.word.exit_code)
 
 
-def print_json(told: object) -> None:
+def print_json(result: object) -> None:
     """Write one JSON object to standard output, and nothing else."""
-    sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+    sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     sys.stdout.flush()
 
 

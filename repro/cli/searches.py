@@ -9,59 +9,22 @@ import typer
 
 import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
-from repro.cli.common import (
-    RUNS,
-    WORKERS,
-    Json,
-    Output,
-    Quiet,
-    Runs,
-    Seed,
-    app,
-    errors,
-    examples,
-    guarded,
-    live_line,
-    print_json,
-)
+from repro.cli.common import Output, command, consoles, live_line, print_json, recipe_with_notes, say
+from repro.cli.options import WORKERS, HuntGoal, HuntPlay, Json, LeftOut, Quiet, Results, Seed
 
 FINDINGS_SHOWN = 20  # of `repro detect`
 HUNTED = ("ordering", "canary", "divergence", "text")  # layers of the truth
 
 
-@app.command(
-    epilog=examples(
-        "repro hunt sched_double_free", "repro hunt my_race.toml --all --time 600", "repro hunt X --control"
-    )
-)
-@guarded
+@command("repro hunt sched_double_free", "repro hunt my_race.toml --all --time 600", "repro hunt X --control")
 def hunt(
     scenario: Annotated[str, typer.Argument(help="A bundled scenario or a .toml file.")],
-    strategy: Annotated[
-        Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"],
-        typer.Option(help="How schedules are chosen; portfolio learns which of the others pay, and mutates."),
-    ] = "portfolio",
-    budget: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many schedules.", metavar="N")] = 200,
-    time_s: Annotated[float | None, typer.Option("--time", min=1, help="At most so long.", metavar="SECONDS")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Go on after the first finding; collect all causes.")] = False,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(help="What counts: ordering, canary, divergence, text; may be repeated.", metavar="LAYER"),
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="The scenario's whole load, not a light one.")] = False,
-    numerics: Annotated[
-        Literal["stamps", "tensors"], typer.Option(help="stamps: orders and owners only, many times faster.")
-    ] = "stamps",
-    workers: Annotated[int, typer.Option(min=1, help="Schedules at once, one thread each.", metavar="N")] = WORKERS,
-    corpus: Annotated[
-        Path | None, typer.Option(help="Go on from what an earlier hunt has learnt.", metavar="FOLDER")
-    ] = None,
+    *,
+    goal: HuntGoal,
+    play: HuntPlay,
     seed: Seed = 0,
-    control: Annotated[bool, typer.Option("--control", help="The same load and faults, no defect.")] = False,
-    no_faults: Annotated[bool, typer.Option("--no-faults", help="The defect alone, nothing perturbed.")] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    runs: Runs = RUNS,
+    left_out: LeftOut,
+    results: Results,
 ) -> None:
     """Search the schedules of a scenario for races, with a light load; each finding is replayed before it is told.
 
@@ -69,7 +32,7 @@ def hunt(
     5 nothing proved, but some schedules could not be judged, or Ctrl-C came first.
     """
     found = scenarios.find(scenario)
-    layers = tuple(layer or HUNTED)
+    layers = tuple(goal.layer or HUNTED)
     for each in layers:
         if each not in HUNTED:
             raise UsageError(f'--layer "{each}": give one of {", ".join(HUNTED)}')
@@ -80,32 +43,29 @@ def hunt(
 
     quarry = msgspec.convert(
         {
-            "search": strategy, "budget": budget, "time_s": time_s, "layers": layers, "everything": every,
-            "full": full, "stamps": numerics == "stamps",
+            "search": goal.strategy, "budget": goal.budget, "time_s": goal.time_s, "layers": layers,
+            "everything": goal.every, "full": play.full, "stamps": play.numerics == "stamps",
         },
         Quarry,
     )  # fmt: skip
-    with live_line(quiet) as show:
+    options = RunOptions(seed, left_out.control, left_out.no_faults)
+    with live_line(results.quiet) as show:
         tally = search(
-            found, RunOptions(seed, control, no_faults), quarry, read_corpus(corpus), root=runs, workers=workers,
-            clock_s=time.monotonic, on_progress=lambda tally: show(progress_line(tally, budget)),
+            found, options, quarry, read_corpus(play.corpus), root=results.runs, workers=play.workers,
+            clock_s=time.monotonic, on_progress=lambda tally: show(progress_line(tally, goal.budget)),
         )  # fmt: skip
     result = result_of(tally)
-    if json:
+    if results.json:
         print_json(result)
     else:
         print_hunt(tally, Output(highlight=False))
     raise typer.Exit(result.exit_code)
 
 
-@app.command(
-    epilog=examples(
-        "repro shrink AwBzIKh1tn-w6nJTBdNnJS7b79yAAOANPw...", "repro shrink runs/my_race/20261124T101500Z-7"
-    )
-)
-@guarded
+@command("repro shrink AwBzIKh1tn-w6nJTBdNnJS7b79yAAOANPw...", "repro shrink runs/my_race/20261124T101500Z-7")
 def shrink(
     what: Annotated[str, typer.Argument(metavar="TOKEN|RUN", help="A token, or the folder of a run.")],
+    *,
     signature: Annotated[
         str,
         typer.Option(
@@ -115,9 +75,7 @@ def shrink(
     budget: Annotated[int, typer.Option(min=2, max=100_000, help="At most so many replays.", metavar="N")] = 400,
     workers: Annotated[int, typer.Option(min=1, help="Replays at once, one thread each.", metavar="N")] = WORKERS,
     out: Annotated[Path, typer.Option(help="Where the scenario and the test go.", metavar="FOLDER")] = Path("shrunk"),
-    json: Json = False,
-    quiet: Quiet = False,
-    runs: Runs = RUNS,
+    results: Results,
 ) -> None:
     """Make a finding small: less load, fewer faults, fewer deviations of the schedule, and the same cause.
 
@@ -125,29 +83,21 @@ def shrink(
     result is no finding with the guard in place, or not the same run in a new process.
     """
     from repro.search.console import print_shrunk
-    from repro.search.reproduce import recipe_of
     from repro.search.shrink.shrink import Shrinking
     from repro.search.shrink.shrink import shrink as make_small
 
-    recipe = recipe_of(what, runs)
-    for warning in recipe.warnings:
-        errors.print(f"note: {warning}", markup=False, soft_wrap=True)
-    shrinking = Shrinking(signature=signature, budget=budget, workers=workers, root=runs, out=out)
-    with live_line(quiet) as show:
+    recipe = recipe_with_notes(what, results.runs)
+    shrinking = Shrinking(signature=signature, budget=budget, workers=workers, root=results.runs, out=out)
+    with live_line(results.quiet) as show:
         result = make_small(recipe.scenario, recipe.options, shrinking, show)
-    if json:
+    if results.json:
         print_json(result)
     else:
         print_shrunk(result, Output(highlight=False))
     raise typer.Exit(result.verdict.exit_code)
 
 
-@app.command(
-    epilog=examples(
-        "repro detect answers.jsonl", "repro detect output.jsonl input.jsonl --json", "repro detect --events t"
-    )
-)
-@guarded
+@command("repro detect answers.jsonl", "repro detect output.jsonl input.jsonl --json", "repro detect --events t")
 def detect(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Answers: JSON Lines, JSON, OpenAI batch output and input, plain text.")
@@ -200,8 +150,7 @@ def detect(
     raise typer.Exit(told.verdict.exit_code)
 
 
-@app.command(epilog=examples("repro mutate", "repro mutate generic_pd --seeds 5 --json"))
-@guarded
+@command("repro mutate", "repro mutate generic_pd --seeds 5 --json")
 def mutate(
     workloads: Annotated[
         list[str] | None, typer.Argument(help="Scenarios without a defect; the seven generic ones if none.")
@@ -219,12 +168,11 @@ def mutate(
     from repro.search.mutate.command import run_mutate
 
     names = workloads or [name for name in scenarios.bundled_names() if name.startswith("generic_")]
-    out, told = Output(highlight=False), Output(stderr=True, highlight=False, quiet=quiet)
-    raise typer.Exit(run_mutate([scenarios.find(name) for name in names], range(seeds), workers, json, out, told))
+    workloads_found = [scenarios.find(name) for name in names]
+    raise typer.Exit(run_mutate(workloads_found, range(seeds), workers, json, *consoles(quiet)))
 
 
-@app.command(epilog=examples("repro bench layersplit", "repro bench layersplit --lengths 40000 --json"))
-@guarded
+@command("repro bench layersplit", "repro bench layersplit --lengths 40000 --json")
 def bench(
     study: Annotated[Literal["layersplit"], typer.Argument(help="The study.")],
     lengths: Annotated[
@@ -241,9 +189,9 @@ def bench(
     from repro.bench.command import run_lengths, run_sensitivity, table
     from repro.bench.layersplit import LENGTHS
 
-    def done(told: str) -> None:
+    def done(line: str) -> None:
         if not quiet:
-            errors.print(told, markup=False, soft_wrap=True)
+            say(line)
 
     if sensitivity:
         if lengths:

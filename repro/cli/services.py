@@ -9,11 +9,11 @@ from rich.text import Text
 import repro.fleet.experiment.plan as experiments
 import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
-from repro.cli.common import Output, Seed, Threads, app, errors, examples, guarded, print_json, set_threads
+from repro.cli.common import Output, command, print_json, say, set_threads
+from repro.cli.options import Seed, Threads
 
 
-@app.command(epilog=examples("repro serve --port 30000", "repro serve --scenario hicache_early_read"))
-@guarded
+@command("repro serve --port 30000", "repro serve --scenario hicache_early_read")
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.", metavar="N")] = 30000,
     host: Annotated[
@@ -44,16 +44,15 @@ def serve(
     )
 
     def ready(url: str) -> None:
-        errors.print(f"serving {scenario or config} at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        say(f"serving {scenario or config} at {url} (Ctrl-C ends it)")
 
     serve_bundled(service, host=host, port=port, seed=seed, on_ready=ready)
 
 
-@app.command(
+@command(
+    "repro sglang -- --model-path MODEL --enable-hierarchical-cache --port 30000",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog=examples("repro sglang -- --model-path MODEL --enable-hierarchical-cache --port 30000"),
 )
-@guarded
 def sglang(context: typer.Context) -> None:
     """Launch SGLang's server (0.5.11) with our plugin; what is behind -- is for the server.
 
@@ -62,21 +61,20 @@ def sglang(context: typer.Context) -> None:
     """
     from repro.engines.sglang.server.command import run_sglang
 
-    run_sglang(context.args, lambda told: errors.print(told, markup=False, soft_wrap=True))
+    run_sglang(context.args, say)
 
 
-@app.command(name="list")
-@guarded
+@command(name="list")
 def list_all() -> None:
     """List the bundled scenarios, defects and configurations."""
     from repro.fault.defects import DEFECTS
     from repro.serve.config import CONFIGS
 
     bundled = map(scenarios.find, scenarios.bundled_names())
-    stepped = filter(None, map(experiments.find, scenarios.experiment_names()))
+    in_steps = filter(None, map(experiments.find, scenarios.experiment_names()))
     listed: dict[str, list[tuple[str, str]]] = {
         "Scenarios (repro run NAME)": [(each.name, each.title) for each in bundled],
-        "Experiments, in steps (repro run NAME)": [(each.name, each.title) for each in stepped],
+        "Experiments, in steps (repro run NAME)": [(each.name, each.title) for each in in_steps],
         "Defects (--defect NAME)": [],
     }
     for defect in DEFECTS.values():
@@ -85,8 +83,7 @@ def list_all() -> None:
     _print_lists(listed)
 
 
-@app.command(epilog=examples("repro faults", "repro faults --json"))
-@guarded
+@command("repro faults", "repro faults --json")
 def faults(
     json: Annotated[bool, typer.Option("--json", help="Print all faults as one JSON object.")] = False,
 ) -> None:

@@ -1,0 +1,275 @@
+"""The options of the commands: those that several share, and groups of them.
+
+A command takes a group as one parameter; `flat` gives typer the signature that it reads, one parameter an option.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+import repro.scenario.schema as scenarios
+from repro.base.errors import UsageError
+
+Result = TypeVar("Result")
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="The one seed of the run.", metavar="N")]
+Json = Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Where run folders go.", metavar="FOLDER")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=2, help="Processor threads for the model; the bits are the same.", metavar="N"
+    ),
+]
+Api = Literal["chat", "completions", "generate"]
+BUNDLED = "bundled"
+RUNS = Path("runs")
+WORKERS = 2
+MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
+
+
+def flat(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Return the command with the options of its groups as parameters of its own, where the groups stood."""
+    groups: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    for each in inspect.signature(command).parameters.values():
+        if is_dataclass(each.annotation) and isinstance(each.annotation, type):
+            groups[each.name] = each.annotation
+            parameters += inspect.signature(each.annotation).parameters.values()
+        else:
+            parameters.append(each)
+
+    @functools.wraps(command)
+    def flattened(**options: Any) -> Result:
+        made = {
+            name: group(**{each.name: options.pop(each.name) for each in fields(group)})
+            for name, group in groups.items()
+        }
+        return command(**made, **options)
+
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    flattened.__annotations__ = {each.name: each.annotation for each in keywords}
+    flattened.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    return flattened
+
+
+def url_of(target: str) -> str:
+    """Return the URL of a target, "" for the bundled stack. Raises UsageError for what is neither."""
+    if target == BUNDLED:
+        return ""
+    if not target.startswith(("http://", "https://")):
+        raise UsageError(f'--target "{target}": give {BUNDLED}, or a URL such as http://127.0.0.1:30000')
+    return target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What becomes of the results."""
+
+    json: Json = False
+    quiet: Quiet = False
+    runs: Runs = RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults(Results):
+    """What becomes of the results of one run in this process."""
+
+    threads: Threads = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignResults(Results):
+    """What becomes of the results of many runs."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print all verdicts as one JSON object.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationResults:
+    """What is printed of a calibration."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print what came of it as one JSON object.")] = False
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Which parts of a scenario are left out."""
+
+    control: Annotated[bool, typer.Option("--control", help="The same load and faults, no defect.")] = False
+    no_faults: Annotated[bool, typer.Option("--no-faults", help="The defect alone, nothing perturbed.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """What an experiment takes and a scenario does not."""
+
+    workers: Annotated[
+        int | None, typer.Option(min=1, help=f"Of an experiment: runs at once, {WORKERS} if not given.", metavar="N")
+    ] = None
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Of an experiment: at most so many seeds a part.", metavar="N")
+    ] = None
+    resume: Annotated[
+        Path | None, typer.Option(help="Of an experiment: continue the one in this folder.", metavar="FOLDER")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What a replay is sent to."""
+
+    target: Annotated[str, typer.Option(help="bundled, or the URL of an OpenAI-compatible server.")] = BUNDLED
+    api: Annotated[
+        Api, typer.Option(help="Of the server; SGLang tells the counts of its drafts on /generate only.")
+    ] = "chat"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayLoad:
+    """How traces are replayed."""
+
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=MOST["concurrency"], help="Sessions under way at once.", metavar="N")
+    ] = 16
+    scale_tokens: Annotated[
+        float,
+        typer.Option(min=1e-4, max=1, help="Shrink lengths, keep prefixes: 0.05 is a twentieth.", metavar="X"),
+    ] = 1.0
+    time_scale: Annotated[
+        float,
+        typer.Option(min=0, max=MOST["time_scale"], help="Of think times and arrivals; 0: no waiting.", metavar="X"),
+    ] = 1.0
+    sessions: Annotated[
+        int, typer.Option(min=1, max=MOST["sessions"], help="At most so many sessions.", metavar="N")
+    ] = MOST["sessions"]
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST["answer_tokens_max"], help="The longest answer asked for.", metavar="N")
+    ] = 128
+    history: Annotated[Literal["recorded", "generated"], typer.Option(help="Whose answers later turns build on.")] = (
+        "recorded"
+    )
+    arrivals: Annotated[
+        Literal["closed", "trace"], typer.Option(help="closed: the next session starts when one ends.")
+    ] = "closed"
+    defect: Annotated[
+        list[str] | None, typer.Option(help="Give the bundled stack this defect (see `repro list`).", metavar="NAME")
+    ] = None
+    on_anomaly: Annotated[
+        Literal["report", "abort-retry"],
+        typer.Option(help="abort-retry: give an answer up that is convicted in its stream, and ask again."),
+    ] = "report"
+    anomaly_retries: Annotated[
+        int, typer.Option(min=0, max=MOST["anomaly_retries_max"], help="At most so often a turn.", metavar="N")
+    ] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """How closely the answers of a replay are judged, and what the record holds of them."""
+
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Of the server, from `repro calibrate`: its answers are checked.", metavar="FILE"),
+    ] = None
+    false_alarm_rate: Annotated[
+        float, typer.Option(min=1e-9, max=0.5, help="Of an answer that is checked, for each oracle.", metavar="X")
+    ] = 0.001
+    oracle_tokens: Annotated[
+        int, typer.Option(min=1, help="That checking may take, prompts included.", metavar="N")
+    ] = 10_000_000
+    redact: Annotated[bool, typer.Option("--redact", help="No text of a request or an answer in the record.")] = False
+    nonces: Annotated[
+        bool, typer.Option("--nonces", help="Plant a nonce in each session, by which a leak into another is known.")
+    ] = False
+    acceptance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ask for the acceptance detector: length_min=1.4, rate_max=0.96, tokens_min=128, profile=FILE, "
+            "false_alarm_rate=0.001, arl_tokens=1e7.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GentleLoad:
+    """The load that a calibration learns from."""
+
+    answers: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="999 can vouch for a false-alarm rate of 0.001.", metavar="N")
+    ] = 1000
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=MOST["concurrency"], help="Sessions under way at once; be gentle.", metavar="N")
+    ] = 4
+    prompt_tokens: Annotated[
+        int, typer.Option(min=400, max=MOST["prompt_tokens"], help="Of synthesised sessions.", metavar="N")
+    ] = 2048
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST["answer_tokens_max"], help="The longest answer asked for.", metavar="N")
+    ] = 128
+    tokens: Annotated[int, typer.Option(min=1, help="That checking may take, prompts included.", metavar="N")] = (
+        100_000_000
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuntGoal:
+    """What to hunt for, and when to stop."""
+
+    strategy: Annotated[
+        Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"],
+        typer.Option(help="How schedules are chosen; portfolio learns which of the others pay, and mutates."),
+    ] = "portfolio"
+    budget: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many schedules.", metavar="N")] = 200
+    time_s: Annotated[float | None, typer.Option("--time", min=1, help="At most so long.", metavar="SECONDS")] = None
+    every: Annotated[bool, typer.Option("--all", help="Go on after the first finding; collect all causes.")] = False
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="What counts: ordering, canary, divergence, text; may be repeated.", metavar="LAYER"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuntPlay:
+    """How a hunt plays each schedule."""
+
+    full: Annotated[bool, typer.Option("--full", help="The scenario's whole load, not a light one.")] = False
+    numerics: Annotated[
+        Literal["stamps", "tensors"], typer.Option(help="stamps: orders and owners only, many times faster.")
+    ] = "stamps"
+    workers: Annotated[int, typer.Option(min=1, help="Schedules at once, one thread each.", metavar="N")] = WORKERS
+    corpus: Annotated[
+        Path | None, typer.Option(help="Go on from what an earlier hunt has learnt.", metavar="FOLDER")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightTarget:
+    """What a night runs against."""
+
+    defect: Annotated[str, typer.Option(help="Give the bundled stack this defect.", metavar="NAME")] = ""
+    target: Annotated[str, typer.Option(help="bundled, or the URL of an OpenAI-compatible server.")] = BUNDLED
+    api: Annotated[Api, typer.Option(help="Of the server.")] = "chat"
+    reference: Annotated[
+        str, typer.Option(help="Asked the same, for the throughput gate: a server's URL, or bundled.", metavar="URL")
+    ] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightRuns:
+    """Where and how a night runs."""
+
+    baseline: Annotated[str, typer.Option(help="The night to compare with, or latest.", metavar="RUN")] = ""
+    out: Annotated[Path | None, typer.Option(help="The night's folder; past nights lie beside it.")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the night in --out.")] = False
+    workers: Annotated[int, typer.Option(min=1, help="Runs at once.", metavar="N")] = WORKERS
+    ray: Annotated[
+        str | None, typer.Option(help="Spread the runs over this Ray cluster (extra: cluster).", metavar="ADDRESS")
+    ] = None
