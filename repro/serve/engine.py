@@ -250,7 +250,7 @@ class Engine:
 
     def _total_tokens(self, tier: str) -> int:
         pages = self.cache.device_pages if tier == "device" else self.cache.host_pages
-        return pages.capacity_pages * self.config.page_tokens
+        return pages.num_pages * self.config.page_tokens
 
     # -- the loop -----------------------------------------------------------------------------------
 

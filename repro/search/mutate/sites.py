@@ -22,7 +22,7 @@ from repro.fault.defects import DEFECTS, Defect
 from repro.serve.device.base import Event, Stream
 from repro.serve.device.streams import SimEvent, SimStream, query_why
 from repro.serve.guards import Guards
-from repro.serve.kv.radix import RadixTree
+from repro.serve.kv.radix.tree import RadixTree
 
 Kind = Literal["wait", "record", "synchronise", "acknowledge", "pin", "guard"]
 MUTANT = "mutant"  # the name under which a guard that is left out is known as a defect

@@ -19,6 +19,7 @@ from repro.base.probe import PAGE_SETS_VALID, Component, PageSet, Probes, Tier
 from repro.serve.kv.stamps import Words, checksum
 
 Pages = NDArray[np.int32]
+NO_PAGES: Pages = np.empty(0, np.int32)
 Place = Literal["device", "host"]
 COMPONENTS: tuple[Component, ...] = ("latent", "index")
 

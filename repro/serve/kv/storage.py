@@ -27,7 +27,7 @@ import torch
 from repro.base.errors import UsageError
 from repro.base.probe import Component
 from repro.serve.kv.pool import COMPONENTS, KVPool, Rows
-from repro.serve.kv.radix import TokenRun
+from repro.serve.kv.radix.node import TokenRun
 
 Key = str  # 32 hexadecimal digits
 

@@ -22,7 +22,8 @@ from repro.serve.device.cost import PRESETS
 from repro.serve.guards import Guards
 from repro.serve.kv.page import PageAllocator
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, Rows
-from repro.serve.kv.radix import Node, RadixTree, TokenRun
+from repro.serve.kv.radix.node import Node, TokenRun
+from repro.serve.kv.radix.tree import RadixTree
 from repro.serve.kv.storage import Key, PageFiles, page_keys, root_key
 
 PATIENCE_S = 1.0  # what a request waits for its prefetch; the base of SGLang's prefetch timeout
@@ -109,7 +110,7 @@ class StorageTier:
 
         The path must be host-pinned now; it stays so until the ack.
         """
-        keys = page_keys(self._root, self._tree.tokens(leaf), self._config.page_tokens)[-len(pages) :]
+        keys = page_keys(self._root, leaf.tokens(), self._config.page_tokens)[-len(pages) :]
         under_way = {key for backup in self._backups for key in backup.keys}
         pairs = zip(keys, pages.tolist(), strict=True)
         new = [(key, page) for key, page in pairs if key not in under_way and key not in self.files]

@@ -21,8 +21,10 @@ from repro.serve.guards import Guards
 from repro.serve.kv.copier import Copier, Done
 from repro.serve.kv.loadback import LayerEvents
 from repro.serve.kv.page import PageAllocator, PageChange
-from repro.serve.kv.pool import KVPool, Names, Pages, Place
-from repro.serve.kv.radix import Match, Node, RadixTree
+from repro.serve.kv.pool import NO_PAGES, KVPool, Names, Pages, Place
+from repro.serve.kv.radix.eviction import evict_device, evict_host, reclaim_host
+from repro.serve.kv.radix.node import Node
+from repro.serve.kv.radix.tree import Match, RadixTree
 from repro.serve.kv.storage_tier import Prefetch, StorageTier
 
 LOAD_BACK_MIN_PAGES = 1
@@ -139,14 +141,13 @@ class HiCache:
     def evict_device(self, pages: int) -> None:
         """Evict least recently used prefixes from the device, as far as nobody holds them."""
         write_back = self._config.write_policy == "write_back" and self._config.hicache
-        evicted = self.tree.evict_device(pages, back_up=self._back_up if write_back else None)
-        if len(evicted.freed_pages):
-            self.device_pages.free(evicted.freed_pages)
-            tokens = len(evicted.freed_pages) * self._config.page_tokens
+        evicted = evict_device(self.tree, pages, back_up=self._back_up if write_back else None)
+        if len(evicted.device_pages):
+            self.device_pages.free(evicted.device_pages)
+            tokens = len(evicted.device_pages) * self._config.page_tokens
             self.evicted_tokens += tokens
             self._probes.emit(CacheEvent("evict_device", tokens, self._device.now_us))
-        if len(evicted.freed_host_pages):
-            self.host_pages.free(evicted.freed_host_pages)
+        self.host_pages.free(evicted.host_pages)
         self._start_writing()
 
     def last_use(self, pages: Pages) -> Event | None:
@@ -172,7 +173,7 @@ class HiCache:
 
         The nodes own their device pages at once; bytes arrive when `start_loading` has run.
         """
-        ancestor, nodes = self.tree.evicted_path(match.host_node)
+        ancestor, nodes = match.host_node.evicted_path()
         count = match.host_hit_pages
         if not self._config.hicache or count < LOAD_BACK_MIN_PAGES or not self._copier.ready:
             return None
@@ -203,7 +204,7 @@ class HiCache:
         """Return (host pages, device pages) of what is on the device already and loaded all the same."""
         hit = len(match.device_pages)
         first = self._guards.first_loaded(hit)
-        copy = self.tree.host_copy(match.device_node) if first < hit else None
+        copy = match.device_node.host_copy() if first < hit else None
         if copy is None:
             return match.device_pages[:0], match.device_pages[:0]
         return copy[first:hit], match.device_pages[first:]
@@ -241,7 +242,7 @@ class HiCache:
         self.device_pages.publish(inserted.new_pages, "tree")
         if self._config.hicache and self._config.write_policy != "write_back":
             threshold = 1 if self._config.write_policy == "write_through" else 2
-            for node in self.tree.nodes_to_back_up(inserted.node, threshold):
+            for node in inserted.node.due_for_backup(threshold):
                 if not self._back_up(node):
                     break
             self._start_writing()
@@ -265,13 +266,14 @@ class HiCache:
     def _allocate_host(self, pages: int, owner: str) -> Pages | None:
         """Return host pages, letting go of others as needed; None when too many of them are in use."""
         if self._config.reclaim_host:
-            self._let_go("reclaim_host", self.tree.reclaim_host, pages)
-        self._let_go("evict_host", self.tree.evict_host, pages)
+            self._free_host("reclaim_host", reclaim_host, pages)
+        self._free_host("evict_host", evict_host, pages)
         return self.host_pages.alloc(pages, owner)
 
-    def _let_go(self, what: str, choose: Callable[[int], Pages], pages: int) -> None:
-        """Free what `choose` gives up of the host pages, as far as fewer than `pages` are free."""
-        freed = choose(max(0, pages - self.host_pages.free_pages))
+    def _free_host(self, what: str, take: Callable[[RadixTree, int], Pages], pages: int) -> None:
+        """Free host pages that `take` takes off the tree, until `pages` are free or it has no more."""
+        short = pages - self.host_pages.free_pages
+        freed = take(self.tree, short) if short > 0 else NO_PAGES
         if len(freed):
             self.host_pages.free(freed)
             self._probes.emit(CacheEvent(what, len(freed) * self._config.page_tokens, self._device.now_us))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from repro.serve.kv.radix import Node
+from repro.serve.kv.radix.node import Node
 from repro.serve.kv.stamps import Words, prefix_words
 from repro.serve.kv.storage_tier import Prefetch
 from repro.serve.spec.acceptance import Acceptance

@@ -25,7 +25,8 @@ from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import Pages
-from repro.serve.kv.radix import Node
+from repro.serve.kv.radix.invariants import check_tree
+from repro.serve.kv.radix.node import Node
 from repro.serve.kv.tiers import HiCache
 from repro.serve.sched.batch import Batch, Member
 from repro.serve.sched.request import Decode, Request, TextStream
@@ -549,12 +550,12 @@ class Scheduler:
         if self._released_twice:
             return
         tree, cache = self._cache.tree, self._cache
-        tree.check()
+        check_tree(tree)
         cache.device_pages.check()
         cache.host_pages.check()
         assert tree.protected_pages == 0, f"{tree.protected_pages} pages are pinned by nobody"
         device = cache.device_pages.free_pages + tree.device_pages_total + outside_pages
-        assert device == cache.device_pages.capacity_pages, f"{device} device pages accounted for"
+        assert device == cache.device_pages.num_pages, f"{device} device pages accounted for"
         host = cache.host_pages.free_pages + tree.host_pages_total
-        assert host == cache.host_pages.capacity_pages, f"{host} host pages accounted for"
+        assert host == cache.host_pages.num_pages, f"{host} host pages accounted for"
         assert len(self._free_rows) == self._config.rows

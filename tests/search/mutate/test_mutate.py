@@ -19,7 +19,7 @@ from repro.search.mutate.redundant import implied_by, orders_no_pages
 from repro.search.mutate.sites import Mutant, Sites, applied, does_nothing, left_out, plain, static_mutants
 from repro.search.mutate.study import Watching, fate, watch
 from repro.serve.guards import Guards
-from repro.serve.kv.radix import RadixTree
+from repro.serve.kv.radix.tree import RadixTree
 from tests.small import small_scenario
 
 INDEX = "index keys of this layer are loaded back"

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from repro.serve.kv.page import PADDING_PAGE, FreeListPolicy, PageAllocator, PageChange, Pages
+from repro.serve.kv.page import NOBODY, FreeListPolicy, PageAllocator, PageChange, Pages
 
 POLICIES: tuple[FreeListPolicy, ...] = ("lifo", "fifo", "deferred_sorted")
 
@@ -65,26 +65,6 @@ def test_alloc_of_no_pages_tells_nobody() -> None:
     assert changes == []
 
 
-def test_generation_goes_up_at_each_alloc_and_at_nothing_else() -> None:
-    allocator = PageAllocator(3, "lifo")
-    taken(allocator, 2)
-    assert allocator.generations(pages_of(0, 1, 2)).tolist() == [1, 1, 0]
-    allocator.publish(pages_of(0), "tree")
-    allocator.free(pages_of(0))
-    assert allocator.generations(pages_of(0)).tolist() == [1]
-    assert taken(allocator, 1) == [0]
-    assert allocator.generations(pages_of(0)).tolist() == [2]
-
-
-def test_padding_page_is_never_handed_out_nor_taken_back() -> None:
-    allocator = PageAllocator(4, "lifo", has_padding_page=True)
-    assert allocator.capacity_pages == 3
-    assert taken(allocator, 3) == [1, 2, 3]
-    assert allocator.alloc(1, "r") is None
-    with pytest.raises(AssertionError, match="none of this pool"):
-        allocator.free(pages_of(PADDING_PAGE))
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
     ("pages", "reason"),
@@ -113,10 +93,21 @@ def test_a_guard_that_lets_a_double_free_pass_makes_two_owners_of_one_page() -> 
     taken(allocator, 2, "a")
     allocator.free(pages_of(0, 1))
     allocator.free(pages_of(1))
-    assert let_pass == ["free: page 1 (generation 1) is free already: double free"]
+    assert let_pass == ["free: page 1 is free already: double free"]
     with pytest.raises(AssertionError, match="free twice"):
         allocator.check()
     assert [taken(allocator, 1, owner) for owner in ("b", "c", "d")] == [[1], [0], [1]]
+
+
+def test_a_page_that_is_freed_twice_in_one_call_is_nobodys_the_second_time() -> None:
+    events: list[tuple[list[int], str]] = []
+    allocator = PageAllocator(
+        3, "fifo", lambda what, pages, owner: events.append((pages.tolist(), owner)), on_double_free=lambda why: None
+    )
+    taken(allocator, 2, "a")
+    allocator.free(pages_of(1, 0, 1))
+    assert events[1:] == [([1, 0], "a"), ([1], NOBODY)]
+    assert taken(allocator, 4) == [2, 1, 0, 1]
 
 
 def test_events_name_the_pages_and_their_owner_after_the_change() -> None:
@@ -148,36 +139,35 @@ def test_publish_of_a_free_page_raises() -> None:
 def test_check_finds_a_page_that_is_free_and_owned() -> None:
     allocator = PageAllocator(4, "lifo")
     taken(allocator, 1)
-    allocator._ready.append(0)
+    allocator._ready = np.append(allocator._ready, np.int32(0))
     with pytest.raises(AssertionError, match="4 free and 1 owned"):
         allocator.check()
 
 
 def test_check_finds_a_page_that_is_free_twice() -> None:
     allocator = PageAllocator(4, "lifo")
-    allocator._ready.append(3)
+    allocator._ready = np.append(allocator._ready, np.int32(3))
     with pytest.raises(AssertionError, match="free twice"):
         allocator.check()
 
 
 class AllocatorAgainstModel(RuleBasedStateMachine):
-    """The model is a dict of owners and generations; order is checked by the tests above."""
+    """The model is a dict of owners; order is checked by the tests above."""
 
-    @initialize(policy=st.sampled_from(POLICIES), num_pages=st.integers(2, 12), has_padding=st.booleans())
-    def start(self, policy: FreeListPolicy, num_pages: int, has_padding: bool) -> None:
+    @initialize(policy=st.sampled_from(POLICIES), num_pages=st.integers(2, 12))
+    def start(self, policy: FreeListPolicy, num_pages: int) -> None:
         self.owners: dict[int, str] = {}
-        self.generations = [0] * num_pages
-        self.told: dict[int, str] = {}
-        self.pages = range(int(has_padding), num_pages)
-        self.allocator = PageAllocator(num_pages, policy, self.hear, has_padding_page=has_padding)
+        self.heard: dict[int, str] = {}
+        self.pages = range(num_pages)
+        self.allocator = PageAllocator(num_pages, policy, self.hear)
 
     def hear(self, what: PageChange, pages: Pages, owner: str) -> None:
         for page in pages.tolist():
             if what == "free":
-                assert self.told.pop(page) == owner
+                assert self.heard.pop(page) == owner
             else:
-                assert (page in self.told) == (what == "publish")
-                self.told[page] = owner
+                assert (page in self.heard) == (what == "publish")
+                self.heard[page] = owner
 
     @rule(num_pages=st.integers(0, 13), owner=st.sampled_from("abc"))
     def alloc(self, num_pages: int, owner: str) -> None:
@@ -192,7 +182,6 @@ class AllocatorAgainstModel(RuleBasedStateMachine):
             assert page in self.pages
             assert page not in self.owners
             self.owners[page] = owner
-            self.generations[page] += 1
 
     @precondition(lambda self: self.owners)
     @rule(data=st.data())
@@ -221,10 +210,9 @@ class AllocatorAgainstModel(RuleBasedStateMachine):
     def agrees(self) -> None:
         self.allocator.check()
         numbers = range(self.allocator.num_pages)
-        assert [self.allocator.owner(page) for page in numbers] == [self.owners.get(page) for page in numbers]
-        assert self.allocator.generations(pages_of(*numbers)).tolist() == self.generations
+        assert [self.allocator.owner(page) for page in numbers] == [self.owners.get(page, NOBODY) for page in numbers]
         assert self.allocator.used_pages == len(self.owners)
-        assert self.told == self.owners
+        assert self.heard == self.owners
 
 
 TestAllocatorAgainstModel = AllocatorAgainstModel.TestCase

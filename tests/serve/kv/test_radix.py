@@ -8,8 +8,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from repro.serve.kv.page import PageAllocator, Pages
-from repro.serve.kv.radix import Inserted, Node, RadixTree
+from repro.serve.kv.page import PageAllocator
+from repro.serve.kv.pool import Pages
+from repro.serve.kv.radix.eviction import evict_device, evict_host, reclaim_host
+from repro.serve.kv.radix.invariants import check_tree
+from repro.serve.kv.radix.node import Node
+from repro.serve.kv.radix.tree import Inserted, RadixTree
 
 PAGE_TOKENS = 2
 Prefix = tuple[int, ...]
@@ -43,7 +47,7 @@ def test_match_answers_whole_pages_only() -> None:
     assert tree.match(run_of("a")[:-1]).device_node is tree.root
     wrong_inside = [*run_of("a"), ord("b"), 7]
     assert tree.match(wrong_inside).device_pages.tolist() == [10]
-    tree.check()
+    check_tree(tree)
 
 
 def test_match_of_nothing_is_the_root() -> None:
@@ -63,7 +67,7 @@ def test_match_splits_at_the_page_where_it_ends_and_the_lower_part_keeps_the_nod
     assert upper.device_pages is not None and upper.host_pages is not None
     assert (upper.device_pages.tolist(), upper.host_pages.tolist()) == ([10, 11], [50, 51])
     assert tree.match(run_of("abcd")).device_pages.tolist() == [10, 11, 12, 13]
-    tree.check()
+    check_tree(tree)
 
 
 def test_match_goes_on_through_evicted_nodes() -> None:
@@ -75,11 +79,11 @@ def test_match_goes_on_through_evicted_nodes() -> None:
     match = tree.match(run_of("abcd"))
     assert match.device_pages.tolist() == [10, 11]
     assert match.host_hit_pages == 2
-    assert tree.evicted_path(match.host_node) == (match.device_node, [match.host_node])
-    ancestor, path = tree.evicted_path(leaf)
+    assert match.host_node.evicted_path() == (match.device_node, [match.host_node])
+    ancestor, path = leaf.evicted_path()
     assert (ancestor, path) == (match.device_node, [match.host_node, leaf])
-    assert tree.evicted_path(ancestor) == (ancestor, [])
-    tree.check()
+    assert ancestor.evicted_path() == (ancestor, [])
+    check_tree(tree)
 
 
 # -- insert -------------------------------------------------------------------------------------
@@ -91,8 +95,8 @@ def test_insert_hands_back_other_pages_but_never_the_trees_own() -> None:
     again = tree.insert(run_of("abcd"), np.array([10, 21, 22, 23], np.int32))
     assert again.duplicate_pages.tolist() == [21]
     assert again.new_pages.tolist() == [22, 23]
-    assert again.pages.tolist() == [10, 11, 22, 23]
-    tree.check()
+    assert tree.match(run_of("abcd")).device_pages.tolist() == [10, 11, 22, 23]
+    check_tree(tree)
 
 
 def test_insert_makes_an_evicted_prefix_resident_and_leaves_the_rest_evicted() -> None:
@@ -105,7 +109,7 @@ def test_insert_makes_an_evicted_prefix_resident_and_leaves_the_rest_evicted() -
     assert not leaf.resident
     assert tree.match(run_of("abcd")).host_hit_pages == 2
     assert (tree.device_pages_total, tree.host_pages_total) == (3, 4)
-    tree.check()
+    check_tree(tree)
 
 
 @pytest.mark.parametrize("tokens", [5, 4, 8])
@@ -131,12 +135,12 @@ def test_pin_holds_across_a_split_and_unpin_releases_both_parts() -> None:
     tree.pin(node)
     grown(tree, "abx", 20)
     assert (tree.protected_pages, tree.evictable_pages) == (4, 1)
-    assert tree.evict_device(9).freed_pages.tolist() == [22]
-    tree.check()
+    assert evict_device(tree, 9).device_pages.tolist() == [22]
+    check_tree(tree)
     tree.unpin(node)
     assert (tree.protected_pages, tree.evictable_pages) == (0, 4)
-    assert sorted(tree.evict_device(9).freed_pages.tolist()) == [10, 11, 12, 13]
-    tree.check()
+    assert sorted(evict_device(tree, 9).device_pages.tolist()) == [10, 11, 12, 13]
+    check_tree(tree)
 
 
 def test_pin_after_a_split_protects_the_upper_part_once() -> None:
@@ -160,37 +164,21 @@ def test_host_pin_holds_across_a_split() -> None:
     tree.drop_device_pages(leaf)
     tree.pin_host(leaf)
     tree.match(run_of("ab"))
-    assert len(tree.evict_host(9)) == 0
+    assert len(evict_host(tree, 9)) == 0
     tree.unpin_host(leaf)
-    assert tree.evict_host(9).tolist() == [52, 53, 50, 51]
-    tree.check()
+    assert evict_host(tree, 9).tolist() == [52, 53, 50, 51]
+    check_tree(tree)
 
 
 def test_pin_of_an_evicted_or_deleted_node_raises() -> None:
     tree = RadixTree(PAGE_TOKENS)
     evicted = backed_up(tree, grown(tree, "a", 10).node, 50)
     deleted = grown(tree, "b", 20).node
-    tree.evict_device(9)
+    evict_device(tree, 9)
     with pytest.raises(AssertionError, match="not resident"):
         tree.pin(evicted)
     with pytest.raises(AssertionError, match="was deleted"):
         tree.pin(deleted)
-
-
-def test_a_load_split_on_the_way_is_finished_as_a_whole() -> None:
-    tree = RadixTree(PAGE_TOKENS)
-    leaf = backed_up(tree, grown(tree, "abcd", 10).node, 50)
-    tree.drop_device_pages(leaf)
-    tree.set_device_pages(leaf, pages_from(30, 4))
-    tree.pin(leaf)
-    tree.start_loading(leaf, tree.root)
-    upper = tree.match(run_of("ab")).device_node
-    assert upper.loading and leaf.loading
-    tree.check()
-    tree.finish_loading(leaf, tree.root)
-    tree.unpin(leaf)
-    assert not upper.loading and not leaf.loading
-    tree.check()
 
 
 # -- eviction -----------------------------------------------------------------------------------
@@ -201,18 +189,18 @@ def test_device_eviction_takes_least_recently_used_leaves_and_stops_when_enough(
     for first_page, word in ((10, "aa"), (20, "bb"), (30, "cc")):
         grown(tree, word, first_page)
     tree.match(run_of("aa"))
-    assert tree.evict_device(3).freed_pages.tolist() == [20, 21, 30, 31]
+    assert evict_device(tree, 3).device_pages.tolist() == [20, 21, 30, 31]
     assert tree.evictable_pages == 2
-    tree.check()
+    check_tree(tree)
 
 
 def test_a_parent_is_a_leaf_once_its_last_resident_child_is_gone() -> None:
     tree = RadixTree(PAGE_TOKENS)
     grown(tree, "abc", 10)
     tree.insert(run_of("abd"), np.array([10, 11, 20], np.int32))
-    evicted = tree.evict_device(9)
-    assert evicted.freed_pages.tolist() == [12, 20, 10, 11]
-    assert [node.parent for node in evicted.deleted_nodes] == [None, None, None]
+    evicted = evict_device(tree, 9)
+    assert evicted.device_pages.tolist() == [12, 20, 10, 11]
+    assert not list(tree.nodes())
     assert not tree.root.children
 
 
@@ -221,8 +209,8 @@ def test_a_parent_waits_for_its_turn_when_another_leaf_is_older() -> None:
     grown(tree, "ab", 10)
     grown(tree, "c", 20)
     tree.match(run_of("a"))
-    assert tree.evict_device(2).freed_pages.tolist() == [11, 20]
-    assert tree.evict_device(1).freed_pages.tolist() == [10]
+    assert evict_device(tree, 2).device_pages.tolist() == [11, 20]
+    assert evict_device(tree, 1).device_pages.tolist() == [10]
 
 
 def test_equal_age_is_decided_by_the_lower_id() -> None:
@@ -230,18 +218,19 @@ def test_equal_age_is_decided_by_the_lower_id() -> None:
     nodes = [grown(tree, word, first_page).node for word, first_page in (("a", 10), ("b", 20), ("c", 30))]
     for node in nodes:
         node.last_access = 7
-    assert tree.evict_device(2).freed_pages.tolist() == [10, 20]
+    assert evict_device(tree, 2).device_pages.tolist() == [10, 20]
 
 
 def test_eviction_keeps_backed_up_nodes_and_deletes_the_others() -> None:
     tree = RadixTree(PAGE_TOKENS)
     kept = backed_up(tree, grown(tree, "a", 10).node, 50)
     gone = grown(tree, "b", 20).node
-    evicted = tree.evict_device(2)
-    assert (evicted.evicted_nodes, evicted.deleted_nodes) == ((kept,), (gone,))
+    evicted = evict_device(tree, 2)
+    assert evicted.device_pages.tolist() == [10, 20]
+    assert kept.parent is tree.root and not kept.resident and gone.parent is None
     assert tree.match(run_of("a")).host_hit_pages == 1
     assert tree.match(run_of("b")).host_node is tree.root
-    tree.check()
+    check_tree(tree)
 
 
 def test_deleting_a_node_hands_back_the_host_copies_below_it() -> None:
@@ -250,11 +239,11 @@ def test_deleting_a_node_hands_back_the_host_copies_below_it() -> None:
     tree.match(run_of("ab"))
     backed_up(tree, leaf, 50)
     tree.drop_device_pages(leaf)
-    evicted = tree.evict_device(1)
-    assert evicted.freed_pages.tolist() == [10, 11]
-    assert evicted.freed_host_pages.tolist() == [50, 51]
-    assert len(evicted.deleted_nodes) == 2
-    tree.check()
+    evicted = evict_device(tree, 1)
+    assert evicted.device_pages.tolist() == [10, 11]
+    assert evicted.host_pages.tolist() == [50, 51]
+    assert not list(tree.nodes())
+    check_tree(tree)
 
 
 def test_a_node_above_a_host_copy_in_use_is_not_deleted() -> None:
@@ -264,9 +253,9 @@ def test_a_node_above_a_host_copy_in_use_is_not_deleted() -> None:
     backed_up(tree, leaf, 50)
     tree.drop_device_pages(leaf)
     tree.pin_host(leaf)
-    assert len(tree.evict_device(1).freed_pages) == 0
+    assert len(evict_device(tree, 1).device_pages) == 0
     tree.unpin_host(leaf)
-    assert len(tree.evict_device(1).freed_pages) == 2
+    assert len(evict_device(tree, 1).device_pages) == 2
 
 
 def test_write_back_holds_a_node_until_its_ack_and_counts_it_as_pending() -> None:
@@ -279,20 +268,21 @@ def test_write_back_holds_a_node_until_its_ack_and_counts_it_as_pending() -> Non
         tree.pin(node)
         return True
 
-    first = tree.evict_device(2, back_up=back_up)
-    assert (len(first.freed_pages), first.pending_pages) == (0, 2)
+    first = evict_device(tree, 2, back_up=back_up)
+    assert len(first.device_pages) == 0
     assert old.resident and not young.backed_up, "enough is pending: the younger one is left alone"
-    assert tree.evict_device(2).freed_pages.tolist() == [20, 21], "before the ack only others can go"
+    assert evict_device(tree, 2).device_pages.tolist() == [20, 21], "before the ack only others can go"
     tree.unpin(old)
-    assert tree.evict_device(2, back_up=back_up).freed_pages.tolist() == [10, 11]
+    assert evict_device(tree, 2, back_up=back_up).device_pages.tolist() == [10, 11]
     assert not old.resident and old.backed_up
-    tree.check()
+    check_tree(tree)
 
 
 def test_write_back_that_declines_lets_the_node_be_deleted() -> None:
     tree = RadixTree(PAGE_TOKENS)
     node = grown(tree, "ab", 10).node
-    assert tree.evict_device(1, back_up=lambda node: False).deleted_nodes == (node,)
+    assert evict_device(tree, 1, back_up=lambda node: False).device_pages.tolist() == [10, 11]
+    assert node.parent is None
 
 
 def test_host_eviction_takes_only_evicted_leaves_in_order_of_use() -> None:
@@ -301,11 +291,11 @@ def test_host_eviction_takes_only_evicted_leaves_in_order_of_use() -> None:
     for word, first_page in (("bc", 20), ("de", 30)):
         tree.drop_device_pages(backed_up(tree, grown(tree, word, first_page).node, first_page + 40))
     tree.match(run_of("b"))
-    assert tree.evict_host(1).tolist() == [61], "the lower part of bc was not used by the match"
+    assert evict_host(tree, 1).tolist() == [61], "the lower part of bc was not used by the match"
     assert [tree.match(run_of(word)).host_hit_pages for word in ("d", "b")] == [1, 1]
-    assert tree.evict_host(9).tolist() == [71, 70, 60]
+    assert evict_host(tree, 9).tolist() == [71, 70, 60]
     assert resident.backed_up
-    tree.check()
+    check_tree(tree)
 
 
 def test_reset_hands_back_all_pages_and_refuses_while_pinned() -> None:
@@ -320,7 +310,7 @@ def test_reset_hands_back_all_pages_and_refuses_while_pinned() -> None:
     assert (tree.device_pages_total, tree.host_pages_total) == (0, 0)
     with pytest.raises(AssertionError, match="was deleted"):
         tree.pin(node)
-    tree.check()
+    check_tree(tree)
 
 
 # -- between the tiers --------------------------------------------------------------------------
@@ -351,7 +341,7 @@ def test_pages_move_only_where_they_may() -> None:
     tree.set_device_pages(upper, pages_from(20, 1))
     with pytest.raises(AssertionError, match="resident already"):
         tree.set_device_pages(upper, pages_from(21, 1))
-    tree.check()
+    check_tree(tree)
 
 
 def test_host_eviction_takes_the_younger_node_when_it_was_used_longer_ago() -> None:
@@ -359,7 +349,7 @@ def test_host_eviction_takes_the_younger_node_when_it_was_used_longer_ago() -> N
     for word, first_page in (("a", 10), ("b", 20)):
         tree.drop_device_pages(backed_up(tree, grown(tree, word, first_page).node, first_page + 40))
     tree.match(run_of("a"))
-    assert tree.evict_host(1).tolist() == [60]
+    assert evict_host(tree, 1).tolist() == [60]
 
 
 def test_reclaiming_takes_host_copies_of_resident_nodes_and_those_that_could_be_evicted_next_last() -> None:
@@ -371,11 +361,11 @@ def test_reclaiming_takes_host_copies_of_resident_nodes_and_those_that_could_be_
     tree.pin(held)
     tree.pin_host(read)
     tree.drop_device_pages(evicted)
-    assert tree.reclaim_host(1).tolist() == [60, 61]
+    assert reclaim_host(tree, 1).tolist() == [60, 61]
     assert not held.backed_up and leaf.backed_up
-    assert tree.reclaim_host(9).tolist() == [50]
+    assert reclaim_host(tree, 9).tolist() == [50]
     assert read.backed_up and evicted.backed_up and tree.host_pages_total == 2
-    tree.check()
+    check_tree(tree)
 
 
 def test_both_parts_of_a_split_keep_the_hits() -> None:
@@ -383,7 +373,7 @@ def test_both_parts_of_a_split_keep_the_hits() -> None:
     leaf = grown(tree, "abc", 10).node
     grown(tree, "abc", 10)
     upper = tree.match(run_of("a")).device_node
-    assert tree.nodes_to_back_up(leaf, 2) == [upper, leaf]
+    assert leaf.due_for_backup(2) == [upper, leaf]
 
 
 def test_backing_up_starts_at_the_threshold_and_never_below_a_node_without_copy() -> None:
@@ -393,14 +383,14 @@ def test_backing_up_starts_at_the_threshold_and_never_below_a_node_without_copy(
     upper = leaf.parent
     assert upper is not None
     assert (upper.hit_count, leaf.hit_count) == (1, 1)
-    assert tree.nodes_to_back_up(leaf, 1) == [upper, leaf]
-    assert tree.nodes_to_back_up(leaf, 2) == []
+    assert leaf.due_for_backup(1) == [upper, leaf]
+    assert leaf.due_for_backup(2) == []
     leaf.hit_count = 2
-    assert tree.nodes_to_back_up(leaf, 2) == [], "its parent is not due"
+    assert leaf.due_for_backup(2) == [], "its parent is not due"
     backed_up(tree, upper, 50)
-    assert tree.nodes_to_back_up(leaf, 2) == [leaf]
+    assert leaf.due_for_backup(2) == [leaf]
     backed_up(tree, leaf, 60)
-    assert tree.nodes_to_back_up(leaf, 1) == []
+    assert leaf.due_for_backup(1) == []
 
 
 # -- check can fail -----------------------------------------------------------------------------
@@ -425,11 +415,11 @@ def damaged(tree: RadixTree, node: Node, how: str) -> None:
         case "resident children miscounted":
             node.parent.resident_children += 1
         case "device pages counted":
-            tree._evictable_pages += 1
+            tree.evictable_pages += 1
         case "protected":
-            tree._evictable_pages, tree._protected_pages = 2, 2
+            tree.evictable_pages, tree.protected_pages = 2, 2
         case _:
-            tree._device_leaves.clear()
+            tree.device_leaves.clear()
 
 
 @pytest.mark.parametrize(
@@ -451,10 +441,10 @@ def test_check_finds_damage(how: str) -> None:
     tree = RadixTree(PAGE_TOKENS)
     grown(tree, "ab", 10)
     leaf = grown(tree, "abcd", 10).node
-    tree.check()
+    check_tree(tree)
     damaged(tree, leaf, how)
     with pytest.raises(AssertionError, match=how):
-        tree.check()
+        check_tree(tree)
 
 
 # -- against a model ----------------------------------------------------------------------------
@@ -503,7 +493,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
                     duplicates.append(page)
             assert inserted.duplicate_pages.tolist() == duplicates
             assert len(inserted.new_pages) + len(duplicates) == len(fresh)
-            assert inserted.pages.tolist() == [self.device[prefix] for prefix in prefixes(tokens)]
+            assert self.tree.match(tokens).device_pages.tolist() == [self.device[prefix] for prefix in prefixes(tokens)]
             self.device_pool.free(inserted.duplicate_pages)
         self.tree.unpin(match.device_node)
         if fresh is not None and not write_back:
@@ -533,7 +523,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
 
     @rule(tokens=words)
     def write_through(self, tokens: list[int]) -> None:
-        for node in self.tree.nodes_to_back_up(self.tree.match(tokens).device_node, 1):
+        for node in self.tree.match(tokens).device_node.due_for_backup(1):
             assert node.parent is not None and node.parent.backed_up
             if not self.back_up(node):
                 break
@@ -550,7 +540,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
     def load_back(self, data: st.DataObject, write_back: bool) -> None:
         evicted = [prefix for prefix in self.host if prefix not in self.device]
         match = self.tree.match(data.draw(st.sampled_from(sorted(evicted))))
-        ancestor, nodes = self.tree.evicted_path(match.host_node)
+        ancestor, nodes = match.host_node.evicted_path()
         assert ancestor is match.device_node
         first = spelled(nodes[0])
         self.tree.pin(ancestor)
@@ -567,13 +557,11 @@ class TreeAgainstModel(RuleBasedStateMachine):
         for node, start in zip(nodes, np.cumsum([0] + [node.num_pages for node in nodes]), strict=False):
             self.tree.set_device_pages(node, pages[start : start + node.num_pages])
         self.tree.pin(match.host_node)
-        self.tree.start_loading(match.host_node, ancestor)
 
     @precondition(lambda self: self.loads)
     @rule()
     def ack_load(self) -> None:
         node, ancestor, _ = self.loads.pop(0)
-        self.tree.finish_loading(node, ancestor)
         self.tree.unpin_host(node)
         self.tree.unpin(node)
         self.tree.unpin(ancestor)
@@ -594,14 +582,14 @@ class TreeAgainstModel(RuleBasedStateMachine):
 
     @rule(num_pages=st.integers(1, 8))
     def evict_host(self, num_pages: int) -> None:
-        freed = self.tree.evict_host(num_pages)
+        freed = evict_host(self.tree, num_pages)
         self.forget_host(freed)
         left = [node for node in self.nodes() if not node.resident and not node.children and not node.host_ref]
         assert len(freed) >= num_pages or not left
 
     @rule(num_pages=st.integers(1, 8))
     def reclaim_host(self, num_pages: int) -> None:
-        freed = self.tree.reclaim_host(num_pages)
+        freed = reclaim_host(self.tree, num_pages)
         self.forget_host(freed)
         left = [node for node in self.nodes() if node.resident and node.backed_up and not node.host_ref]
         assert len(freed) >= num_pages or not left
@@ -624,15 +612,16 @@ class TreeAgainstModel(RuleBasedStateMachine):
         return self.device_pool.alloc(num_pages, "request")
 
     def evict(self, num_pages: int, write_back: bool) -> None:
-        evicted = self.tree.evict_device(num_pages, back_up=self.back_up if write_back else None)
+        pending = len(self.writes)
+        evicted = evict_device(self.tree, num_pages, back_up=self.back_up if write_back else None)
         by_page = {page: prefix for prefix, page in self.device.items()}
-        for page in evicted.freed_pages.tolist():
+        for page in evicted.device_pages.tolist():
             prefix = by_page[page]
             assert not any(pinned[: len(prefix)] == prefix for pinned in self.pinned()), "evicted under a pin"
             del self.device[prefix]
-        self.device_pool.free(evicted.freed_pages)
-        self.forget_host(evicted.freed_host_pages)
-        gained = len(evicted.freed_pages) + evicted.pending_pages
+        self.device_pool.free(evicted.device_pages)
+        self.forget_host(evicted.host_pages)
+        gained = len(evicted.device_pages) + sum(node.num_pages for node, _ in self.writes[pending:])
         assert gained >= num_pages or self.tree.evictable_pages == 0
 
     def pinned(self) -> list[Prefix]:
@@ -641,7 +630,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
     def back_up(self, node: Node) -> bool:
         short = node.num_pages - self.host_pool.free_pages
         if short > 0:
-            self.forget_host(self.tree.evict_host(short))
+            self.forget_host(evict_host(self.tree, short))
         pages = self.host_pool.alloc(node.num_pages, "write")
         if pages is None:
             return False
@@ -671,7 +660,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        self.tree.check()
+        check_tree(self.tree)
         self.device_pool.check()
         self.host_pool.check()
         assert self.device_pool.used_pages == self.tree.device_pages_total == len(self.device)

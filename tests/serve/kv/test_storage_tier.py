@@ -14,7 +14,9 @@ from repro.base.probe import CacheEvent, LimitEvent
 from repro.fault.plan import Do, Fault, When
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import COMPONENTS
-from repro.serve.kv.radix import Node
+from repro.serve.kv.radix.eviction import evict_host
+from repro.serve.kv.radix.invariants import check_tree
+from repro.serve.kv.radix.node import Node
 from repro.serve.kv.storage_tier import PATIENCE_S, Prefetch, StorageTier
 from tests.serve.engine.builders import PAGE, delay, prompt
 from tests.serve.kv.test_tiers import LAYERS, Tiers
@@ -34,7 +36,7 @@ class Stored(Tiers):
     async def in_storage_only(self, family: int, pages: int) -> Node:
         """Return a node, deleted by now, whose pages are in files and on no other tier."""
         node = await self.on_host_only(family, pages)
-        self.cache.host_pages.free(self.cache.tree.evict_host(8))
+        self.cache.host_pages.free(evict_host(self.cache.tree, 8))
         assert node.parent is None
         return node
 
@@ -45,7 +47,7 @@ class Stored(Tiers):
         """Run a program; afterwards no page and no pin is lost, and no file is left behind."""
         try:
             self.run(main)
-            self.cache.tree.check()
+            check_tree(self.cache.tree)
             _, host_pages = self.cache.tree.reset()  # nothing is pinned
             assert not self.cache.pending and len(host_pages) == self.cache.host_pages.used_pages
         finally:
@@ -242,7 +244,7 @@ def test_a_disk_that_is_full_costs_the_page_its_place_there_and_is_counted() -> 
         node = await tiers.on_host_only(1, 3)
         assert node.backed_up and tiers.storage.failed_pages == 1
         assert len(tiers.storage.files) == 2
-        tiers.cache.host_pages.free(tiers.cache.tree.evict_host(8))
+        tiers.cache.host_pages.free(evict_host(tiers.cache.tree, 8))
         prefetch = tiers.prefetch(1, 3)
         assert prefetch is not None and len(prefetch.pages) == 1
 
@@ -297,7 +299,7 @@ def test_after_a_second_what_has_arrived_counts_and_the_rest_comes_later() -> No
         await asyncio.sleep(PATIENCE_S / 2)
         assert tiers.storage.patience_s is None and tiers.storage.ended(prefetch)
         assert tiers.cache.match(prompt(1, 3 * PAGE)).host_hit_pages == 1
-        assert len(tiers.cache.tree.evict_host(1)) == 1, "nobody holds what has been taken"
+        assert len(evict_host(tiers.cache.tree, 1)) == 1, "nobody holds what has been taken"
         tiers.cache.host_pages.free(prefetch.pages[:1])
         await tiers.storage.prefetched()
         assert tiers.cache.match(prompt(1, 3 * PAGE)).host_hit_pages == 0, "its beginning is gone"

@@ -21,7 +21,8 @@ from repro.serve.guards import Guards
 from repro.serve.kv.copier import COPY_GROUPS_MAX, TierCopier
 from repro.serve.kv.loadback import RING_SLOTS, LayerEvents
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, PageSets, Place, Rows
-from repro.serve.kv.radix import Node
+from repro.serve.kv.radix.invariants import check_tree
+from repro.serve.kv.radix.node import Node
 from repro.serve.kv.tiers import HiCache
 from tests.serve.engine.builders import PAGE, delay, make_config, never, prompt
 
@@ -727,7 +728,7 @@ def test_drain_ends_what_is_queued_and_what_is_in_flight() -> None:
         assert tiers.cache.pending
         await tiers.cache.drain()
         assert not tiers.cache.pending and tiers.pinned == 0
-        tiers.cache.tree.check()
+        check_tree(tiers.cache.tree)
 
     tiers.run(main)
     assert tiers.loads
@@ -762,12 +763,12 @@ def test_random_prefixes_over_tiny_tiers_keep_every_byte_where_it_belongs() -> N
                     await use_a_prefix(tiers, int(rng.integers(4)), int(rng.integers(1, 5)))
                 await tiers.cache.drain()
                 assert tiers.pinned == 0
-                tiers.cache.tree.check()
+                check_tree(tiers.cache.tree)
                 for tier, pages in (("device", tiers.cache.device_pages), ("host", tiers.cache.host_pages)):
                     total = (
                         tiers.cache.tree.device_pages_total if tier == "device" else tiers.cache.tree.host_pages_total
                     )
-                    assert pages.free_pages + total == pages.capacity_pages
+                    assert pages.free_pages + total == pages.num_pages
                     pages.check()
 
             tiers.run(main)

@@ -11,7 +11,7 @@ from repro.fault.plan import Do, Fault, When
 from repro.schedule.pickers import Pick, RandomPicker, Recording, TapePicker, timed
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import COMPONENTS
-from repro.serve.kv.radix import Node
+from repro.serve.kv.radix.node import Node
 from repro.serve.kv.stamps import prefix_words, salt
 from tests.serve.engine.builders import (
     PAGE,
