@@ -96,23 +96,22 @@ def replay(
     results: RunResults,
 ) -> None:
     """Replay agent traces against the bundled stack or a server, with the detectors on."""
+    from repro.load.shapes import Closed, Recorded
     from repro.scenario.from_traces import replay_scenario
 
-    scenario = replay_scenario(
-        traces,
+    spec = scenarios.LoadSpec(
+        sessions=load.sessions,
         concurrency=load.concurrency,
         scale_tokens=load.scale_tokens,
         time_scale=load.time_scale,
-        sessions=load.sessions,
-        answer_tokens=load.answer_tokens,
+        answer_tokens_max=load.answer_tokens,
         history=load.history,
-        arrivals=load.arrivals,
-        defects=tuple(load.defect or ()),
+        shape=Recorded() if load.arrivals == "trace" else Closed(),
         on_anomaly=load.on_anomaly,
-        anomaly_retries=load.anomaly_retries,
-        acceptance=tuple(detection.acceptance or ()),
+        anomaly_retries_max=load.anomaly_retries if load.on_anomaly == "abort-retry" else 1,
         nonces=detection.nonces,
     )
+    scenario = replay_scenario(spec, traces, defects=load.defect or (), acceptance=detection.acceptance or ())
     url = url_of(server.target)
     if url and load.defect:
         raise UsageError("--defect needs the bundled stack: a defect cannot be put into a server at a URL")

@@ -1,4 +1,4 @@
-"""Traces on the command line, as a scenario: so a replay has the same folder, report and token."""
+"""Traces on the command line, as a scenario: so a replay has the same folder, report and token as any run."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -7,90 +7,98 @@ from pathlib import Path
 import msgspec
 
 from repro.base.errors import TraceError, UsageError
+from repro.base.strict import to_struct
 from repro.fault.defects import with_defects
-from repro.load.plan import OnAnomaly
-from repro.scenario.schema import WEEK_S, Scenario, parse
+from repro.scenario.schema import FORMAT, WEEK_S, AcceptanceSpec, Limits, LoadSpec, Scenario, ScenarioFile, checked
 
-REQUESTS_MAX = 100_000_000  # a replay ends with its traces
+TITLE, CONFIG = "Replay of agent traces", "tiny-hicache"
+LIMITS = Limits(wall_s=WEEK_S, requests=100_000_000)  # a replay ends with its traces
+REPLAY = LoadSpec(sessions=100_000, concurrency=16, answer_tokens_max=128)  # what a replay asks unless told otherwise
 
 
 def replay_scenario(
-    traces: Sequence[Path],
-    *,
-    concurrency: int,
-    scale_tokens: float,
-    time_scale: float,
-    sessions: int,
-    answer_tokens: int,
-    history: str,
-    arrivals: str,
-    defects: tuple[str, ...],
-    on_anomaly: OnAnomaly = "report",
-    anomaly_retries: int = 1,
-    acceptance: Sequence[str] = (),
-    nonces: bool = False,
+    load: LoadSpec, traces: Sequence[Path], *, defects: Sequence[str] = (), acceptance: Sequence[str] = ()
 ) -> Scenario:
     """Return the scenario that replays these traces; `acceptance` are lines "key=value" of its [acceptance].
 
     Raises TraceError for a path that is not there, ScenarioError for a line that is wrong.
     """
-    with_defects(defects, "--defect")
+    with_defects(tuple(defects), "--defect")
     for trace in traces:
         if not trace.exists():
             raise TraceError(f"{trace}: there is no such file or folder; give trace files or folders of them")
-    retries = (
-        f'on_anomaly = "{on_anomaly}"\nanomaly_retries_max = {anomaly_retries}\n' if on_anomaly != "report" else ""
+    load = msgspec.structs.replace(load, trace=tuple(map(str, traces)))
+    rules = _rules(acceptance)
+    file = ScenarioFile(
+        format=FORMAT,
+        title=TITLE,
+        defects=tuple(defects),
+        target={"config": CONFIG},
+        load=load,
+        limits=LIMITS,
+        acceptance=to_struct(rules, AcceptanceSpec, "replay", ("acceptance",)) if rules else None,
     )
-    planted = "nonces = true\n" if nonces else ""
-    text = f"""format = 1
-title = "Replay of agent traces"
-defects = {_toml(defects)}
+    return checked(file, _toml(file, rules), "replay", "replay")
+
+
+def _toml(file: ScenarioFile, rules: dict[str, float | str]) -> str:
+    """Return the text of the scenario's file."""
+    load = file.load
+    retries = f'on_anomaly = "{load.on_anomaly}"\nanomaly_retries_max = {load.anomaly_retries_max}\n'
+    more = (retries if load.on_anomaly != "report" else "") + ("nonces = true\n" if load.nonces else "")
+    return f"""format = {file.format}
+title = "{file.title}"
+defects = {_array(file.defects)}
 
 [target]
-config = "tiny-hicache"
+config = "{CONFIG}"
 
 [load]
-trace = {_toml([str(trace) for trace in traces])}
-sessions = {sessions}
-concurrency = {concurrency}
-scale_tokens = {scale_tokens}
-time_scale = {time_scale}
-answer_tokens_max = {answer_tokens}
-history = "{history}"
-shape = {{ kind = "{arrivals}" }}
-{retries}{planted}
+trace = {_array(load.trace)}
+sessions = {load.sessions}
+concurrency = {load.concurrency}
+scale_tokens = {load.scale_tokens}
+time_scale = {load.time_scale}
+answer_tokens_max = {load.answer_tokens_max}
+history = "{load.history}"
+shape = {{ kind = "{load.shape.__struct_config__.tag}" }}
+{more}
 [limits]
-wall_s = {WEEK_S}
-requests = {REQUESTS_MAX}
-{_acceptance(acceptance)}"""
-    return parse(text, "replay", "replay")
+wall_s = {file.limits.wall_s}
+requests = {file.limits.requests}
+{_table(rules)}"""
 
 
-def _acceptance(lines: Sequence[str]) -> str:
-    """Return the table of TOML that "key=value" lines make; what a key does not take, its reader refuses."""
-    values: dict[str, str] = {}
+def _rules(lines: Sequence[str]) -> dict[str, float | str]:
+    """Return the values that "key=value" lines give, numbers where they read as numbers."""
+    values: dict[str, float | str] = {}
     for line in lines:
         key, equals, value = line.partition("=")
         if not equals:
             raise UsageError(f'--acceptance "{line}": give KEY=VALUE, such as length_min=1.4 or profile=glm.json')
-        values[key.strip()] = value.strip()
-    table = [f"{_text(key)} = {_number(value) or _text(value)}\n" for key, value in values.items()]
-    return "\n[acceptance]\n" + "".join(table) if table else ""
+        values[key.strip()] = _number(value.strip())
+    return values
 
 
-def _number(text: str) -> str:
-    """Return a number as TOML writes it; "" for what is none."""
+def _number(text: str) -> float | str:
     for kind in (int, float):
         with suppress(ValueError):
-            return repr(kind(text))
-    return ""
+            return kind(text)
+    return text
+
+
+def _table(rules: dict[str, float | str]) -> str:
+    rows = [
+        f"{_text(key)} = {_text(value) if isinstance(value, str) else repr(value)}\n" for key, value in rules.items()
+    ]
+    return "\n[acceptance]\n" + "".join(rows) if rows else ""
 
 
 def _text(text: str) -> str:
-    return _toml([text])[1:-1]
+    return _array([text])[1:-1]
 
 
-def _toml(texts: Sequence[str]) -> str:
+def _array(texts: Sequence[str]) -> str:
     """Return an array of texts; JSON's form is TOML's as well."""
     try:
         return msgspec.json.encode(list(texts)).decode()

@@ -4,6 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,7 +31,7 @@ Engine = Literal["bundled", "sglang"]  # the stack of this package, or SGLang's 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 WEEK_S = 7 * 24 * 3600.0  # of virtual time; far beyond it the clock's ticks get coarse
 
-# What a number must be at least and at most: beyond it is a slip of the pen, and memory would not do.
+# The least and the most that a number may be: beyond it is a slip of the pen, and no memory would do.
 LOAD_RANGES = {
     "sessions": (1, 100_000),
     "concurrency": (1, 65_536),
@@ -77,6 +78,12 @@ class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     anomaly_retries_max: int = 1  # of one turn
     nonces: bool = False  # sessions of traces get a line with a nonce of their own: a leak shows by it
 
+    @property
+    def synthesised(self) -> str | None:
+        """Return the kind of sessions to synthesise; None where `trace` names files."""
+        is_kind = isinstance(self.trace, str) and self.trace.startswith(SYNTH)
+        return str(self.trace).removeprefix(SYNTH) if is_kind else None
+
 
 class AcceptanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How acceptance is judged, as `detectors.answers.acceptance.AcceptanceRules` says; None: as it is by default.
@@ -99,7 +106,7 @@ class DetectSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Bounds of a run. One that is reached ends it; what was done until then is judged, and the rest said."""
+    """Bounds of a run. Reaching one ends the run; what was done until then is judged."""
 
     wall_s: float = 600.0  # real time, the oracle's included
     requests: int = 100_000
@@ -130,7 +137,9 @@ class Scenario(msgspec.Struct, frozen=True):
     detect: DetectSpec = DetectSpec()
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tables of a scenario file, as they are written."""
+
     format: int
     title: str
     about: str = ""
@@ -150,14 +159,16 @@ EXERCISE = Exercised.__struct_fields__
 
 def bundled_names() -> list[str]:
     """Return the names of the scenarios in the package, sorted."""
-    return sorted(entry.name[:-5] for entry in files("scenarios").iterdir() if entry.name.endswith(".toml"))
+    return _toml_names(files("scenarios"))
 
 
 def experiment_names() -> list[str]:
     """Return the names of the experiments in the package, sorted; `repro.fleet.experiment.plan` reads them."""
-    return sorted(
-        entry.name[:-5] for entry in (files("scenarios") / "experiments").iterdir() if entry.name.endswith(".toml")
-    )
+    return _toml_names(files("scenarios") / "experiments")
+
+
+def _toml_names(folder: Traversable) -> list[str]:
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def find(name: str) -> Scenario:
@@ -191,18 +202,22 @@ def parse(text: str, name: str, where: str) -> Scenario:
         raise ScenarioError(f"{where}: not valid TOML: {error}") from error
     if raw.get("format", FORMAT) != FORMAT:
         raise ScenarioError(f"{where}: format = {shown(raw['format'])}; this version reads format = {FORMAT}")
-    file = to_struct(raw, _File, where)
+    return checked(to_struct(raw, ScenarioFile, where), text, name, where)
+
+
+def checked(file: ScenarioFile, source: str, name: str, where: str) -> Scenario:
+    """Return the scenario of a file whose text is `source`; raises ScenarioError for values that make no sense."""
     engine, config = _config(file.target, where)
     _check(file, config, where)
     if engine == "sglang":
         fits.check(config, file.defects, tuple(fault.at for fault in file.fault), where)
     return Scenario(
         name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
-        file.expect, text, file.acceptance, engine, file.detect,
+        file.expect, source, file.acceptance, engine, file.detect,
     )  # fmt: skip
 
 
-def _check(file: _File, config: EngineConfig, where: str) -> None:
+def _check(file: ScenarioFile, config: EngineConfig, where: str) -> None:
     defects.check(file.defects, config, f"{where} defects")
     plan.check(file.fault, where)
     for number, fault in enumerate(file.fault, 1):
@@ -237,11 +252,10 @@ def _check_load(load: LoadSpec, where: str) -> None:
     _check_shape(load, where)
     if not load.trace:
         raise ScenarioError(f'{where}: trace is empty; give a file, a folder, or "{SYNTH}{next(iter(KINDS))}"')
-    if isinstance(load.trace, str):
-        kind = load.trace.removeprefix(SYNTH)
-        if kind != load.trace and kind not in KINDS:
-            raise ScenarioError(f'{where}: trace = "{load.trace}"; nearest: "{SYNTH}{nearest(kind, KINDS)}"')
-    elif found := [each for each in load.trace if each.startswith(SYNTH)]:
+    kind = load.synthesised
+    if kind is not None and kind not in KINDS:
+        raise ScenarioError(f'{where}: trace = "{load.trace}"; nearest: "{SYNTH}{nearest(kind, KINDS)}"')
+    if not isinstance(load.trace, str) and (found := [each for each in load.trace if each.startswith(SYNTH)]):
         raise ScenarioError(f'{where}: trace: "{found[0]}" stands alone, not in an array: trace = "{found[0]}"')
 
 
@@ -252,8 +266,7 @@ def _check_shape(load: LoadSpec, where: str) -> None:
         raise ScenarioError(f"{where}: {error}") from error
     if not max(times_s) <= WEEK_S:
         raise ScenarioError(f"{where}: shape: the last session would start after more than a week; raise the rate")
-    synthesised = isinstance(load.trace, str) and load.trace.startswith(SYNTH)
-    if isinstance(load.shape, Recorded) and synthesised:
+    if isinstance(load.shape, Recorded) and load.synthesised is not None:
         raise ScenarioError(f'{where}: shape.kind = "trace" needs a recorded trace; "{load.trace}" has no arrivals')
 
 
@@ -265,16 +278,14 @@ def _check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[float
 
 
 def _config(target: dict[str, Any], where: str) -> tuple[Engine, EngineConfig]:
-    """Return whose engine [target] names, and the configuration, with its overrides."""
-    overrides = dict(target)
+    """Return the engine that [target] names, and its configuration."""
+    overrides, place = dict(target), f"{where} [target]"
     engine = overrides.pop("engine", "bundled")
     if engine not in ENGINES:
-        raise ScenarioError(f'{where} [target]: engine = {shown(engine)}; nearest: "{nearest(str(engine), ENGINES)}"')
+        raise ScenarioError(f'{place}: engine = {shown(engine)}; nearest: "{nearest(str(engine), ENGINES)}"')
     name = overrides.pop("config", "tiny-hicache")
     if not isinstance(name, str) or name not in CONFIGS:
-        found = nearest(str(name), CONFIGS)
-        raise ScenarioError(f'{where} [target]: config = {shown(name)}; nearest: "{found}"')
-    place = f"{where} [target]"
+        raise ScenarioError(f'{place}: config = {shown(name)}; nearest: "{nearest(str(name), CONFIGS)}"')
     _check_ranges(overrides, {key: TARGET_RANGES[key] for key in overrides if key in TARGET_RANGES}, place)
     config = to_struct(msgspec.to_builtins(CONFIGS[name]) | overrides, EngineConfig, where, ("target",))
     if config.cost not in PRESETS:

@@ -8,7 +8,7 @@ import msgspec
 
 from repro.base.errors import ScenarioError
 from repro.base.rng import bits64, uniform
-from repro.scenario.schema import SYNTH, LoadSpec
+from repro.scenario.schema import LoadSpec
 from repro.trace.format import Message, Session
 from repro.trace.load import load_traces
 from repro.trace.synth import synthesise
@@ -21,8 +21,8 @@ def sessions_of(load: LoadSpec, seed: int) -> list[Session]:
 
     Raises TraceError for a file that is wrong, ScenarioError for what can't be synthesised.
     """
-    if isinstance(load.trace, str) and load.trace.startswith(SYNTH):
-        kind = load.trace.removeprefix(SYNTH)
+    kind = load.synthesised
+    if kind is not None:
         made = [synthesise(kind, seed, n, prompt_tokens_target=load.prompt_tokens) for n in range(load.sessions)]
         if not all(session.turns for session in made):
             raise ScenarioError(f"[load]: prompt_tokens = {load.prompt_tokens} is too short for a turn; {TRY_TOKENS}")

@@ -17,6 +17,7 @@ from repro.record.view import open_run
 from repro.run.options import RunOptions
 from repro.run.run import Outcome, run_scenario
 from repro.scenario.from_traces import replay_scenario
+from repro.scenario.schema import LoadSpec
 from repro.trace.format import Message as Said
 from repro.trace.format import Session, Turn
 from repro.trace.store import write_sessions
@@ -54,15 +55,20 @@ class LoopingStub(ChatStub):
         await send({"type": "http.response.body", "body": tail, "more_body": False})
 
 
-def replayed(root: Path, stub: ChatStub, trace: Path | None = None, api: Api = "chat", **options: Any) -> Outcome:
+def replayed(
+    root: Path,
+    stub: ChatStub,
+    trace: Path | None = None,
+    api: Api = "chat",
+    acceptance: tuple[str, ...] = (),
+    **options: Any,
+) -> Outcome:
     if trace is None:
         trace = root / "session.json"
         turns = [{"role": "user", "content": "read the file"}, {"role": "assistant", "content": FINE * 4}]
         trace.write_text(json.dumps({"messages": turns * 2}))
-    scenario = replay_scenario(
-        [trace], concurrency=4, scale_tokens=1.0, time_scale=0.0, sessions=9, answer_tokens=200, history="recorded",
-        arrivals="closed", defects=(), **options,
-    )  # fmt: skip
+    load = LoadSpec(sessions=9, concurrency=4, time_scale=0.0, answer_tokens_max=200, **options)
+    scenario = replay_scenario(load, [trace], acceptance=acceptance)
     with over_http(stub) as url:  # type: ignore[arg-type]
         return run_scenario(
             scenario, RunOptions(url=url, api=api), root=root / "runs", utc=datetime(2026, 11, 25, tzinfo=UTC)
@@ -128,7 +134,7 @@ def test_an_answer_that_loops_is_given_up_and_the_next_one_is_clean(tmp_path: Pa
 
 def test_a_model_that_loops_always_is_asked_again_so_often_and_no_more(tmp_path: Path) -> None:
     stub = LoopingStub(alone=True)
-    outcome = replayed(tmp_path, stub, on_anomaly="abort-retry", anomaly_retries=2)
+    outcome = replayed(tmp_path, stub, on_anomaly="abort-retry", anomaly_retries_max=2)
     assert outcome.verdict.word == "clean"  # the model's own
     assert outcome.verdict.retries.retried_convicted == 4
     assert [record.finish for record in open_run(outcome.path).requests] == ["abort", "abort", "stop"] * 2

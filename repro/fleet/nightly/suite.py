@@ -17,7 +17,7 @@ from repro.base.errors import ScenarioError, nearest
 from repro.base.strict import shown, to_struct
 from repro.base.toml import merged, to_toml
 from repro.fleet.nightly.sequential import Sequential
-from repro.scenario.from_traces import replay_scenario
+from repro.scenario.from_traces import REPLAY, replay_scenario
 from repro.scenario.schema import Scenario, bundled_names, find, parse
 
 Property = Literal["silent", "found"]
@@ -185,9 +185,7 @@ def _check_bounds(values: dict[str, Any], least: float, most: float, where: str)
 def _scenario(case: Case, base: Overrides, where: str) -> Scenario:
     """Return the scenario that a case runs, checked with all overrides on."""
     if case.traces:
-        paths = [Path(path) for path in case.traces]
-        asked = {"concurrency": 16, "scale_tokens": 1.0, "time_scale": 1.0, "sessions": 100_000, "answer_tokens": 128}
-        found = replay_scenario(paths, **asked, history="recorded", arrivals="closed", defects=())  # type: ignore[arg-type]
+        found = replay_scenario(REPLAY, [Path(path) for path in case.traces])
     elif case.scenario in bundled_names() or case.scenario.endswith(".toml"):
         found = find(case.scenario)
     else:
