@@ -208,17 +208,18 @@ def campaign(
 
     Exit codes: 0 every run with the defect found, every control clean; 1 not so; 4 runs died; 5 Ctrl-C.
     """
-    if not scenarios.find(scenario).defects:
+    found = scenarios.find(scenario)
+    if not found.defects:
         raise UsageError(f"{scenario} has no defect: there is nothing to find; use `repro run`")
     from repro.fleet.campaign import SIDES, corrupted_rate, exit_code, first_findings, run_campaign
 
-    names = list(SIDES) if no_faults else list(SIDES)[:2]
+    names = SIDES if no_faults else SIDES[:2]
 
     def done(side: str, seed: int, verdict: str) -> None:
         if not results.quiet:
             say(f"{side}  seed {seed}  {verdict}")
 
-    sides = run_campaign(scenario, range(first, first + seeds), names, root=results.runs, workers=workers, done=done)
+    sides = run_campaign(found, range(first, first + seeds), names, root=results.runs, workers=workers, on_end=done)
     if results.json:
         print_json({"seeds": seeds, "sides": [msgspec.to_builtins(side) for side in sides]})
         raise typer.Exit(exit_code(sides, seeds))

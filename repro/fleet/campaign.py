@@ -1,14 +1,9 @@
 """One scenario over many seeds, with the defect and without: how often it is found, how often silent.
 
-Each run is a process of its own, so a crash of one is counted and the others go on.
+Runs are made in worker processes, so that a crash is one run that died and the others go on.
 """
 
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
 from typing import get_args
@@ -18,22 +13,18 @@ import msgspec
 from detectors.base import Layer
 from reports.rates import rate_of
 from repro.base.verdict_word import VerdictWord
+from repro.fleet.runs import PlannedRun, make_runs
 from repro.record.verdict import RunVerdict
+from repro.scenario.schema import Scenario
 
 LAYERS: tuple[str, ...] = get_args(Layer)
-RUN_TIMEOUT_S = 900
-STOP_S = 20  # for a run to judge what it has, after a Ctrl-C
-SIDES: dict[str, tuple[str, ...]] = {
-    "defect": (),
-    "control": ("--control",),
-    "defect, no faults": ("--no-faults",),
-}
+DEFECT, CONTROL, NO_FAULTS = SIDES = ("defect", "control", "defect, no faults")
 
 
-class _Failure(msgspec.Struct):
-    """What a run printed with --json that came to no verdict."""
+class SideRun(PlannedRun, frozen=True, kw_only=True):
+    """A run of one side."""
 
-    error: str
+    side: str
 
 
 class Side(msgspec.Struct, frozen=True):
@@ -49,36 +40,33 @@ class Side(msgspec.Struct, frozen=True):
 
 
 def run_campaign(
-    scenario: str,
+    scenario: Scenario,
     seeds: Sequence[int],
     sides: Sequence[str],
     *,
     root: Path,
     workers: int,
-    done: Callable[[str, int, str], None],
+    on_end: Callable[[str, int, str], None],
 ) -> list[Side]:
-    """Run every seed on every side and return the sides; `done(side, seed, verdict)` after each run.
+    """Run every seed on every side and return the sides; `on_end(side, seed, verdict)` after each run.
 
-    A Ctrl-C ends the runs under way; what was done until then is returned.
+    A Ctrl-C ends the runs under way; what ended before is returned.
     """
-    processes = Processes()
     results: dict[tuple[str, int], RunVerdict | str] = {}
-    pool = ThreadPoolExecutor(workers)
-    try:
-        futures = {
-            pool.submit(processes.run, _command(scenario, seed, SIDES[side], root, workers)): (side, seed)
-            for side in sides
-            for seed in seeds
-        }
-        for future in as_completed(futures):
-            job = futures[future]
-            result = results[job] = future.result()
-            done(*job, result.word if isinstance(result, RunVerdict) else result)
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        processes.stop()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    runs = [
+        SideRun(
+            scenario.name, scenario.source, seed, control=side == CONTROL, no_faults=side == NO_FAULTS,
+            root=str(root), report=True, side=side,
+        )
+        for side in sides
+        for seed in seeds
+    ]  # fmt: skip
+
+    def take(run: SideRun, result: RunVerdict | str) -> None:
+        results[run.side, run.seed] = result
+        on_end(run.side, run.seed, result.word if isinstance(result, RunVerdict) else result)
+
+    make_runs(runs, workers, take)
     return [_side(name, [results[name, seed] for seed in seeds if (name, seed) in results]) for name in sides]
 
 
@@ -113,65 +101,6 @@ def corrupted_rate(side: Side) -> str:
     per_run = [(v.funnel.corrupted, v.funnel.requests) for v in side.verdicts]
     rate = rate_of("corrupted", per_run)
     return f"{rate.count} of {rate.of} ({rate.count / max(1, rate.of):.2%}, 95 % {rate.low:.2%} to {rate.high:.2%})"
-
-
-class Processes:
-    """The runs under way."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: list[subprocess.Popen[bytes]] = []
-        self._stopped = False
-
-    def run(self, command: Sequence[str]) -> RunVerdict | str:
-        """Run one process to its end and return its verdict, or what became of it."""
-        with self._lock:
-            if self._stopped:
-                return "not started"
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            self._running.append(process)
-        try:
-            out, told = process.communicate(timeout=RUN_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            return f"no verdict within {RUN_TIMEOUT_S} s"
-        finally:
-            with self._lock:
-                self._running.remove(process)
-        return _verdict(out) or f"exit {process.returncode}: {_last_words(out, told)}"
-
-    def stop(self) -> None:
-        """Tell all of them to end, as Ctrl-C in a terminal does."""
-        with self._lock:
-            self._stopped = True
-            running = list(self._running)
-        for process in running:
-            process.send_signal(signal.SIGINT)
-        for process in running:
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _command(scenario: str, seed: int, flags: tuple[str, ...], root: Path, workers: int) -> list[str]:
-    command = [sys.executable, "-m", "repro", "run", scenario, "--seed", str(seed), "--json", "--quiet"]
-    return [*command, "--runs", str(root), "--threads", "1" if workers > 1 else "2", *flags]
-
-
-def _verdict(out: bytes) -> RunVerdict | None:
-    try:
-        return msgspec.json.decode(out, type=RunVerdict)
-    except msgspec.DecodeError:
-        return None
-
-
-def _last_words(out: bytes, told: bytes) -> str:
-    try:
-        return msgspec.json.decode(out, type=_Failure).error
-    except msgspec.DecodeError:
-        return " ".join(told.decode(errors="replace").strip().splitlines()[-1:]) or "no output"
 
 
 def _side(name: str, results: Sequence[RunVerdict | str]) -> Side:

@@ -8,6 +8,7 @@ import os
 import queue
 import sys
 import threading
+import traceback
 from typing import BinaryIO
 
 import torch
@@ -22,9 +23,14 @@ def main() -> None:
     torch.set_num_threads(1)
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, lines), daemon=True).start()
-    while True:
-        answers.write(made(lines.get()) + b"\n")
-        answers.flush()
+    try:
+        while True:
+            answers.write(made(lines.get()) + b"\n")
+            answers.flush()
+    except BaseException:  # the interpreter must not end while the other thread reads: it would abort
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _listen(lines_in: BinaryIO, lines: "queue.SimpleQueue[bytes]") -> None:

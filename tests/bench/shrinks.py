@@ -21,7 +21,7 @@ from repro.search.play import Played, Trial, chief, discard, play
 from repro.search.shrink.shrinker import Shrinker
 from tests.bench.results import add_record, show
 from tests.bench.small import small_loads
-from tests.search.race import HerePool
+from tests.pool.here import HerePool
 
 SEEDS_MAX = 10
 REQUESTS_MAX, DEVIATIONS_MAX = 3, 5  # the goal

@@ -1,6 +1,5 @@
 """A scenario over many seeds: what is counted, what a dead run costs, and what Ctrl-C leaves."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,41 +8,25 @@ import pytest
 from typer.testing import CliRunner
 
 from repro.cli import app
-from repro.fleet import campaign
+from repro.fleet import runs
 from repro.fleet.campaign import SIDES, Side, corrupted_rate, exit_code, first_findings, run_campaign
 from repro.record.verdict import FirstFinding, RunVerdict
+from repro.scenario.schema import find
 from tests.builders import make_verdict
+from tests.fleet.pretended import pretended
 from tests.small import run_small, small_scenario
 from tests.tiny import run_tiny
-
-# What stands for `repro run`: prints a verdict, dies, or hangs, as the seed says.
-PROGRAM = """
-import sys, time
-seed, control, said = int(sys.argv[1]), sys.argv[2] == "True", sys.argv[3]
-if seed == 8:
-    time.sleep(600)
-if seed == 9:
-    print('{"verdict": "failed", "error": "the disk is full", "run_dir": ""}')
-    sys.exit(4)
-if seed == 10:
-    sys.exit("no words in JSON")
-print(said.replace('"anomaly"', '"clean"') if control else said)
-"""
 
 
 @pytest.fixture(autouse=True)
 def pretending(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = msgspec.json.encode(make_verdict()).decode()
-
-    def command(scenario: str, seed: int, flags: tuple[str, ...], root: Path, workers: int) -> list[str]:
-        return [sys.executable, "-S", "-c", PROGRAM, str(seed), str("--control" in flags), said]
-
-    monkeypatch.setattr(campaign, "_command", command)
+    monkeypatch.setattr(runs, "verdict_of", pretended)
 
 
 def ran(seeds: Sequence[int], done: object = None, workers: int = 2) -> list[Side]:
     listen = done or (lambda side, seed, word: None)
-    return run_campaign("s", seeds, list(SIDES)[:2], root=Path("runs"), workers=workers, done=listen)  # type: ignore[arg-type]
+    scenario = find("hicache_early_read")
+    return run_campaign(scenario, seeds, SIDES[:2], root=Path("runs"), workers=workers, on_end=listen)  # type: ignore[arg-type]
 
 
 def test_every_seed_runs_on_every_side_and_both_are_counted() -> None:
@@ -61,7 +44,7 @@ def test_what_a_run_prints_is_what_a_campaign_reads(tmp_path: Path) -> None:
 
 def test_a_run_that_dies_is_counted_with_its_last_words_and_the_others_go_on() -> None:
     defect, control = ran([9, 10, 11])
-    assert defect.errors == ("exit 4: the disk is full", "exit 1: no words in JSON")
+    assert defect.errors == ("exit 4: the disk is full", "exit 1: SystemExit: no words in JSON")
     assert len(defect.verdicts) == len(control.verdicts) == 1
     assert exit_code([defect, control], 3) == 4
     assert corrupted_rate(Side("none", (), ())) == "no run"

@@ -4,7 +4,7 @@ import pytest
 
 from reports.experiment.page import render_experiment
 from reports.experiment.steps import StepCounts
-from repro.fleet.experiment.result import verdict_of
+from repro.fleet.experiment.result import verdict_of_steps
 from tests.reports.steps import five_steps, make_part, make_result, make_step
 from tests.reports.test_html import HOSTILE, assert_inert
 
@@ -66,5 +66,5 @@ def changed(name: str, **changes: object) -> list[StepCounts]:
     ],
 )
 def test_the_exit_code_is_that_of_the_worst_step(steps: list[StepCounts], code: int) -> None:
-    found, why = verdict_of(steps)
+    found, why = verdict_of_steps(steps)
     assert found.exit_code == code and bool(why) == bool(code)

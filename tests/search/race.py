@@ -1,12 +1,10 @@
-"""hicache_early_read at the size of a shrunk finding, and a pool that plays in this process."""
+"""hicache_early_read at the size of a shrunk finding."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
-from repro.pool.call import Argument, Result
 from repro.run.options import RunOptions
 from repro.scenario.schema import Scenario, parse
 from repro.schedule.schedule import Schedule
@@ -47,22 +45,3 @@ def race_scenario() -> Scenario:
 def played(root: Path, schedule: Schedule | None = None, **options: Any) -> Played:
     torch.set_num_threads(1)
     return play(Trial(race_scenario(), RunOptions(schedule=schedule or Schedule(), **options), str(root)))
-
-
-class HerePool:
-    """A pool whose calls are made at once, in this process."""
-
-    def __init__(self, workers: int, *, calls_each: int | None = None) -> None:
-        torch.set_num_threads(1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is left to wait for."""
-
-    def results(
-        self, function: Callable[[Argument], Result], arguments: Iterator[Argument]
-    ) -> Iterator[tuple[Argument, Result]]:
-        for argument in arguments:
-            yield argument, function(argument)

@@ -27,7 +27,8 @@ from repro.search.hunt import Hunt, Quarry, Tally
 from repro.search.play import Played, Trial
 from repro.search.searcher import Searcher
 from repro.trace.store import write_sessions
-from tests.search.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
+from tests.pool.here import HerePool
+from tests.search.race import EARLY_READ, FOREIGN, RACE, played, race_scenario
 
 
 @pytest.fixture(autouse=True)

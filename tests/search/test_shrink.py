@@ -38,7 +38,8 @@ from repro.search.shrink.candidates import (
 from repro.search.shrink.meetings import after_one_fault, meetings
 from repro.search.shrink.shrinker import Shrinker
 from repro.search.shrink.testfile import pytest_text
-from tests.search.race import EARLY_READ, FOREIGN, RACE, HerePool, played, race_scenario
+from tests.pool.here import HerePool
+from tests.search.race import EARLY_READ, FOREIGN, RACE, played, race_scenario
 from tests.tiny import UTC_RUN
 
 SHOWING = Schedule("pct2", 8, 1, 300)  # a schedule in which wrong bytes are read

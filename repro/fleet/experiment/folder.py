@@ -84,11 +84,11 @@ class ExperimentFolder:
             raise RecordError(f"{path}: cannot be written ({error.strerror}). {NEXT_STEP}") from error
         return path
 
-    def keep(self, part: Part, seed: int, verdict: RunVerdict) -> None:
+    def add(self, part: Part, seed: int, verdict: RunVerdict) -> None:
         """Keep what a run came to."""
         self.write(f"results/{part.key}-{seed}.json", msgspec.json.encode(verdict))
 
-    def kept(self, part: Part, seed: int) -> RunVerdict | None:
+    def verdict(self, part: Part, seed: int) -> RunVerdict | None:
         """Return what a run came to; None for one that is still to be run."""
         path = self.path / f"results/{part.key}-{seed}.json"
         return msgspec.json.decode(path.read_bytes(), type=RunVerdict) if path.exists() else None

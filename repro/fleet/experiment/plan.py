@@ -75,11 +75,6 @@ class Part(msgspec.Struct, frozen=True):
         words = f"{self.step.name}-{self.variant}" if self.variant else self.step.name
         return "".join(letter if letter.isalnum() else "-" for letter in words).strip("-")
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Return the options of `repro run` that make the part's runs."""
-        return ("--control",) * self.step.control + ("--no-faults",) * (not self.step.faults)
-
     def scenario_text(self, trace: Path | None = None, sessions: int = 0) -> str:
         """Return the scenario's file; with a trace, its sessions are asked alone and one after another."""
         if trace is None:

@@ -11,6 +11,7 @@ from repro.base.verdict_word import VerdictWord
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, Step
 from repro.fleet.experiment.runs import PartRuns
+from repro.fleet.verdict import verdict_of
 from repro.record.view import Run, open_run
 
 WORDS = {VerdictWord.CLEAN: "as expected", VerdictWord.ANOMALY: "not as expected"}  # other words stand as they are
@@ -27,7 +28,7 @@ def result_of(experiment: Experiment, folder: ExperimentFolder, results: Sequenc
         )
         for step in experiment.steps
     )  # fmt: skip
-    word, why = verdict_of(steps)
+    word, why = verdict_of_steps(steps)
     with_faults = [answer for each, runs in opened if each.part.step.faults for answer in _answers(runs)]
     all_answers = [answer for _, runs in opened for answer in _answers(runs)]
     return Result(
@@ -44,7 +45,7 @@ def _answers(runs: Sequence[Run]) -> list[Answer]:
     return [answer for answer in found if answer is not None]
 
 
-def verdict_of(steps: Sequence[StepCounts]) -> tuple[VerdictWord, tuple[str, ...]]:
+def verdict_of_steps(steps: Sequence[StepCounts]) -> tuple[VerdictWord, tuple[str, ...]]:
     """Return the verdict's word and the sentences that led to it.
 
     Failed for dead runs, anomaly for a step that is not as expected, inconclusive where runs are missing or unsure.
@@ -53,7 +54,7 @@ def verdict_of(steps: Sequence[StepCounts]) -> tuple[VerdictWord, tuple[str, ...
     died = [f"step {step.name}: {error}" for step, part in parts for error in part.died]
     died += [f"step {step.name}: a run failed" for step, part in parts if part.verdicts.get("failed")]
     if died:
-        return VerdictWord.FAILED, tuple(died)
+        return verdict_of({VerdictWord.FAILED: died})
     missing = [f"step {step.name}: {part.missing} runs are missing" for step, part in parts if part.missing]
     unsure = [
         f"step {step.name}: {part.verdicts['inconclusive']} runs are inconclusive"
@@ -65,11 +66,7 @@ def verdict_of(steps: Sequence[StepCounts]) -> tuple[VerdictWord, tuple[str, ...
         for step in steps
         if step.met is False and not _open(step)
     ]
-    if unmet:
-        return VerdictWord.ANOMALY, (*unmet, *missing, *unsure)
-    if missing or unsure:
-        return VerdictWord.INCONCLUSIVE, (*missing, *unsure)
-    return VerdictWord.CLEAN, ()
+    return verdict_of({VerdictWord.ANOMALY: unmet, VerdictWord.INCONCLUSIVE: [*missing, *unsure]})
 
 
 def _open(step: StepCounts) -> bool:

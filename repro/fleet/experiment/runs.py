@@ -1,16 +1,14 @@
-"""Runs the parts of an experiment, each run in a process of its own: a crash costs one, Ctrl-C what is under way."""
+"""Makes the runs of an experiment's parts, first those of the steps whose bad requests others ask again."""
 
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from repro.fleet.campaign import Processes
 from repro.fleet.experiment.alone import bad_requests
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, Part, limited
+from repro.fleet.runs import PlannedRun, make_runs
 from repro.record.verdict import RunVerdict
 from repro.record.view import open_run
 from repro.scenario.schema import parse
@@ -19,6 +17,12 @@ from repro.trace.store import write_sessions
 
 OnDone = Callable[[Part, int, str, bool], None]  # part, seed, verdict, whether it had been run before
 NOTHING_BAD = "no request of {} was corrupted with this seed: there is nothing to ask again"
+
+
+class PartRun(PlannedRun, frozen=True, kw_only=True):
+    """A run of one part, by the part's key."""
+
+    part: str
 
 
 class PartRuns(msgspec.Struct):
@@ -39,25 +43,15 @@ def run_parts(experiment: Experiment, folder: ExperimentFolder, *, workers: int,
     """Run what the folder does not have yet and return all; a Ctrl-C ends early, with what there is."""
     parts = limited(experiment.parts, folder.plan.seeds_max)
     results = {part.key: PartRuns(part) for part in parts}
-    processes = Processes()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for wave in _waves(parts):
-            jobs = _jobs(wave, folder, results, done)
-            futures = {
-                pool.submit(processes.run, _command(part, scenario, seed, folder, workers)): (part, seed)
-                for part, seed, scenario in jobs
-            }
-            for future in as_completed(futures):
-                part, seed = futures[future]
-                result = future.result()
-                _take(results[part.key], seed, result, folder)
-                done(part, seed, result if isinstance(result, str) else result.word, False)
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        processes.stop()
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def take(run: PartRun, result: RunVerdict | str) -> None:
+        runs = results[run.part]
+        _take(runs, run.seed, result, folder)
+        done(runs.part, run.seed, result if isinstance(result, str) else result.word, False)
+
+    for wave in _waves(parts):
+        if not make_runs(_missing(wave, folder, results, done), workers, take):
+            break
     return list(results.values())
 
 
@@ -69,27 +63,28 @@ def _waves(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
     return [part for part in parts if part.step.name in asked_again], others
 
 
-def _jobs(
+def _missing(
     parts: Sequence[Part], folder: ExperimentFolder, results: dict[str, PartRuns], done: OnDone
-) -> list[tuple[Part, int, Path]]:
-    """Return what is to be run, and take what has been run before."""
-    jobs = []
+) -> Iterator[PartRun]:
+    """Yield what is to be run, and take what was run before."""
     for part in parts:
         runs = results[part.key]
         for seed in range(folder.plan.first_seed, folder.plan.first_seed + part.seeds):
-            kept = folder.kept(part, seed)
-            if kept is not None:
-                runs.verdicts[seed] = kept
-                done(part, seed, kept.word, True)
+            verdict = folder.verdict(part, seed)
+            if verdict is not None:
+                runs.verdicts[seed] = verdict
+                done(part, seed, verdict.word, True)
                 continue
             source = results.get(part.step.bad_requests_of)
             scenario = _whole(part, folder) if source is None else _alone(part, seed, source, folder)
             if scenario is not None:
-                jobs.append((part, seed, scenario))
+                yield PartRun(
+                    scenario.stem, scenario.read_text(encoding="utf-8"), seed, control=part.step.control,
+                    no_faults=not part.step.faults, root=str(folder.runs), part=part.key,
+                )  # fmt: skip
             elif source is not None and seed in source.verdicts:
                 runs.empty[seed] = NOTHING_BAD.format(part.step.bad_requests_of)
                 done(part, seed, runs.empty[seed], False)
-    return jobs
 
 
 def _whole(part: Part, folder: ExperimentFolder) -> Path:
@@ -110,17 +105,11 @@ def _alone(part: Part, seed: int, source: PartRuns, folder: ExperimentFolder) ->
     return folder.write(f"scenarios/{part.key}-{seed}.toml", part.scenario_text(trace, len(bad)).encode())
 
 
-def _command(part: Part, scenario: Path, seed: int, folder: ExperimentFolder, workers: int) -> list[str]:
-    command = [sys.executable, "-m", "repro", "run", str(scenario), "--seed", str(seed), "--json", "--quiet"]
-    threads = "1" if workers > 1 else "2"
-    return [*command, "--no-report", "--runs", str(folder.runs), "--threads", threads, *part.flags]
-
-
 def _take(runs: PartRuns, seed: int, result: RunVerdict | str, folder: ExperimentFolder) -> None:
     if isinstance(result, str):
         runs.errors[seed] = result
     elif result.cut is None:  # one that a limit or Ctrl-C has cut short is run again by a resume
         runs.verdicts[seed] = result
-        folder.keep(runs.part, seed, result)
+        folder.add(runs.part, seed, result)
         if seed != folder.plan.first_seed:  # its seed brings the log again: tens of megabytes a run
             (Path(result.run_dir) / "events.jsonl").unlink(missing_ok=True)

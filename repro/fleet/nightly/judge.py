@@ -6,6 +6,7 @@ from reports.night.night import CaseRow, Comparison, FindingRow, GateRow
 from reports.rates import Rate, interval_text, share_text
 from repro.base.verdict_word import VerdictWord
 from repro.fleet.nightly.suite import Gates
+from repro.fleet.verdict import verdict_of
 
 VACUOUS = "vacuous runs"
 
@@ -40,29 +41,27 @@ def verdict(
     died = [f"{row.name}: {told}" for row in cases for told in row.died]
     wrong = [f"{row.name}: {row.told}" for row in cases if row.met is False]
     failed = [gate for gate in gates if gate.met is False]
-    wrong += [_told(gate) for gate in failed if gate.name != VACUOUS]
-    empty = [_told(gate) for gate in failed if gate.name == VACUOUS]
+    wrong += [_sentence(gate) for gate in failed if gate.name != VACUOUS]
+    empty = [_sentence(gate) for gate in failed if gate.name == VACUOUS]
     unknown = [f"{row.name}: {row.told}" for row in cases if row.met is None]
-    unknown += [_told(gate) for gate in gates if gate.met is None]
+    unknown += [_sentence(gate) for gate in gates if gate.met is None]
     rest = [*missing, *unknown]
     measured = any(set(row.verdicts) - {"died", "failed"} for row in cases)
     if lost and measured:
         rest, died = [lost, *rest], []
     elif lost:
         died = [lost]
-    by_word = {
-        VerdictWord.FAILED: died,
-        VerdictWord.ANOMALY: wrong,
-        VerdictWord.VACUOUS: empty,
-        VerdictWord.INCONCLUSIVE: rest,
-    }
-    for word, told in by_word.items():
-        if told:
-            return word, tuple(told + [each for each in (*wrong, *empty, *rest) if each not in told])
-    return VerdictWord.CLEAN, ()
+    return verdict_of(
+        {
+            VerdictWord.FAILED: died,
+            VerdictWord.ANOMALY: wrong,
+            VerdictWord.VACUOUS: empty,
+            VerdictWord.INCONCLUSIVE: rest,
+        }
+    )
 
 
-def _told(gate: GateRow) -> str:
+def _sentence(gate: GateRow) -> str:
     return f"gate {gate.name}: {gate.value}; {gate.limit}"
 
 

@@ -1,12 +1,4 @@
-"""An experiment at a size that a test can afford, and what stands for the processes of its runs."""
-
-import msgspec
-import torch
-from typer.testing import CliRunner
-
-from repro.cli import app
-from repro.fleet.campaign import Processes
-from repro.record.verdict import RunVerdict
+"""An experiment at a size that a test can afford, at which its steps come to what they expect."""
 
 SMALL = """
 format = 1
@@ -82,10 +74,3 @@ target = { pd = { transfer_timeout_s = 0.25 } }
 def experiment_text() -> str:
     """Return an experiment whose seeds 0 and 1 find the defect in step d."""
     return SMALL
-
-
-def run_here(processes: Processes, command: list[str]) -> RunVerdict | str:
-    """Run what a process would run, in this one: `Processes.run` without the start of Python."""
-    torch.set_num_threads(1)
-    result = CliRunner().invoke(app, command[3:])
-    return msgspec.json.decode(result.stdout, type=RunVerdict)

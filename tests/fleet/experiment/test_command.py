@@ -15,15 +15,18 @@ from typer.testing import CliRunner
 
 from repro.base.errors import UsageError
 from repro.cli import app
-from repro.fleet.campaign import Processes
-from repro.fleet.experiment import runs as runs_module
+from repro.fleet import runs
 from repro.fleet.experiment.command import Command, run_experiment
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, parse_experiment
+from repro.fleet.experiment.runs import NOTHING_BAD
+from repro.fleet.runs import PlannedRun, verdict_of
 from repro.record.verdict import RunVerdict
 from repro.record.view import open_run
 from repro.trace.store import read_sessions
-from tests.fleet.experiment.builders import experiment_text, run_here
+from tests.fleet.experiment.builders import experiment_text
+from tests.fleet.pretended import DEAD
+from tests.pool.here import HerePool
 
 
 def small() -> Experiment:
@@ -42,7 +45,7 @@ def run(root: Path, *, resume: Path | None = None, seeds: int = 1) -> tuple[int,
 @pytest.fixture(scope="module")
 def here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Processes, "run", run_here)
+        patch.setattr(runs, "LocalPool", HerePool)
         yield
 
 
@@ -93,14 +96,14 @@ def test_a_resume_runs_only_what_is_missing(
     (path,) = root.glob("small/*/")
     ran: list[str] = []
 
-    def counted(processes: Processes, command: list[str]) -> RunVerdict | str:
-        ran.append(Path(command[4]).name)
-        return run_here(processes, command)
+    def counted(planned: PlannedRun) -> RunVerdict | str:
+        ran.append(planned.scenario)
+        return verdict_of(planned)
 
-    monkeypatch.setattr(Processes, "run", counted)
+    monkeypatch.setattr(runs, "verdict_of", counted)
     (path / "results/e-0.json").unlink()
     code, result, told = run(root, resume=path)
-    assert (code, ran) == (0, ["e.toml"]) and told.count("(of an earlier start)") == 5
+    assert (code, ran) == (0, ["e"]) and told.count("(of an earlier start)") == 5
     assert steps_of(result)["e"]["verdicts"] == {"clean": 1}
 
 
@@ -118,12 +121,12 @@ def test_a_resume_refuses_another_plan(whole: tuple[Path, int, dict[str, Any]], 
 def test_ctrl_c_keeps_what_was_done_and_names_the_command_that_continues(
     here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pressing(processes: Processes, command: list[str]) -> RunVerdict | str:
-        if Path(command[4]).name == "e.toml":
+    def pressing(planned: PlannedRun) -> RunVerdict | str:
+        if planned.scenario == "e":
             raise KeyboardInterrupt
-        return run_here(processes, command)
+        return verdict_of(planned)
 
-    monkeypatch.setattr(Processes, "run", pressing)
+    monkeypatch.setattr(runs, "verdict_of", pressing)
     code, result, told = run(tmp_path)
     (path,) = tmp_path.glob("small/*/")
     assert code == 5 and result["missing"] == 4  # e, and the three parts of c
@@ -132,34 +135,34 @@ def test_ctrl_c_keeps_what_was_done_and_names_the_command_that_continues(
 
 
 def test_a_run_that_dies_is_four_and_one_that_is_cut_short_is_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Processes, "run", lambda processes, command: "exit 4: the disk is full")
+    monkeypatch.setattr(runs, "verdict_of", lambda planned: DEAD)
     code, result, _ = run(tmp_path)
     assert code == 4 and result["why"][0] == "step d: exit 4: the disk is full"
     assert not list(tmp_path.glob("small/*/results/*"))
 
 
-def test_a_process_is_given_the_scenario_and_the_flags_of_its_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_given_the_scenario_and_the_settings_of_its_part(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands: list[list[str]] = []
-    monkeypatch.setattr(Processes, "run", lambda processes, command: commands.append(command) or "exit 1: nothing")
+    planned: list[PlannedRun] = []
+    monkeypatch.setattr(runs, "verdict_of", lambda each: planned.append(each) or "exit 1: nothing")
     run(tmp_path)
-    by_name = {Path(command[4]).name: command for command in commands}
-    assert set(by_name) == {"d.toml", "e.toml", "c-lifo.toml", "c-deferred-sorted.toml", "c-timeout.toml"}
-    assert "--control" in by_name["e.toml"] and "--no-faults" not in by_name["e.toml"]
-    assert "--no-faults" in by_name["c-lifo.toml"] and "--control" not in by_name["c-lifo.toml"]
-    assert "--control" not in by_name["d.toml"] and "--no-faults" not in by_name["d.toml"]
-    assert runs_module.NOTHING_BAD.format("d").startswith("no request of d")
+    by_name = {each.scenario: each for each in planned}
+    assert set(by_name) == {"d", "e", "c-lifo", "c-deferred-sorted", "c-timeout"}
+    assert by_name["e"].control and not by_name["e"].no_faults
+    assert by_name["c-lifo"].no_faults and not by_name["c-lifo"].control
+    assert not by_name["d"].control and not by_name["d"].no_faults
+    assert NOTHING_BAD.format("d").startswith("no request of d")
 
 
 def test_the_command_line_takes_a_file_and_refuses_what_is_not_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "small.toml"
     path.write_text(experiment_text())
-    monkeypatch.setattr(Processes, "run", lambda processes, command: "exit 1: nothing")
+    monkeypatch.setattr(runs, "verdict_of", lambda planned: "exit 1: nothing")
     out = CliRunner().invoke(app, ["run", str(path), "--json", "--quiet", "--seeds", "1", "--runs", str(tmp_path)])
     assert out.exit_code == 4 and msgspec.json.decode(out.stdout)["verdict"] == "failed" and out.stderr == ""
     refused = CliRunner().invoke(app, ["run", str(path), "--control"])

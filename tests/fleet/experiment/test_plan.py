@@ -45,8 +45,6 @@ def test_a_part_overrides_key_by_key_down_to_inner_tables() -> None:
     assert config.pd is not None and config.pd.transfer_timeout_s == 0.25 and config.pd.prefill == 3
     assert config.free_list == "lifo" and parts["c-timeout"].sensitivity
     assert parse(parts["c-deferred-sorted"].scenario_text(), "part", "part.toml").config.free_list == "deferred_sorted"
-    assert parts["d"].flags == () and parts["e"].flags == ("--control",)
-    assert parts["a"].flags == parts["c-lifo"].flags == ("--no-faults",)
 
 
 def test_bad_requests_are_asked_one_at_a_time(tmp_path: Path) -> None:
