@@ -93,6 +93,14 @@ def test_picture_of_a_report_is_a_small_png() -> None:
     assert 'src="reports/example.png"' in README.read_text()
 
 
+def test_every_figure_of_readme_has_a_recorded_table() -> None:
+    results = (ROOT / "tests" / "bench" / "RESULTS.md").read_text()
+    figures = README.read_text().split("## Figures", 1)[1].split("## ", 1)[0]
+    benches = re.findall(r"\| `(\w+)` \|$", figures, re.MULTILINE)
+    assert len(benches) == 8
+    assert [name for name in benches if not re.search(rf"<!-- {name} -->\n`python -m", results)] == []
+
+
 def commands() -> set[str]:
     return set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
