@@ -199,8 +199,6 @@ class Decision(msgspec.Struct, frozen=True):
     evict_tokens: int = 0
     fault: str = ""
     kind: str = ""  # of the fault that fired last, for points that act by themselves
-    tokens: int = 0
-    factor: float = 1.0
 
 
 class Probes(Protocol):

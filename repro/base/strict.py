@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -115,7 +115,7 @@ def _wrong_in_struct(value: dict[str, Any], kind: inspect.StructType, place: Pat
 
 
 def _wrong_in_union(value: dict[str, Any], kind: inspect.UnionType, place: Path) -> Iterator[tuple[Path, str]]:
-    structs = {each.tag: each for each in kind.types if isinstance(each, inspect.StructType) and each.tag}
+    structs = {str(each.tag): each for each in kind.types if isinstance(each, inspect.StructType) and each.tag}
     if not structs:  # a table that may be missing
         for plain in kind.types:
             yield from _wrong(value, plain, place) if isinstance(plain, inspect.StructType) else ()
@@ -124,10 +124,22 @@ def _wrong_in_union(value: dict[str, Any], kind: inspect.UnionType, place: Path)
     assert tag_field is not None
     tag = value.get(tag_field)
     if isinstance(tag, str) and tag in structs:
+        yield from _foreign_keys(value, structs, tag, place)
         yield from _wrong_in_struct(value, structs[tag], place)
     elif tag is not None:
         inner = (*place, tag_field)
         yield inner, _impossible(inner, tag, [str(name) for name in structs])
+
+
+def _foreign_keys(
+    value: dict[str, Any], structs: Mapping[str, inspect.StructType], tag: str, place: Path
+) -> Iterator[tuple[Path, str]]:
+    """Yield the keys that other members of a union have, and the one that `tag` names has not."""
+    known = {name: {field.encode_name for field in kind.fields} for name, kind in structs.items()}
+    foreign = set().union(*known.values()) - known[tag]
+    for key in filter(foreign.__contains__, value):
+        inner, owner = (*place, key), f"{structs[tag].tag_field} {tag}"
+        yield inner, f"{_key(inner)} = {shown(value[key])} means nothing to {owner}; leave it out"
 
 
 def _impossible(place: Path, value: object, words: list[str]) -> str:

@@ -92,7 +92,7 @@ def faults(
     Legal ones change times and orders: a correct server survives them. Corrupting ones change bytes: detectors must
     see them. `at` is the name up to its last point, `do.kind` the rest.
     """
-    from repro.fault.catalogue import PLANES, catalogue
+    from repro.fault.points import PLANES, catalogue
 
     found = catalogue()
     if json:

@@ -205,7 +205,7 @@ class Corruptor:
 
     def _change(self, fault: Fault, place: _Place, draw: np.random.Generator, at_us: float) -> list[Spot]:
         """Change a page, or two, and return where bytes are others now; nothing where no page tried would differ."""
-        tier, kind = place.tier, fault.do.kind
+        tier, kind = place.tier, fault.do.name
         for _ in range(TRIES_MAX):
             component = place.components[int(draw.integers(len(place.components)))]
             layer = place.layers[int(draw.integers(len(place.layers)))]

@@ -92,8 +92,8 @@ class Injector:
         for fault in self.firing(point, actor):
             decision = _merge(decision, fault)
             # The device itself tells of the operations that it delays, when they start.
-            if not fault.timing:
-                self.emit(FaultEvent(fault.name, point, self._now_us(), fault.do.us, None, actor))
+            if not fault.do.timing:
+                self.emit(FaultEvent(fault.name, point, self._now_us(), fault.do.time_us, None, actor))
         return decision
 
     def firing(self, point: str, actor: str) -> list[Fault]:
@@ -122,14 +122,6 @@ class Injector:
 
 
 def _merge(decision: Decision | None, fault: Fault) -> Decision:
-    before, do = decision or Decision(), fault.do
-    until_us = before.stall_until_us
-    return Decision(
-        delay_us=before.delay_us + (do.us if do.kind not in ("stall", "reorder") else 0.0),
-        stall_until_us=max(do.us, until_us or 0.0) if do.kind == "stall" else until_us,
-        reorder=before.reorder or do.kind == "reorder",
-        evict_tokens=before.evict_tokens + (do.tokens if do.kind == "evict" else 0),
-        fault=f"{before.fault}{SEPARATOR}{fault.name}" if before.fault else fault.name,
-        kind=do.kind,
-        tokens=do.tokens,
-    )
+    before = decision or Decision()
+    names = f"{before.fault}{SEPARATOR}{fault.name}" if before.fault else fault.name
+    return msgspec.structs.replace(fault.do.asked(before), fault=names, kind=fault.do.name)

@@ -192,7 +192,7 @@ def _faults(scenario: Scenario, options: RunOptions) -> tuple[Fault, ...]:
     """Return the faults of a run; a control keeps those that change no bytes."""
     if options.no_faults:
         return ()
-    return tuple(fault for fault in scenario.faults if not (options.control and fault.corrupting))
+    return tuple(fault for fault in scenario.faults if not (options.control and fault.do.corrupting))
 
 
 def _judges(checkpoint: Checkpoint, sessions: Sequence[Session], options: RunOptions) -> TextJudges:
@@ -205,7 +205,7 @@ def _judges(checkpoint: Checkpoint, sessions: Sequence[Session], options: RunOpt
 
 def _corruptor(scenario: Scenario, faults: Sequence[Fault], injector: Injector, seed: int) -> Corruptor | None:
     """Return what changes bytes in the bundled stack's memory, None where no fault does."""
-    if not any(fault.corrupting for fault in faults):
+    if not any(fault.do.corrupting for fault in faults):
         return None
     corruptor = Corruptor(injector, seed, drafts=scenario.config.speculative_drafts > 0)
     injector.listen(corruptor.feed)

@@ -16,6 +16,7 @@ from repro.base.errors import ScenarioError, UsageError, nearest
 from repro.base.strict import shown, to_struct
 from repro.engines.sglang import fits
 from repro.fault import defects, plan
+from repro.fault.kinds import Evict
 from repro.fault.plan import Fault
 from repro.load.plan import OnAnomaly
 from repro.load.shapes import Closed, Recorded, Shape, arrival_times
@@ -221,7 +222,7 @@ def _check(file: ScenarioFile, config: EngineConfig, where: str) -> None:
     defects.check(file.defects, config, f"{where} defects")
     plan.check(file.fault, where)
     for number, fault in enumerate(file.fault, 1):
-        if 0 < fault.do.tokens < config.page_tokens:
+        if isinstance(fault.do, Evict) and fault.do.tokens < config.page_tokens:
             raise ScenarioError(
                 f"{where} [[fault]] {number}: do.tokens = {fault.do.tokens}; whole pages are evicted, "
                 f"and a page has {config.page_tokens} tokens"

@@ -18,7 +18,9 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from repro.fault.aftermath import Corruptions
-from repro.fault.plan import CORRUPTING, PLACES, Do, Fault, When
+from repro.fault.kinds import KINDS
+from repro.fault.plan import Fault, When
+from repro.fault.points import PLACES
 from repro.pool.call import alive
 from repro.pool.local import LocalPool
 from repro.record.verdict import FaultOutcome
@@ -27,6 +29,7 @@ from repro.run.run import run_scenario
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
 from tests.bench.results import add_record, show
+from tests.fault.builders import CORRUPTING
 
 PROBABILITY = {"memory.in_flight": 0.04, "memory.cached": 0.4, "memory.host": 0.2}  # of a moment; the rarely read more
 OFTEN = 0.1
@@ -45,7 +48,7 @@ def changed(injected: Injected) -> dict[str, FaultOutcome]:
     """Return what became of the changes of one run, by fault."""
     plain = in_stamps(find(injected.workload))
     when = When(PROBABILITY.get(injected.place, OFTEN))
-    armed = tuple(Fault(injected.place, Do(kind), when) for kind in CORRUPTING)
+    armed = tuple(Fault(injected.place, KINDS[kind](), when) for kind in CORRUPTING)
     scenario = replace(plain, faults=(*plain.faults, *armed))
     with tempfile.TemporaryDirectory(prefix="corrupt") as root:
         options = RunOptions(injected.seed, oracle_sample=0)

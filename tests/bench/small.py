@@ -17,7 +17,7 @@ def small_loads() -> dict[str, Overrides]:
 
 def _overrides(played: Scenario) -> Overrides:
     load, config = played.load, played.config
-    abort_us = next((fault.do.us for fault in played.faults if fault.at in LEAVING_FAULTS), None)
+    abort_us = next((fault.do.time_us for fault in played.faults if fault.at in LEAVING_FAULTS), None)
     return Overrides(
         stamps=True,
         sessions=tuple(range(load.sessions)),

@@ -7,14 +7,27 @@ import torch
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from repro.fault.plan import POINTS, Do, Fault, When
+from repro.fault import points
+from repro.fault.kinds import KINDS
+from repro.fault.plan import Fault, When
+from repro.fault.points import names_of
 from repro.record.verdict import FaultOutcome
 from repro.run.options import RunOptions
 from repro.run.run import Outcome, run_scenario
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
 
-NUMBERS = {"delay": 3000.0, "stall": 2e6, "slow": 20_000.0, "burst": 100_000.0, "abort": 200_000.0, "order": 1e6}
+NUMBERS = {
+    "delay": 3000.0,
+    "stall": 2e6,
+    "slow": 20_000.0,
+    "burst": 100_000.0,
+    "abort": 200_000.0,
+    "order": 1e6,
+    "evict": 1024,
+}
+POINTS = {name: names_of(point.kinds) for name, point in points.POINTS.items()}
+CORRUPTING = names_of(points.CORRUPTING)
 OFTEN = {"loadback": 0.2, "writeback": 0.2, "transfer": 0.02, "pd": 0.2, "client": 0.3, "storage": 0.1}
 PER_STEP = ("upload", "embed", "sample", "download", "propose", "tokens", "evict")
 SELDOM, NOW_AND_THEN = 0.02, 0.1  # of hits of a point that every layer of every step comes by, or every step
@@ -25,8 +38,8 @@ def some(point: str, kind: str, *, probability: float | None = None, times: int 
     plane = "client" if point.endswith("slot") else point.partition(".")[0]  # as seldom hit: once a request
     by_default = OFTEN.get(plane, NOW_AND_THEN if point.endswith(PER_STEP) else SELDOM)
     often = by_default if probability is None else probability
-    us = NUMBERS.get(kind, 0.0)
-    return Fault(point, Do(kind, us=us, tokens=1024 if kind == "evict" else 0), When(often, times=times))
+    number = (NUMBERS[kind],) if kind in NUMBERS else ()
+    return Fault(point, KINDS[kind](*number), When(often, times=times))
 
 
 def planned(*points: str, without: tuple[str, ...] = ("kill",)) -> tuple[Fault, ...]:

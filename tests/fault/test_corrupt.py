@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from repro.fault.plan import CORRUPTING, PLACES
+from repro.fault.points import PLACES
 from repro.record.view import open_run
 from repro.run.run import Outcome
 from repro.serve.kv.reads import StepReads
-from tests.fault.builders import corruptions_of, fired, planned, run_with, some
+from tests.fault.builders import CORRUPTING, corruptions_of, fired, planned, run_with, some
 
 OFTEN = {"memory.cached": 0.5, "memory.host": 0.4, "memory.in_flight": 0.05}
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro.fault.damage import QUIET_NAN, damaged, same
-from repro.fault.plan import CORRUPTING
 from repro.serve.kv.pool import Rows
+from tests.fault.builders import CORRUPTING
 
 TOKENS, WIDTH = 8, 4
 

@@ -9,13 +9,14 @@ from repro.base.clock import IdleWorld, run_virtual
 from repro.base.probe import Decision, Event, FaultEvent
 from repro.fault import injector as injector_module
 from repro.fault.injector import Injector
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Abort, Delay, Evict, Reorder, Slow, Stall
+from repro.fault.plan import Fault, When
 
 POINT = "loadback.copy_layer"
 
 
 def delay(probability: float = 1.0, us: float = 800, at: str = POINT, skip: int = 0, times: int | None = None) -> Fault:
-    return Fault(at, Do("delay", us=us), When(probability, skip, times))
+    return Fault(at, Delay(us), When(probability, skip, times))
 
 
 def injector_of(*faults: Fault, seed: int = 7, sinks: tuple[injector_module.Sink, ...] = ()) -> Injector:
@@ -77,11 +78,11 @@ def test_the_same_seed_fires_at_the_same_hits_and_another_seed_does_not() -> Non
 
 
 OTHERS = [
-    Fault("forward.index", Do("reorder")),
-    Fault("client.abort", Do("abort", us=5), When(0.5)),
-    Fault(POINT, Do("reorder"), When(0.5)),
-    Fault(POINT, Do("stall", us=900), When(0.9, times=1)),
-    Fault("memory.evict", Do("evict", tokens=64)),
+    Fault("forward.index", Reorder()),
+    Fault("client.abort", Abort(5), When(0.5)),
+    Fault(POINT, Reorder(), When(0.5)),
+    Fault(POINT, Stall(900), When(0.9, times=1)),
+    Fault("memory.evict", Evict(64)),
 ]
 
 
@@ -116,8 +117,8 @@ def test_another_number_in_the_fault_keeps_its_firings() -> None:
 
 
 def test_faults_that_fire_together_are_merged_and_all_named() -> None:
-    stalls = [Fault(POINT, Do("stall", us=us)) for us in (900, 400)]
-    injector = injector_of(delay(us=100), delay(us=50), *stalls, Fault(POINT, Do("reorder")))
+    stalls = [Fault(POINT, Stall(us)) for us in (900, 400)]
+    injector = injector_of(delay(us=100), delay(us=50), *stalls, Fault(POINT, Reorder()))
     decision = injector.hit(POINT, "load")
     assert decision is not None
     assert (decision.delay_us, decision.stall_until_us, decision.reorder) == (150, 900, True)
@@ -134,21 +135,21 @@ def test_reorders_are_taken_over_not_added_up() -> None:
 
 
 def test_evictions_add_up() -> None:
-    evict = Fault("memory.evict", Do("evict", tokens=64))
+    evict = Fault("memory.evict", Evict(64))
     decision = injector_of(evict, evict).hit("memory.evict", "scheduler")
     assert decision is not None
     assert (decision.evict_tokens, decision.delay_us) == (128, 0.0)
 
 
 def test_a_client_fault_says_how_long_in_its_delay() -> None:
-    decision = injector_of(Fault("client.slow_reader", Do("slow", us=5000))).hit("client.slow_reader", "s1")
+    decision = injector_of(Fault("client.slow_reader", Slow(5000))).hit("client.slow_reader", "s1")
     assert decision is not None
     assert (decision.delay_us, decision.kind) == (5000, "slow")
 
 
 def test_a_firing_off_the_device_is_told_at_once_with_its_actor() -> None:
     told: list[Event] = []
-    injector = injector_of(Fault("client.abort", Do("abort", us=5)), sinks=(told.append,))
+    injector = injector_of(Fault("client.abort", Abort(5)), sinks=(told.append,))
     injector.hit("client.abort", "s1")
     assert told == [FaultEvent("client.abort.abort", "client.abort", 125.0, 5, None, "s1")]
 
@@ -161,7 +162,7 @@ def test_a_firing_on_the_device_is_told_by_the_device() -> None:
 
 def test_the_time_told_is_that_of_the_running_loop() -> None:
     told: list[Event] = []
-    injector = Injector((Fault("client.abort", Do("abort")),), 7, (told.append,))
+    injector = Injector((Fault("client.abort", Abort()),), 7, (told.append,))
 
     async def main() -> None:
         await asyncio.sleep(0.25)

@@ -99,7 +99,7 @@ def test_an_unknown_key_of_any_table_brings_the_nearest_name(text: str, told: st
         ),
         (
             tiny_text(end=FAULT.format('do = { kind = "delai", us = 5 }')),
-            '[[fault]] 1: do.kind = "delai" is not possible at loadback.copy_layer; use one of: delay',
+            '[[fault]] 1: do.kind = "delai"; use one of: delay, stall, reorder, drop, duplicate, fail, tear, kill',
         ),
         (
             tiny_text(end='[expect]\ndetectors = ["orderin"]'),

@@ -236,7 +236,7 @@ def test_what_is_kept_of_gaps_faults_and_memory_is_in_the_file() -> None:
     lighter = overridden(
         scenario, Overrides(faults=(1,), fires_after=4, gap_ms=250, host_pages=99, turns_in_all=5, requests=7)
     )
-    assert [(each.do.us, each.when) for each in lighter.faults] == [(7, When(skip=4, times=1))]
+    assert [(each.do.time_us, each.when) for each in lighter.faults] == [(7, When(skip=4, times=1))]
     assert (lighter.load.gap_s, lighter.config.host_pages, lighter.load.requests) == ((0.25, 0.25), 99, 5)
     assert lighter.limits.requests == 7
 

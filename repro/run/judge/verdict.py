@@ -120,11 +120,11 @@ def _vacuous_faults(
         count, changes = counts[fault.name], corruptions.get(fault.name, Corruptions())
         if not count.fired:
             why.append(f"{fault.name} never fired ({count.reached} hits of its point)")
-        elif fault.timing and not count.reordered:
+        elif fault.do.timing and not count.reordered:
             why.append(f"{fault.name} fired {count.fired} times and never changed an order")
-        elif fault.corrupting and not changes.changed:
+        elif fault.do.corrupting and not changes.changed:
             why.append(f"{fault.name} fired {count.fired} times and never changed a byte")
-        elif fault.corrupting and not changes.read:
+        elif fault.do.corrupting and not changes.read:
             why.append(f"{fault.name} changed bytes {changes.changed} times, and no step read them")
     return tuple(why)
 

@@ -88,7 +88,7 @@ def aborts(case: Played, base: Scenario) -> Iterator[RunOptions]:
 
 def aborts_ms(case: Played, base: Scenario) -> list[int]:
     """Return when clients could leave that now do so later."""
-    now_us = max((fault.do.us for fault in base.faults if fault.at in LEAVING_FAULTS), default=0.0)
+    now_us = max((fault.do.time_us for fault in base.faults if fault.at in LEAVING_FAULTS), default=0.0)
     return [abort_ms for abort_ms in ABORTS_MS if abort_ms * 1e3 < now_us and not case.options.no_faults]
 
 

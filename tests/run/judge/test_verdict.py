@@ -9,7 +9,8 @@ from detectors.base import Answer, Finding, Verdict
 from repro.base.verdict_word import VerdictWord
 from repro.fault.aftermath import Corruptions
 from repro.fault.injector import FaultCounts
-from repro.fault.plan import Do, Fault
+from repro.fault.kinds import Abort, Delay, Flip
+from repro.fault.plan import Fault
 from repro.load.lag import Quantiles
 from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
@@ -17,9 +18,9 @@ from repro.record.requests import RequestRecord
 from repro.run.judge.verdict import Judgement, judge
 from tests.builders import make_request
 
-DELAY = Fault("loadback.copy_layer", Do("delay", us=5))
-FLIP = Fault("memory.host", Do("flip"))
-ABORT = Fault("client.abort", Do("abort", us=5))
+DELAY = Fault("loadback.copy_layer", Delay(5))
+FLIP = Fault("memory.host", Flip())
+ABORT = Fault("client.abort", Abort(5))
 NONE = Quantiles(0, 0.0, 0.0, 0.0)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from repro.base.errors import UsageError
 from repro.base.probe import Edge, Op
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Abort
+from repro.fault.plan import Fault, When
 from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario, find
 from repro.schedule.overrides import Overrides
@@ -78,7 +79,7 @@ def test_what_no_workload_comes_by_survives_without_a_run(mutant: Mutant, worklo
 
 
 def test_a_trap_is_redundant_where_what_springs_it_is_caught_without_it() -> None:
-    abort = Fault("client.abort", Do("abort", us=500_000), When(0.5))
+    abort = Fault("client.abort", Abort(500_000), When(0.5))
     springs, calm = (
         msgspec.structs.replace(small_scenario(), defects=(), exercise={}, faults=faults) for faults in ((abort,), ())
     )

@@ -16,7 +16,8 @@ from detectors.pages.ownership import OwnershipDetector
 from repro.base.clock import run_virtual
 from repro.base.probe import BadRead, Event, HostSync, Op
 from repro.fault.injector import Injector
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Delay
+from repro.fault.plan import Fault, When
 from repro.schedule.pickers import Pick, timed
 from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
@@ -92,7 +93,7 @@ def stamps_answer(tokens: Sequence[int], count: int, vocabulary: int = VOCABULAR
 
 def delay(at: str, us: float, **when: Any) -> Fault:
     """Return a fault that delays operations of a name."""
-    return Fault(at, Do("delay", us), When(**when))
+    return Fault(at, Delay(us), When(**when))
 
 
 def never(*_: object) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repro.base.probe import RequestEvent
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Evict, Fail, Tear
+from repro.fault.plan import Fault, When
 from repro.schedule.pickers import RandomPicker, timed
 from repro.serve.config import EngineConfig
 from repro.serve.types import RejectedError
@@ -68,9 +69,9 @@ FAULTS = (
     delay("forward.store", STEP_US, probability=0.1),
     delay("storage.read", 50 * STEP_US, probability=0.1),
     delay("storage.write", 3 * STEP_US, probability=0.2),
-    Fault("storage.index", Do("fail"), When(probability=0.2)),
-    Fault("storage.file", Do("tear"), When(probability=0.1)),
-    Fault("memory.evict", Do("evict", tokens=8 * PAGE), When(probability=0.8)),
+    Fault("storage.index", Fail(), When(probability=0.2)),
+    Fault("storage.file", Tear(), When(probability=0.1)),
+    Fault("memory.evict", Evict(8 * PAGE), When(probability=0.8)),
 )
 
 

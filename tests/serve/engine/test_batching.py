@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from repro.base.probe import CacheEvent, LimitEvent, RequestEvent
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Evict
+from repro.fault.plan import Fault, When
 from repro.schedule.pickers import RandomPicker
 from repro.serve.types import RejectedError
 from tests.serve.engine.builders import (
@@ -258,7 +259,7 @@ def test_nobody_is_admitted_on_room_that_a_running_answer_will_need(hicache: boo
 
 
 def test_eviction_that_somebody_asks_for_at_any_time_changes_no_answer() -> None:
-    pressure = Fault("memory.evict", Do("evict", tokens=4 * PAGE), When(probability=0.5))
+    pressure = Fault("memory.evict", Evict(4 * PAGE), When(probability=0.5))
 
     async def main(stack: Stack) -> None:
         for turn in range(4):

@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Evict, Reorder
+from repro.fault.plan import Fault, When
 from repro.schedule.pickers import Pick, RandomPicker, Recording, TapePicker, timed
 from repro.serve.guards import Guards
 from tests.serve.engine.builders import PAGE, Stack, delay, make_config, make_request, never, prompt, same_events
 
 FAULTS = (
     delay("loadback.copy_layer", 20_000, probability=0.3),
-    Fault("forward.attend", Do("reorder"), When(probability=0.1)),
-    Fault("memory.evict", Do("evict", tokens=6 * PAGE), When(probability=0.5)),
+    Fault("forward.attend", Reorder(), When(probability=0.1)),
+    Fault("memory.evict", Evict(6 * PAGE), When(probability=0.5)),
 )
 DEFECTIVE = replace(Guards(), before_index_read=never)
 

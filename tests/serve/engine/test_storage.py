@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from repro.base.probe import CacheEvent, RequestEvent
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Fail
+from repro.fault.plan import Fault, When
 from repro.schedule.pickers import RandomPicker
 from repro.serve.engine import LoadedModel
 from repro.serve.guards import Guards
@@ -25,7 +26,7 @@ from tests.serve.engine.builders import (
 )
 
 SLOW = delay("storage.read", 3e6, times=1)
-UNREAD = Fault("storage.index", Do("fail"), When(skip=2))
+UNREAD = Fault("storage.index", Fail(), When(skip=2))
 
 
 def run(main: Main, *faults: Fault, guards: Guards | None = None, **config: Any) -> Stack:

@@ -11,7 +11,8 @@ import pytest
 
 import repro.serve.kv.storage_tier
 from repro.base.probe import CacheEvent, LimitEvent
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import KINDS
+from repro.fault.plan import Fault, When
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.radix.eviction import evict_host
@@ -59,7 +60,7 @@ class Stored(Tiers):
 
 
 def fails(at: str, kind: str = "fail", **when: Any) -> Fault:
-    return Fault(at, Do(kind), When(**when))
+    return Fault(at, KINDS[kind](), When(**when))
 
 
 # -- both ways ------------------------------------------------------------------------------------------------

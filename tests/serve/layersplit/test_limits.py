@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from repro.base.errors import ScenarioError, UsageError
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Kill
+from repro.fault.plan import Fault, When
 from repro.scenario.schema import parse
 from repro.serve.config import EngineConfig, LayerSplitConfig
 from repro.serve.device.sim import SimDevice
@@ -89,7 +90,7 @@ def test_impossible_settings_are_refused_with_the_key(lines: str, said: str) -> 
 
 @pytest.mark.parametrize("skip", [2, 5])
 def test_a_rank_that_dies_ends_the_stack_with_a_clear_error_and_no_answer(skip: int) -> None:
-    dies = Fault("split.rank", Do("kill"), When(skip=skip, times=1))
+    dies = Fault("split.rank", Kill(), When(skip=skip, times=1))
     stack = SplitStack(split_config(3, timeout_s=2.0), faults=(dies,))
     finished = []
 

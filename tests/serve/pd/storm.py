@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from repro.base import rng
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import KINDS, Kill
+from repro.fault.plan import Fault, When
 from repro.serve.guards import Guards
 from tests.serve.engine.builders import make_request, prompt, stamps_answer
 from tests.serve.pd.builders import PdStack, pd_config
@@ -31,9 +32,9 @@ class Seen:
     wrong: int = 0  # answers that are not the model's
 
 
-def fault(at: str, kind: str, probability: float, us: float = 0.0, times: int | None = None) -> Fault:
-    """Return a fault of the plan."""
-    return Fault(at, Do(kind, us), When(probability, times=times))
+def fault(at: str, kind: str, probability: float, *numbers: float) -> Fault:
+    """Return a fault of the plan, with the number that its kind needs."""
+    return Fault(at, KINDS[kind](*numbers), When(probability))
 
 
 LEGAL: dict[str, tuple[Fault, ...]] = {
@@ -48,7 +49,7 @@ LEGAL: dict[str, tuple[Fault, ...]] = {
         fault(f"pd.{kind}", "duplicate", 0.3) for kind in ("destination", "done", "abort", "safe")
     ),
     "failed writes": (fault("transfer.latent", "fail", 0.01), fault("transfer.index", "fail", 0.01)),
-    "a worker dies": (Fault("pd.prefill_worker", Do("kill"), When(skip=200, times=1)),),
+    "a worker dies": (Fault("pd.prefill_worker", Kill(), When(skip=200, times=1)),),
 }
 LEGAL["everything"] = tuple(each for faults in LEGAL.values() for each in faults)
 

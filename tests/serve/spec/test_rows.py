@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from repro.fault.defects import DEFECTS
-from repro.fault.plan import Do, Fault, When
+from repro.fault.kinds import Evict, Reorder
+from repro.fault.plan import Fault, When
 from repro.schedule.pickers import Pick, RandomPicker, Recording, TapePicker, timed
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import COMPONENTS
@@ -30,8 +31,8 @@ SCHEDULES: dict[str, Pick] = {"timed": timed, "random": RandomPicker(3), "anothe
 FAULTS = (
     delay("loadback.copy_layer", 20_000, probability=0.3),
     delay("spec.store", 5_000, probability=0.2),
-    Fault("forward.attend", Do("reorder"), When(probability=0.1)),
-    Fault("memory.evict", Do("evict", tokens=6 * PAGE), When(probability=0.5)),
+    Fault("forward.attend", Reorder(), When(probability=0.1)),
+    Fault("memory.evict", Evict(6 * PAGE), When(probability=0.5)),
 )
 
 

@@ -10,6 +10,7 @@ from repro.base.errors import ScenarioError, nearest
 from repro.base.strict import to_struct
 from repro.fault import plan
 from repro.fault.injector import FaultCounts, Injector
+from repro.fault.kinds import Delay
 
 POINTS = ("loadback.copy_layer", "writeback.copy_layer")
 DEFECTS = ("hicache_wrapper_no_wait",)  # nobody waits for a load-back
@@ -48,7 +49,7 @@ def read(text: str, where: str) -> Plan:
             )
     plan.check(found.fault, where)
     for number, fault in enumerate(found.fault, 1):
-        if fault.at not in POINTS or fault.do.kind != "delay":
+        if fault.at not in POINTS or not isinstance(fault.do, Delay):
             raise ScenarioError(
                 f'{where} [[fault]] {number}: a running server takes do.kind = "delay" at {" and ".join(POINTS)}'
             )
