@@ -1,6 +1,7 @@
 """The pages are true: paths exist, links lead somewhere, commands are commands; README.md keeps within its bounds."""
 
 import re
+import tomllib
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,21 @@ def test_token_of_the_readmes_race_replays_on_this_code(tmp_path: Path) -> None:
     recipe = recipe_of(played.token, tmp_path / "elsewhere")
     again = run_scenario(recipe.scenario, recipe.options, root=tmp_path / "again", utc=UTC_RUN)
     assert prove(recipe, again).startswith("the same run")
+
+
+def test_page_of_the_code_shows_the_layers_that_the_linter_holds() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [line.replace("repro.", "") for line in contracts[0]["layers"] if line != "repro.__main__"]
+    assert blocks((ROOT / "repro" / "README.md").read_text())[0].splitlines() == layers
+
+
+def test_page_of_the_code_names_every_room_and_at_most_30_words() -> None:
+    page = (ROOT / "repro" / "README.md").read_text()
+    table = page.split("## Rooms", 1)[1].split("## ", 1)[0]
+    rooms = {path.parent.name for path in (ROOT / "repro").glob("*/__init__.py")}
+    assert rooms - set(re.findall(r"`(\w+)`", table)) == set()
+    words = page.split("## Glossary", 1)[1].split("| --- | --- |\n", 1)[1].strip().splitlines()
+    assert len(words) <= 30
 
 
 def workflow(name: str) -> Any:
