@@ -39,19 +39,6 @@ class World(Protocol):
         """
 
 
-class IdleWorld:
-    """A world of timers only: the clock jumps to the next deadline."""
-
-    def __init__(self, now_us: float = 0.0) -> None:
-        self.now_us = now_us
-
-    def advance(self, deadline_us: float | None) -> float:
-        """Move to the deadline, or stay when there is none."""
-        if deadline_us is not None:
-            self.now_us = max(self.now_us, deadline_us)
-        return self.now_us
-
-
 class _Timer(asyncio.TimerHandle):
     """A timer with a total order: by tick, then first set first. A heap alone isn't stable."""
 

@@ -33,6 +33,11 @@ WORKERS = 2
 MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
 
 
+def number(help: str, *, least: float = 1, most: float | None = None, metavar: str = "N") -> Any:
+    """Return an option that takes a number within bounds."""
+    return typer.Option(min=least, max=most, help=help, metavar=metavar)
+
+
 def flat(command: Callable[..., Result]) -> Callable[..., Result]:
     """Return the command with the options of its groups as parameters of its own, where the groups stood."""
     groups: dict[str, type[Any]] = {}
@@ -110,12 +115,8 @@ class LeftOut:
 class ExperimentOptions:
     """What an experiment takes and a scenario does not."""
 
-    workers: Annotated[
-        int | None, typer.Option(min=1, help=f"Of an experiment: runs at once, {WORKERS} if not given.", metavar="N")
-    ] = None
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Of an experiment: at most so many seeds a part.", metavar="N")
-    ] = None
+    workers: Annotated[int | None, number(f"Of an experiment: runs at once, {WORKERS} if not given.")] = None
+    seeds: Annotated[int | None, number("Of an experiment: at most so many seeds a part.")] = None
     resume: Annotated[
         Path | None, typer.Option(help="Of an experiment: continue the one in this folder.", metavar="FOLDER")
     ] = None
@@ -135,23 +136,15 @@ class Server:
 class ReplayLoad:
     """How traces are replayed."""
 
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=MOST["concurrency"], help="Sessions under way at once.", metavar="N")
-    ] = 16
+    concurrency: Annotated[int, number("Sessions under way at once.", most=MOST["concurrency"])] = 16
     scale_tokens: Annotated[
-        float,
-        typer.Option(min=1e-4, max=1, help="Shrink lengths, keep prefixes: 0.05 is a twentieth.", metavar="X"),
+        float, number("Shrink lengths, keep prefixes: 0.05 is a twentieth.", least=1e-4, most=1, metavar="X")
     ] = 1.0
     time_scale: Annotated[
-        float,
-        typer.Option(min=0, max=MOST["time_scale"], help="Of think times and arrivals; 0: no waiting.", metavar="X"),
+        float, number("Of think times and arrivals; 0: no waiting.", least=0, most=MOST["time_scale"], metavar="X")
     ] = 1.0
-    sessions: Annotated[
-        int, typer.Option(min=1, max=MOST["sessions"], help="At most so many sessions.", metavar="N")
-    ] = MOST["sessions"]
-    answer_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST["answer_tokens_max"], help="The longest answer asked for.", metavar="N")
-    ] = 128
+    sessions: Annotated[int, number("At most so many sessions.", most=MOST["sessions"])] = MOST["sessions"]
+    answer_tokens: Annotated[int, number("The longest answer asked for.", most=MOST["answer_tokens_max"])] = 128
     history: Annotated[Literal["recorded", "generated"], typer.Option(help="Whose answers later turns build on.")] = (
         "recorded"
     )
@@ -165,9 +158,7 @@ class ReplayLoad:
         Literal["report", "abort-retry"],
         typer.Option(help="abort-retry: give an answer up that is convicted in its stream, and ask again."),
     ] = "report"
-    anomaly_retries: Annotated[
-        int, typer.Option(min=0, max=MOST["anomaly_retries_max"], help="At most so often a turn.", metavar="N")
-    ] = 1
+    anomaly_retries: Annotated[int, number("At most so often a turn.", least=0, most=MOST["anomaly_retries_max"])] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +170,9 @@ class Detection:
         typer.Option(help="Of the server, from `repro calibrate`: its answers are checked.", metavar="FILE"),
     ] = None
     false_alarm_rate: Annotated[
-        float, typer.Option(min=1e-9, max=0.5, help="Of an answer that is checked, for each oracle.", metavar="X")
+        float, number("Of an answer that is checked, for each oracle.", least=1e-9, most=0.5, metavar="X")
     ] = 0.001
-    oracle_tokens: Annotated[
-        int, typer.Option(min=1, help="That checking may take, prompts included.", metavar="N")
-    ] = 10_000_000
+    oracle_tokens: Annotated[int, number("That checking may take, prompts included.")] = 10_000_000
     redact: Annotated[bool, typer.Option("--redact", help="No text of a request or an answer in the record.")] = False
     nonces: Annotated[
         bool, typer.Option("--nonces", help="Plant a nonce in each session, by which a leak into another is known.")
@@ -202,18 +191,10 @@ class Detection:
 class GentleLoad:
     """The load that a calibration learns from."""
 
-    answers: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="999 can vouch for a false-alarm rate of 0.001.", metavar="N")
-    ] = 1000
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=MOST["concurrency"], help="Sessions under way at once; be gentle.", metavar="N")
-    ] = 4
-    prompt_tokens: Annotated[
-        int, typer.Option(min=400, max=MOST["prompt_tokens"], help="Of synthesised sessions.", metavar="N")
-    ] = 2048
-    answer_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST["answer_tokens_max"], help="The longest answer asked for.", metavar="N")
-    ] = 128
+    answers: Annotated[int, number("999 can vouch for a false-alarm rate of 0.001.", most=1_000_000)] = 1000
+    concurrency: Annotated[int, number("Sessions under way at once; be gentle.", most=MOST["concurrency"])] = 4
+    prompt_tokens: Annotated[int, number("Of synthesised sessions.", least=400, most=MOST["prompt_tokens"])] = 2048
+    answer_tokens: Annotated[int, number("The longest answer asked for.", most=MOST["answer_tokens_max"])] = 128
     tokens: Annotated[int, typer.Option(min=1, help="That checking may take, prompts included.", metavar="N")] = (
         100_000_000
     )
@@ -227,7 +208,7 @@ class HuntGoal:
         Literal["random", "pct2", "pct3", "pct5", "pos", "surw", "portfolio"],
         typer.Option(help="How schedules are chosen; portfolio learns which of the others pay, and mutates."),
     ] = "portfolio"
-    budget: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many schedules.", metavar="N")] = 200
+    budget: Annotated[int, number("At most so many schedules.", most=1_000_000)] = 200
     time_s: Annotated[float | None, typer.Option("--time", min=1, help="At most so long.", metavar="SECONDS")] = None
     every: Annotated[bool, typer.Option("--all", help="Go on after the first finding; collect all causes.")] = False
     layer: Annotated[
@@ -244,7 +225,7 @@ class HuntPlay:
     numerics: Annotated[
         Literal["stamps", "tensors"], typer.Option(help="stamps: orders and owners only, many times faster.")
     ] = "stamps"
-    workers: Annotated[int, typer.Option(min=1, help="Schedules at once, one thread each.", metavar="N")] = WORKERS
+    workers: Annotated[int, number("Schedules at once, one thread each.")] = WORKERS
     corpus: Annotated[
         Path | None, typer.Option(help="Go on from what an earlier hunt has learnt.", metavar="FOLDER")
     ] = None
@@ -269,7 +250,7 @@ class NightRuns:
     baseline: Annotated[str, typer.Option(help="The night to compare with, or latest.", metavar="RUN")] = ""
     out: Annotated[Path | None, typer.Option(help="The night's folder; past nights lie beside it.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the night in --out.")] = False
-    workers: Annotated[int, typer.Option(min=1, help="Runs at once.", metavar="N")] = WORKERS
+    workers: Annotated[int, number("Runs at once.")] = WORKERS
     ray: Annotated[
         str | None, typer.Option(help="Spread the runs over this Ray cluster (extra: cluster).", metavar="ADDRESS")
     ] = None

@@ -25,6 +25,7 @@ from repro.cli.options import (
     RunResults,
     Seed,
     Server,
+    number,
     url_of,
 )
 
@@ -198,9 +199,9 @@ def reproduce(
 def campaign(
     scenario: Annotated[str, typer.Argument(help="A bundled scenario or a .toml file.")],
     *,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --first on.", metavar="N")] = 20,
-    first: Annotated[int, typer.Option(min=0, max=2**62, help="The first seed.", metavar="N")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at once, one thread each.", metavar="N")] = WORKERS,
+    seeds: Annotated[int, number("How many seeds, from --first on.")] = 20,
+    first: Annotated[int, number("The first seed.", least=0, most=2**62)] = 0,
+    workers: Annotated[int, number("Runs at once, one thread each.")] = WORKERS,
     no_faults: Annotated[bool, typer.Option("--no-faults", help="Also the defect without faults.")] = False,
     results: CampaignResults,
 ) -> None:
@@ -246,9 +247,7 @@ def profile(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of clean runs.")],
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
     model: Annotated[str, typer.Option(help="What the model is called; kept as a note.", metavar="NAME")] = "",
-    tokens_min: Annotated[
-        int, typer.Option(min=1, help="Learn from answers of at least so many tokens.", metavar="N")
-    ] = 128,
+    tokens_min: Annotated[int, number("Learn from answers of at least so many tokens.")] = 128,
 ) -> None:
     """Learn how a model accepts its drafts when all is well, for `repro replay --acceptance profile=FILE`."""
     from repro.tools.profile import learn_profile

@@ -10,7 +10,7 @@ import typer
 import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import Output, command, consoles, live_line, print_json, recipe_with_notes, say
-from repro.cli.options import WORKERS, HuntGoal, HuntPlay, Json, LeftOut, Quiet, Results, Seed
+from repro.cli.options import WORKERS, HuntGoal, HuntPlay, Json, LeftOut, Quiet, Results, Seed, number
 
 FINDINGS_SHOWN = 20  # of `repro detect`
 HUNTED = ("ordering", "canary", "divergence", "text")  # layers of the truth
@@ -72,8 +72,8 @@ def shrink(
             help="Keep the finding with this in its cause; if not given, what the scenario expects.", metavar="TEXT"
         ),
     ] = "",
-    budget: Annotated[int, typer.Option(min=2, max=100_000, help="At most so many replays.", metavar="N")] = 400,
-    workers: Annotated[int, typer.Option(min=1, help="Replays at once, one thread each.", metavar="N")] = WORKERS,
+    budget: Annotated[int, number("At most so many replays.", least=2, most=100_000)] = 400,
+    workers: Annotated[int, number("Replays at once, one thread each.")] = WORKERS,
     out: Annotated[Path, typer.Option(help="Where the scenario and the test go.", metavar="FOLDER")] = Path("shrunk"),
     results: Results,
 ) -> None:
@@ -155,8 +155,8 @@ def mutate(
     workloads: Annotated[
         list[str] | None, typer.Argument(help="Scenarios without a defect; the seven generic ones if none.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each workload, from 0 on.", metavar="N")] = 2,
-    workers: Annotated[int, typer.Option(min=1, help="Mutants at once, one thread each.", metavar="N")] = WORKERS,
+    seeds: Annotated[int, number("Seeds of each workload, from 0 on.")] = 2,
+    workers: Annotated[int, number("Mutants at once, one thread each.")] = WORKERS,
     json: Annotated[bool, typer.Option("--json", help="Print all mutants as one JSON object.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -181,7 +181,7 @@ def bench(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Instead: how one length's row moves with what is assumed.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes at once.", metavar="N")] = 2,
+    workers: Annotated[int, number("Processes at once.")] = 2,
     json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON object.")] = False,
     quiet: Quiet = False,
 ) -> None:

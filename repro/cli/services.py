@@ -10,12 +10,12 @@ import repro.fleet.experiment.plan as experiments
 import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import Output, command, print_json, say, set_threads
-from repro.cli.options import Seed, Threads
+from repro.cli.options import Seed, Threads, number
 
 
 @command("repro serve --port 30000", "repro serve --scenario hicache_early_read")
 def serve(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.", metavar="N")] = 30000,
+    port: Annotated[int, number("0 picks a free one.", least=0, most=65535)] = 30000,
     host: Annotated[
         str, typer.Option(help="Where to listen; the default is this machine only.", metavar="ADDRESS")
     ] = "127.0.0.1",

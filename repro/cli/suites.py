@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from repro.cli.common import Output, command, consoles
-from repro.cli.options import Json, NightRuns, NightTarget, Results, Seed, url_of
+from repro.cli.options import Json, NightRuns, NightTarget, Results, Seed, number, url_of
 
 
 @command(
@@ -18,9 +18,7 @@ def nightly(
     *,
     suite: Annotated[str, typer.Option(help="A bundled suite (smoke, nightly, bank, clean), or a file.")] = "nightly",
     time: Annotated[str, typer.Option(help="Take seed after seed until then: 2h, 30m, 90s.", metavar="TIME")] = "",
-    requests: Annotated[
-        int | None, typer.Option(min=1, help="Take seed after seed until so many requests.", metavar="N")
-    ] = None,
+    requests: Annotated[int | None, number("Take seed after seed until so many requests.")] = None,
     seed: Seed = 0,
     served: NightTarget,
     night: NightRuns,
@@ -58,7 +56,7 @@ def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="A night's folder or nightly.json, or a run's folder.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The other one.")],
     same_within: Annotated[
-        float | None, typer.Option(min=1e-9, max=1, help="Rates that differ by less are the same: 0.01.", metavar="X")
+        float | None, number("Rates that differ by less are the same: 0.01.", least=1e-9, most=1, metavar="X")
     ] = None,
     json: Json = False,
 ) -> None:

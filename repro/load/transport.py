@@ -13,7 +13,6 @@ harness counts requests, so a stale connection is avoided by a short expiry inst
 """
 
 import asyncio
-import resource
 import ssl
 from collections.abc import Iterator
 from typing import cast
@@ -270,16 +269,6 @@ class _Connection(asyncio.Protocol):
         else:
             text = f"the server closed the connection before it answered{_because(error)}"
             exchange.fail(httpx.RemoteProtocolError(text, request=exchange.request))
-
-
-def allow_open_files(count: int) -> int:
-    """Raise this process's limit of open files towards `count`; return the limit now in force."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return count if soft == resource.RLIM_INFINITY else soft
 
 
 def _origin_of(url: httpx.URL) -> Origin:

@@ -1,7 +1,6 @@
-"""Who goes next: the natural order, a random one, or the one on a tape.
+"""Who goes next: the natural order, or a random one.
 
-Choices come sorted by when a real machine would do them, so 0 is the natural choice. A tape is the
-list of what was chosen; where it ends, or asks for more than there is, the natural choice is taken.
+Choices come sorted by when a real machine would do them, so 0 is the natural choice.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ class Candidate(Protocol):
 
     @property
     def stream(self) -> int:
-        """Return whose it is: a stream's number, or -1 for the host's timer."""
+        """Return the number of its stream, -1 for the host's timer."""
 
     @property
     def kind(self) -> str:
@@ -53,29 +52,3 @@ class RandomPicker:
     def __call__(self, choices: Sequence[Candidate]) -> int:
         self._step += 1
         return int(uniform(self._seed, "pick", self._step) * len(choices))
-
-
-class TapePicker:
-    """Play a recorded list of choices."""
-
-    def __init__(self, tape: Sequence[int]) -> None:
-        self._tape = tape
-        self._step = 0
-
-    def __call__(self, choices: Sequence[Candidate]) -> int:
-        chosen = self._tape[self._step] if self._step < len(self._tape) else 0
-        self._step += 1
-        return min(chosen, len(choices) - 1)
-
-
-class Recording:
-    """Any picker, with what it chose kept as a tape."""
-
-    def __init__(self, picker: Pick) -> None:
-        self._picker = picker
-        self.tape: list[int] = []
-
-    def __call__(self, choices: Sequence[Candidate]) -> int:
-        chosen = self._picker(choices)
-        self.tape.append(chosen)
-        return chosen

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from repro.base.clock import DeadlockError, IdleWorld, VirtualLoop, run_virtual
+from repro.base.clock import DeadlockError, VirtualLoop, run_virtual
 from repro.base.errors import HarnessError
+from tests.idle import IdleWorld
 
 
 class EventWorld:

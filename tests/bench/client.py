@@ -29,7 +29,7 @@ from repro.load.answer import Answer
 from repro.load.client import Ask, ChatClient, open_client
 from repro.load.exchange import Close, Pause
 from repro.load.lag import Histogram, LagMeter, Quantiles
-from repro.load.transport import PushTransport, allow_open_files
+from repro.load.transport import PushTransport
 from tests.bench.results import add_record, show
 
 STAMP_MARK = b'"system_fingerprint":"t'
@@ -376,6 +376,16 @@ def shown(figures: list[Figures], plan: argparse.Namespace) -> Iterator[Table | 
         yield (f"The floor's own p99 is {floor_ms:.1f} ms: too busy a machine to judge a client by its lag.")
     if taken > PREEMPTED_QUIET_PER_S:
         yield (f"Other programs took the core up to {taken:.0f} times a second: repeat on a quiet machine.")
+
+
+def allow_open_files(count: int) -> int:
+    """Raise this process's limit of open files towards `count`; return the limit now in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return count if soft == resource.RLIM_INFINITY else soft
 
 
 def main() -> None:

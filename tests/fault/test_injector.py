@@ -5,12 +5,13 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.base.clock import IdleWorld, run_virtual
+from repro.base.clock import run_virtual
 from repro.base.probe import Decision, Event, FaultEvent
 from repro.fault import injector as injector_module
 from repro.fault.injector import Injector
 from repro.fault.kinds import Abort, Delay, Evict, Reorder, Slow, Stall
 from repro.fault.plan import Fault, When
+from tests.idle import IdleWorld
 
 POINT = "loadback.copy_layer"
 

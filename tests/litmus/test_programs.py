@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repro.base.probe import Event, Op
-from repro.schedule.pickers import RandomPicker, Recording, TapePicker, timed
+from repro.schedule.pickers import RandomPicker, timed
 from tests.litmus.platform import SimPlatform
 from tests.litmus.programs import Program, edges_of, name_of, programs, run_program
+from tests.tapes import Recording, TapePicker
 
 seeds = st.integers(0, 2**32)
 tapes = st.lists(st.integers(0, 9), max_size=60)

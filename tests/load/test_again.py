@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from repro.base.clock import IdleWorld, run_virtual
+from repro.base.clock import run_virtual
 from repro.load.again import ASKED_AGAIN_MAX, FLUSH_TRIES_MAX, AskedAgain, KeepingClient, ask_again
 from repro.load.answer import Answer
 from repro.load.asgi import AsgiStreamTransport, Message
 from repro.load.client import Ask, open_client
+from tests.idle import IdleWorld
 from tests.load.stubs import ChatStub, Receive, Send, reply
 
 

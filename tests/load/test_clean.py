@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from repro.base.clock import IdleWorld, run_virtual
+from repro.base.clock import run_virtual
 from repro.load import clean
 from repro.load.again import KeepingClient
 from repro.load.answer import Answer
@@ -14,6 +14,7 @@ from repro.load.clean import ASKED_FOR, NO_IDS, NO_LOGPROBS, Checks, check_answe
 from repro.load.client import Ask, open_client
 from repro.load.replies import Place, Said
 from repro.load.wire import Api
+from tests.idle import IdleWorld
 from tests.load.closed_stub import FAR, NEAR, ClosedStub, logprobs, split
 
 TOKENS = 40

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from repro.base.clock import IdleWorld, run_virtual
+from repro.base.clock import run_virtual
 from repro.base.errors import TargetError, UsageError
 from repro.load.answer import Answer
 from repro.load.asgi import App, AsgiStreamTransport
@@ -16,6 +16,7 @@ from repro.load.exchange import Close, Pause
 from repro.load.transport import PushTransport
 from repro.load.wire import Api, Piece
 from repro.record.requests import SpecCounts
+from tests.idle import IdleWorld
 from tests.load.stubs import ChatStub, chunked, delta, event, meta, read_request, sending, tcp_server, usage
 
 MESSAGE = json.dumps({"role": "user", "content": "say"}).encode()

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from repro.base.clock import IdleWorld, run_virtual
+from repro.base.clock import run_virtual
 from repro.base.errors import RecordError, UsageError
 from repro.base.probe import Decision, Event
 from repro.load.asgi import App, AsgiStreamTransport
@@ -36,6 +36,7 @@ from repro.serve.server.errors import ApiError
 from repro.serve.server.intake import answer_tokens_max
 from repro.trace.format import Message, Session, ToolCall, Turn
 from repro.trace.load import load_traces
+from tests.idle import IdleWorld
 from tests.load.stubs import ChatStub, Receive, Send, meta, reply, sending
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "traces"

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro.base.probe import Access
-from repro.schedule.pickers import RandomPicker, Recording, TapePicker, timed
+from repro.schedule.pickers import RandomPicker, timed
+from tests.tapes import Recording, TapePicker
 
 
 @dataclass(frozen=True)

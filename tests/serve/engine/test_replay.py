@@ -7,9 +7,10 @@ import pytest
 
 from repro.fault.kinds import Evict, Reorder
 from repro.fault.plan import Fault, When
-from repro.schedule.pickers import Pick, RandomPicker, Recording, TapePicker, timed
+from repro.schedule.pickers import Pick, RandomPicker, timed
 from repro.serve.guards import Guards
 from tests.serve.engine.builders import PAGE, Stack, delay, make_config, make_request, never, prompt, same_events
+from tests.tapes import Recording, TapePicker
 
 FAULTS = (
     delay("loadback.copy_layer", 20_000, probability=0.3),

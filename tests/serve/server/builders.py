@@ -12,10 +12,11 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import Message, Scope
 
-from repro.base.clock import IdleWorld, run_virtual
+from repro.base.clock import run_virtual
 from repro.serve.launch import bind, url_of
 from repro.serve.server.app import create_app
 from repro.serve.server.service import DEFAULT_LIMITS, Limits
+from tests.idle import IdleWorld
 from tests.serve.server.fake import FakeEngine
 
 NEVER_S = 1e9

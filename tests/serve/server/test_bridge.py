@@ -10,12 +10,13 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from repro.base.clock import IdleWorld, VirtualLoop
+from repro.base.clock import VirtualLoop
 from repro.serve.server.app import create_app
 from repro.serve.server.bridge import BridgedEngine, EngineThread, HostedEngine
 from repro.serve.server.channel import Channel
 from repro.serve.server.errors import EngineFailedError
 from repro.serve.types import GenerateRequest, RejectedError, SamplingParams, Update
+from tests.idle import IdleWorld
 from tests.serve.server.builders import chat, over_http
 from tests.serve.server.fake import MODEL, FakeEngine
 

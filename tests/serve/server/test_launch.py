@@ -19,7 +19,8 @@ TESTS = Path(__file__).parents[1]
 PROGRAM = """
 import asyncio, sys
 from tokenizers import Tokenizer
-from repro.base.clock import IdleWorld, VirtualLoop
+from repro.base.clock import VirtualLoop
+from tests.idle import IdleWorld
 from repro.serve.launch import serve
 from repro.serve.server.bridge import HostedEngine
 from repro.serve.server.chat import checkpoint_text

@@ -9,7 +9,7 @@ import pytest
 from repro.fault.defects import DEFECTS
 from repro.fault.kinds import Evict, Reorder
 from repro.fault.plan import Fault, When
-from repro.schedule.pickers import Pick, RandomPicker, Recording, TapePicker, timed
+from repro.schedule.pickers import Pick, RandomPicker, timed
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.radix.node import Node
@@ -26,6 +26,7 @@ from tests.serve.engine.builders import (
     stamps_answer,
 )
 from tests.serve.spec.builders import DRAFT_LAYER, counts_of, drafting_config, drafting_model
+from tests.tapes import Recording, TapePicker
 
 SCHEDULES: dict[str, Pick] = {"timed": timed, "random": RandomPicker(3), "another": RandomPicker(4)}
 FAULTS = (
