@@ -1,0 +1,1 @@
+"""The bundled experiments: scenarios in steps. `repro.fleet` reads them."""

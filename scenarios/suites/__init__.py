@@ -1,0 +1,1 @@
+"""The bundled suites: what a night runs. `repro.fleet` reads them."""

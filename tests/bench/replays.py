@@ -101,8 +101,8 @@ def replayed(replay: Replay) -> str:
             prove(recipe, outcome)
         except ReproError as error:
             return f"{replay.token}: {error}"
-    same = outcome.judgement.exit_code == 1 and outcome.fingerprint == replay.fingerprint
-    return SAME if same else f"{replay.token}: exit {outcome.judgement.exit_code}, fingerprint {outcome.fingerprint}"
+    same = outcome.verdict.exit_code == 1 and outcome.fingerprint == replay.fingerprint
+    return SAME if same else f"{replay.token}: exit {outcome.verdict.exit_code}, fingerprint {outcome.fingerprint}"
 
 
 if __name__ == "__main__":

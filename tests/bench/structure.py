@@ -231,7 +231,8 @@ def main() -> None:
             if not figure.met and figure.places:
                 more = len(figure.places) - PLACES_SHOWN
                 print(f"\n{figure.name}", *figure.places[:PLACES_SHOWN], sep="\n")
-                print(*([f"and {more} more (--json has all)"] if more > 0 else []), sep="\n")
+                if more > 0:
+                    print(f"and {more} more (--json has all)")
     sys.exit(not all(figure.met for figure in figures))
 
 
