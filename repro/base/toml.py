@@ -1,10 +1,21 @@
-"""Scenario tables as a file that `tomllib` reads, and with overrides on top."""
+"""Scenario tables from the text of a TOML file, as such a text, and with overrides on top."""
 
 import json
 import re
+import tomllib
 from typing import Any
 
+from repro.base.errors import ScenarioError
+
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def tables_of(text: str, where: str) -> dict[str, Any]:
+    """Return the tables of a TOML text. Raises ScenarioError for what is none."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ScenarioError(f"{where}: not valid TOML: {error}") from error
 
 
 def to_toml(tables: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from repro.bench.layersplit import BASE, SENSITIVITY, SENSITIVITY_LENGTH, Measured, Row, Setting, measure, row
 from repro.pool.call import alive
-from repro.pool.local import LocalPool
+from repro.pool.local import DAY_S, LocalPool
 
 BAR_PERCENT = 50  # of gain, one block of a bar
 BAR_BLOCKS_MAX = 12
@@ -39,7 +39,7 @@ def run_sensitivity(workers: int, done: Callable[[str], None]) -> dict[str, Row]
 
 def _run(cells: list[Cell], workers: int, done: Callable[[str], None]) -> list[Measured]:
     measured: dict[Cell, Measured] = {}
-    with LocalPool(workers, timeout_s=None) as pool:
+    with LocalPool(workers, timeout_s=DAY_S) as pool:
         for cell, result in pool.results(_measure, iter(cells)):
             measured[cell] = alive(result)
             arrangement = "split" if cell.split else "replicated"

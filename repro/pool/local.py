@@ -1,11 +1,11 @@
 """Worker processes of this machine, each making one call after another."""
 
-import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import IO, Any
@@ -14,6 +14,7 @@ from repro.base.errors import HarnessError
 from repro.pool.call import Argument, Died, Result, decoded_answer, encoded_call
 
 CALL_TIMEOUT_S = 1800.0
+DAY_S = 86_400.0  # for calls that bound their own time
 CALLS_OF_A_PROCESS_MAX = 50  # bounds whatever leaks from run to run
 LAST_WORDS_BYTES = 4096
 
@@ -25,11 +26,7 @@ class LocalPool:
     """
 
     def __init__(
-        self,
-        workers: int,
-        *,
-        timeout_s: float | None = CALL_TIMEOUT_S,
-        calls_each: int | None = CALLS_OF_A_PROCESS_MAX,
+        self, workers: int, *, timeout_s: float = CALL_TIMEOUT_S, calls_each: int | None = CALLS_OF_A_PROCESS_MAX
     ) -> None:
         self._threads = ThreadPoolExecutor(workers)
         self._workers = [_Worker(timeout_s, calls_each) for _ in range(workers)]
@@ -72,7 +69,7 @@ class LocalPool:
 class _Worker:
     """One process at a time."""
 
-    def __init__(self, timeout_s: float | None, calls_each: int | None) -> None:
+    def __init__(self, timeout_s: float, calls_each: int | None) -> None:
         self._timeout_s = timeout_s
         self._calls_each = calls_each
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,14 +80,16 @@ class _Worker:
 
     def ask(self, line: bytes) -> bytes | Died:
         """Return the line that answers a call, or how the process died of it."""
-        process = self._started()
-        late = threading.Event()
-        with _deadline(process, self._timeout_s, late):
-            answer = _exchange(process, line)
+        process, started_s = self._started(), time.monotonic()
+        timer = threading.Timer(self._timeout_s, process.kill)
+        timer.start()
+        answer = _exchange(process, line)
+        timer.cancel()
         if answer.endswith(b"\n"):
             return answer
         why = self._cause_of_death(process)
-        return Died(f"no answer within {self._timeout_s:g} s" if late.is_set() else why)
+        late = time.monotonic() - started_s >= self._timeout_s
+        return Died(f"no answer within {self._timeout_s:g} s" if late else why)
 
     def interrupt(self) -> None:
         """Send the process what Ctrl-C sends."""
@@ -124,16 +123,13 @@ class _Worker:
     def _cause_of_death(self, process: "subprocess.Popen[bytes]") -> str:
         code = process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+        words: list[str] = []
         with self._lock:
-            words = self._last_words()
+            if self._errors is not None:
+                self._errors.seek(max(0, self._errors.seek(0, 2) - LAST_WORDS_BYTES))
+                words = self._errors.read().decode(errors="replace").strip().splitlines()
             self._end()
-        return f"{how}: {words or 'no last words'}"
-
-    def _last_words(self) -> str:
-        if self._errors is None:
-            return ""
-        self._errors.seek(max(0, self._errors.seek(0, 2) - LAST_WORDS_BYTES))
-        return " ".join(self._errors.read().decode(errors="replace").strip().splitlines()[-1:])
+        return f"{how}: {words[-1] if words else 'no last words'}"
 
     def _end(self) -> None:
         if self._process is not None:
@@ -142,23 +138,6 @@ class _Worker:
         if self._errors is not None:
             self._errors.close()
         self._process, self._errors, self._calls = None, None, 0
-
-
-@contextlib.contextmanager
-def _deadline(process: "subprocess.Popen[bytes]", timeout_s: float | None, late: threading.Event) -> Iterator[None]:
-    """Kill a process that is still here after that long, and set `late` then."""
-
-    def end() -> None:
-        late.set()
-        process.kill()
-
-    timer = threading.Timer(timeout_s or 0.0, end)
-    if timeout_s is not None:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _exchange(process: "subprocess.Popen[bytes]", line: bytes) -> bytes:

@@ -89,6 +89,17 @@ class LineFile:
         raise RecordError(message) from self._failure
 
 
+def write_whole(path: Path, content: bytes, next_step: str = NEXT_STEP) -> None:
+    """Write a file that appears whole or not at all. Raises RecordError when the disk refuses."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written ({error.strerror}). {next_step}") from error
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line without its newline); a torn last line is left out.
 

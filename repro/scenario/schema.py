@@ -1,7 +1,6 @@
 """A scenario: what to load, what to break, what to expect. Reads and checks scenarios/*.toml."""
 
 import os
-import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -14,6 +13,7 @@ from detectors.answers.acceptance import RANGES as ACCEPTANCE_RANGES
 from detectors.registry import NAMES as DETECTOR_NAMES
 from repro.base.errors import ScenarioError, UsageError, nearest
 from repro.base.strict import shown, to_struct
+from repro.base.toml import tables_of
 from repro.engines.sglang import fits
 from repro.fault import defects, plan
 from repro.fault.kinds import Evict
@@ -197,10 +197,7 @@ def find(name: str) -> Scenario:
 
 def parse(text: str, name: str, where: str) -> Scenario:
     """Return the scenario of a TOML text; raises ScenarioError with file, key and what was expected."""
-    try:
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ScenarioError(f"{where}: not valid TOML: {error}") from error
+    raw = tables_of(text, where)
     if raw.get("format", FORMAT) != FORMAT:
         raise ScenarioError(f"{where}: format = {shown(raw['format'])}; this version reads format = {FORMAT}")
     return checked(to_struct(raw, ScenarioFile, where), text, name, where)

@@ -36,7 +36,7 @@ from repro.load.client import open_client
 from repro.load.driver import drive
 from repro.load.plan import LoadPlan
 from repro.pool.call import alive
-from repro.pool.local import LocalPool
+from repro.pool.local import DAY_S, LocalPool
 from repro.record.checks import Check
 from repro.run.judge.clean_decode import CleanDecoder
 from repro.run.targets import Checkpoint, load_checkpoint
@@ -154,7 +154,7 @@ def serve(scenario: Scenario, checkpoint: Checkpoint, seed: int, noise: float) -
 
         engine.generate = generate_and_note  # type: ignore[method-assign, assignment]
         app = create_app(engine, checkpoint.tokenizer, clock=asyncio.get_running_loop().time)
-        http = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=None).http
+        http = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=DAY_S).http
         client = KeepingClient(http, api="generate", extra=ASKED_FOR["generate"])
         running = asyncio.create_task(engine.run())
         await drive(sessions_of(scenario.load, seed), client, _plan(scenario, seed))
@@ -210,7 +210,7 @@ def measure(defect: str, seed: int, noise: float) -> list[Answered]:
 def collect(path: Path, wanted: Sequence[tuple[str, int, float]], workers: int) -> None:
     """Measure the runs that are not in the file yet, and add them to it."""
     measured = {each.run for each in read(path)}
-    with LocalPool(workers, timeout_s=None, calls_each=RUNS_A_PROCESS) as pool:
+    with LocalPool(workers, timeout_s=DAY_S, calls_each=RUNS_A_PROCESS) as pool:
         for _, answers in pool.results(measure_run, (run for run in wanted if run not in measured)):
             with path.open("ab") as file:
                 file.write(b"".join(msgspec.json.encode(each) + b"\n" for each in alive(answers)))

@@ -18,7 +18,7 @@ from rich.table import Table
 from repro.base.errors import HarnessError, ScenarioError
 from repro.fault import defects
 from repro.pool.call import alive
-from repro.pool.local import LocalPool
+from repro.pool.local import DAY_S, LocalPool
 from repro.run.options import RunOptions
 from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario, bundled_names, find
@@ -117,7 +117,7 @@ def measured(names: Sequence[str], chosen: Sequence[str], schedules: int, worker
         if defect == SILENT or applicable(workload, defect)
     )
     rows: dict[str, dict[str, Tried]] = {defect: {} for defect in names}
-    with LocalPool(workers, timeout_s=None, calls_each=None) as pool:
+    with LocalPool(workers, timeout_s=DAY_S, calls_each=None) as pool:
         for case, result in pool.results(tried, cases):
             rows[case.defect][case.workload] = alive(result)
             print(case.defect, case.workload, told(alive(result)), flush=True)

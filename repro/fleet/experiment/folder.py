@@ -14,10 +14,10 @@ from typing import Self
 
 import msgspec
 
-from repro.base.errors import RecordError, UsageError
+from repro.base.errors import UsageError
 from repro.fleet.experiment.plan import Experiment, Part
 from repro.record.folder import STAMP
-from repro.record.lines import NEXT_STEP
+from repro.record.lines import write_whole
 from repro.record.verdict import RunVerdict
 from repro.schedule.token import code_hash
 
@@ -75,13 +75,7 @@ class ExperimentFolder:
     def write(self, name: str, content: bytes) -> Path:
         """Write a file that appears whole or not at all; return its path."""
         path = self.path / name
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be written ({error.strerror}). {NEXT_STEP}") from error
+        write_whole(path, content)
         return path
 
     def add(self, part: Part, seed: int, verdict: RunVerdict) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from repro.base.errors import ScenarioError, nearest
 from repro.base.strict import shown, to_struct
-from repro.base.toml import merged, to_toml
+from repro.base.toml import merged, tables_of, to_toml
 from repro.scenario.schema import Scenario, experiment_names, parse
 
 Expected = Literal["silent", "found", "rate"]
@@ -117,10 +117,7 @@ def _in_file(path: Path, name: str) -> Experiment | None:
 
 def parse_experiment(text: str, name: str, where: str) -> Experiment:
     """Return the experiment of a TOML text; raises ScenarioError with file, step, key and what was expected."""
-    try:
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ScenarioError(f"{where}: not valid TOML: {error}") from error
+    raw = tables_of(text, where)
     common = {key: value for key, value in raw.items() if key != "step"}
     scenario = parse(to_toml(common), name, where)
     steps = to_struct({"step": raw.get("step", [])}, _Steps, where).step

@@ -15,7 +15,7 @@ import msgspec
 
 from repro.base.errors import ScenarioError, nearest
 from repro.base.strict import shown, to_struct
-from repro.base.toml import merged, to_toml
+from repro.base.toml import merged, tables_of, to_toml
 from repro.fleet.nightly.sequential import Sequential
 from repro.scenario.from_traces import REPLAY, replay_scenario
 from repro.scenario.schema import Scenario, bundled_names, find, parse
@@ -138,10 +138,7 @@ def find_suite(name: str) -> Suite:
 
 def parse_suite(text: str, name: str, where: str) -> Suite:
     """Return the suite of a TOML text; raises ScenarioError with file, table, key and what was expected."""
-    try:
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ScenarioError(f"{where}: not valid TOML: {error}") from error
+    raw = tables_of(text, where)
     file = to_struct(raw, _File, where)
     _check(file, where)
     made = [_scenario(case, file.base, f"{where} [[case]] {number + 1}") for number, case in enumerate(file.case)]

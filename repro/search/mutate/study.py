@@ -26,7 +26,7 @@ from repro.base.probe import Event
 from repro.base.verdict_word import VerdictWord
 from repro.fault.defects import DEFECTS, Defect
 from repro.pool.call import alive
-from repro.pool.local import LocalPool
+from repro.pool.local import DAY_S, LocalPool
 from repro.record.view import open_run
 from repro.run.options import RunOptions
 from repro.run.run import run_scenario
@@ -112,7 +112,7 @@ def examine(
     """
     plain = [in_stamps(workload) for workload in workloads]
     rows: list[Row] = []
-    with LocalPool(workers, timeout_s=None, calls_each=None) as pool:  # runs bound their own time
+    with LocalPool(workers, timeout_s=DAY_S, calls_each=None) as pool:  # runs bound their own time
         runs = [Watching(workload, seed) for workload in plain for seed in seeds]
         reached: dict[str, Sites] = {workload.name: Sites() for workload in plain}
         unclean = []
