@@ -95,6 +95,11 @@ def say(text: str, style: str | None = None) -> None:
     errors.print(text, style=style, markup=False, soft_wrap=True)
 
 
+def sayer(quiet: bool) -> Callable[[str], None]:
+    """Return what writes a line of progress to standard error, or nothing."""
+    return (lambda line: None) if quiet else say
+
+
 def consoles(quiet: bool) -> tuple[Output, Output]:
     """Return where results go, and where progress goes."""
     return Output(highlight=False), Output(stderr=True, highlight=False, quiet=quiet)

@@ -11,7 +11,7 @@ from rich.table import Table
 import repro.fleet.experiment.plan as experiments
 import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
-from repro.cli.common import Output, command, consoles, finish, print_json, recipe_with_notes, run_watched, say
+from repro.cli.common import Output, command, finish, print_json, recipe_with_notes, run_watched, say, sayer
 from repro.cli.options import (
     WORKERS,
     Api,
@@ -59,18 +59,20 @@ def run(
                 f"{scenario} is an experiment, whose steps say what they run; it takes --seed, --seeds, --workers, "
                 "--resume, --runs, --json and --quiet"
             )
-        from repro.fleet.experiment.command import Command, run_experiment
+        from repro.fleet.experiment.console import print_experiment
+        from repro.fleet.experiment.result import ExperimentOptions as Experimenting
+        from repro.fleet.experiment.result import run_experiment
 
-        asked = Command(
-            scenario,
-            results.runs,
-            seed,
-            of_experiment.seeds,
-            of_experiment.workers or WORKERS,
-            of_experiment.resume,
-            results.json,
-        )
-        raise typer.Exit(run_experiment(experiment, asked, *consoles(results.quiet)))
+        asked = Experimenting(
+            given=scenario, root=results.runs, first=seed, seeds=of_experiment.seeds,
+            workers=of_experiment.workers or WORKERS, resume=of_experiment.resume,
+        )  # fmt: skip
+        result = run_experiment(experiment, asked, sayer(results.quiet))
+        if results.json:
+            print_json(result)
+        else:
+            print_experiment(result, Output(highlight=False))
+        raise typer.Exit(result.exit_code)
     if of_experiment != ExperimentOptions():
         raise UsageError(f"{scenario} is no experiment: --workers, --seeds and --resume are for one")
     found = scenarios.find(scenario)

@@ -5,8 +5,12 @@ from typing import Annotated
 
 import typer
 
-from repro.cli.common import Output, command, consoles
+from repro.base.errors import UsageError
+from repro.cli.common import Output, command, print_json, sayer
 from repro.cli.options import Json, NightRuns, NightTarget, Results, Seed, number, url_of
+
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+TIME_S_MAX = 168 * 3600.0
 
 
 @command(
@@ -29,26 +33,34 @@ def nightly(
     Writes junit.xml, summary.md, index.html, nightly.json and the runs that are not clean. Exit code 3: more vacuous
     runs than the suite allows; 5: the numbers cannot tell, or the target went away.
     """
-    from repro.fleet.nightly.command import Command, duration_s
-    from repro.fleet.nightly.command import nightly as run_nightly
+    from repro.fleet.nightly.console import print_night
+    from repro.fleet.nightly.night import NightOptions
+    from repro.fleet.nightly.night import nightly as run_nightly
     from repro.fleet.nightly.plan import Target
 
-    target = Target(url_of(served.target), served.api, served.defect, served.reference)
-    asked = Command(
-        suite,
-        results.runs,
-        night.out,
-        duration_s(time) if time else None,
-        requests,
-        seed,
-        target,
-        night.baseline,
-        night.resume,
-        night.workers,
-        night.ray,
-        results.json,
-    )
-    raise typer.Exit(run_nightly(asked, *consoles(results.quiet)))
+    options = NightOptions(
+        suite=suite, root=results.runs, out=night.out, time_s=duration_s(time) if time else None, requests=requests,
+        seed=seed, target=Target(url_of(served.target), served.api, served.defect, served.reference),
+        baseline=night.baseline, resume=night.resume, workers=night.workers, ray=night.ray,
+    )  # fmt: skip
+    came_to = run_nightly(options, sayer(results.quiet))
+    if results.json:
+        print_json(came_to)
+    else:
+        print_night(came_to, Output(highlight=False))
+    raise typer.Exit(came_to.exit_code)
+
+
+def duration_s(text: str) -> float:
+    """Return the seconds of a time such as 2h, 30m, 90s or 90. Raises UsageError for anything else."""
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in UNITS_S else (text, "s")
+    try:
+        seconds = float(number) * UNITS_S[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= TIME_S_MAX:
+        raise UsageError(f"--time {text}: give a time from 1s to 168h, such as 2h, 30m or 90s")
+    return seconds
 
 
 @command("repro compare runs/nightly/smoke-20261123T020000Z-0 runs/nightly/smoke-20261124T020000Z-0")
@@ -64,6 +76,13 @@ def compare(
 
     Exit codes: 0 same or better, 1 worse, 5 inconclusive.
     """
-    from repro.fleet.nightly.command import compare_sides
+    from repro.fleet.nightly.compare import SAME_WITHIN, exit_code, read_side
+    from repro.fleet.nightly.compare import compare as compare_sides
+    from repro.fleet.nightly.console import print_comparison
 
-    raise typer.Exit(compare_sides(before, after, same_within, json, Output(highlight=False)))
+    compared = compare_sides(read_side(before), read_side(after), same_within=same_within or SAME_WITHIN)
+    if json:
+        print_json(compared)
+    else:
+        print_comparison(compared, Output(highlight=False))
+    raise typer.Exit(exit_code(compared))

@@ -1,20 +1,59 @@
-"""What an experiment came to, made from the folders of its runs."""
+"""An experiment from its steps to its result, which is made from the folders of its runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from reports.experiment.page import Result
+import msgspec
+
+from reports.experiment.page import Result, render_experiment
 from reports.experiment.separation import Answer, answer_of, separate
 from reports.experiment.steps import PartCounts, StepCounts, part_counts
 from repro.base.verdict_word import VerdictWord
 from repro.fleet.experiment.folder import ExperimentFolder
-from repro.fleet.experiment.plan import Experiment, Step
-from repro.fleet.experiment.runs import PartRuns
+from repro.fleet.experiment.plan import Experiment, Part, Step
+from repro.fleet.experiment.runs import PartRuns, run_parts
 from repro.fleet.verdict import verdict_of
 from repro.record.view import Run, open_run
 
 WORDS = {VerdictWord.CLEAN: "as expected", VerdictWord.ANOMALY: "not as expected"}  # other words stand as they are
+
+
+class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an experiment writes, and how much of it is run."""
+
+    given: str  # the experiment's name or path, as the user gave it
+    root: Path
+    first: int = 0  # seed
+    seeds: int | None = None  # at most, of each part
+    workers: int = 2
+    resume: Path | None = None  # the folder of one that was stopped
+
+
+def run_experiment(experiment: Experiment, options: ExperimentOptions, say: Callable[[str], None]) -> Result:
+    """Run an experiment, or go on with one, write its result and its page, and return the result.
+
+    `say` hears a line for each run that has ended.
+    """
+    first, seeds = options.first, options.seeds
+    if options.resume is None:
+        folder = ExperimentFolder.create(options.root, experiment, datetime.now(UTC), first=first, seeds=seeds)
+    else:
+        folder = ExperimentFolder.resume(options.resume, experiment, first=first, seeds=seeds)
+
+    def done(part: Part, seed: int, word: str, before: bool) -> None:
+        again = "  (of an earlier start)" if before else ""
+        say(f"{part.key}  seed {seed}  {word}{again}")
+
+    result = result_of(experiment, folder, run_parts(experiment, folder, workers=options.workers, done=done))
+    folder.write(folder.result.name, msgspec.json.format(msgspec.json.encode(result), indent=2))
+    folder.write(folder.report.name, render_experiment(result).encode())
+    if result.missing:
+        limit = f" --seeds {seeds}" if seeds else ""
+        again = f"repro run {options.given} --seed {first}{limit} --resume {folder.path}"
+        say(f"{result.missing} runs are missing; `{again}` continues")
+    return result
 
 
 def result_of(experiment: Experiment, folder: ExperimentFolder, results: Sequence[PartRuns]) -> Result:

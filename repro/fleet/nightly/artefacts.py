@@ -7,9 +7,9 @@ import msgspec
 
 from reports.night.night import CaseRow, GateRow, Night, PastNight
 from reports.night.page import render_markdown, render_night
-from repro.base.errors import RecordError
 from repro.fleet.nightly.compare import FILE
 from repro.fleet.nightly.journal import NEXT_STEP
+from repro.record.lines import write_whole
 
 # What XML 1.0 cannot hold, whatever a server may have said in an error.
 _UNPRINTABLE = {code: "\ufffd" for code in (*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF, *range(0xD800, 0xE000))}
@@ -17,10 +17,14 @@ _UNPRINTABLE = {code: "\ufffd" for code in (*range(9), 11, 12, *range(14, 32), 0
 
 def write_all(folder: Path, night: Night, history: list[PastNight]) -> None:
     """Write all of them, each whole or not at all. Raises RecordError for a disk that refuses."""
-    _write(folder / FILE, msgspec.json.format(msgspec.json.encode(night), indent=2))
-    _write(folder / "junit.xml", junit_xml(night))
-    _write(folder / "summary.md", render_markdown(night).encode())
-    _write(folder / "index.html", render_night(night, history).encode())
+    contents = {
+        FILE: msgspec.json.format(msgspec.json.encode(night), indent=2),
+        "junit.xml": junit_xml(night),
+        "summary.md": render_markdown(night).encode(),
+        "index.html": render_night(night, history).encode(),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content, NEXT_STEP)
 
 
 def junit_xml(night: Night) -> bytes:
@@ -63,12 +67,3 @@ def _add_answer(case: ElementTree.Element, met: bool | None, told: str) -> None:
 
 def _add(case: ElementTree.Element, kind: str, message: str, text: str) -> None:
     ElementTree.SubElement(case, kind, message=message.translate(_UNPRINTABLE)).text = text.translate(_UNPRINTABLE)
-
-
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be written ({error.strerror}); {NEXT_STEP}") from error

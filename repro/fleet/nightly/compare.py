@@ -8,6 +8,7 @@ import msgspec
 from reports.night.night import FORMAT, Comparison, PastNight
 from reports.rates import rate_of, share_text
 from repro.base.errors import UsageError
+from repro.base.verdict_word import VerdictWord
 from repro.fleet.nightly.statistics import SIGNIFICANT, effect_interval, exact_test, power
 from repro.record.counts import session_hits
 from repro.record.view import open_run
@@ -89,6 +90,12 @@ def compare(before: Side, after: Side, *, same_within: float = SAME_WITHIN) -> C
         power(fall_from, fall_from * FALL_TO, len(old), len(new)), fall_from * FALL_TO, answer, told,
         appeared, tuple(sorted(before.signatures - after.signatures)),
     )  # fmt: skip
+
+
+def exit_code(comparison: Comparison) -> int:
+    """Return the exit code of `repro compare`: of an anomaly for worse, of clean for same and better."""
+    words = {"worse": VerdictWord.ANOMALY, "inconclusive": VerdictWord.INCONCLUSIVE}
+    return words.get(comparison.answer, VerdictWord.CLEAN).exit_code
 
 
 def power_text(told: Comparison) -> str:

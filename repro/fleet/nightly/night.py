@@ -1,12 +1,16 @@
-"""One night from the suite to the verdict: `run_night` is the whole story.
+"""One night from the suite to the verdict: `nightly` opens it, `run_night` is the whole story.
 
 suite ─> plan ─> jobs ─> workers (processes, or a cluster) ─> journal ─> what counts ─> rows, gates ─> verdict, files
                           └─ run folders ─> evidence is kept, clean runs are pruned
 """
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,21 +18,41 @@ import msgspec
 
 from reports.night.night import Night, PastNight
 from reports.rates import rate_of
+from repro.base.errors import UsageError
 from repro.fleet.nightly import artefacts
 from repro.fleet.nightly.compare import WRONG, compare, side_of_night
 from repro.fleet.nightly.evidence import Evidence
+from repro.fleet.nightly.execute import runs_on
 from repro.fleet.nightly.history import baseline_of, history_of
 from repro.fleet.nightly.job import Job, JobResult
 from repro.fleet.nightly.journal import Journal, NightId
 from repro.fleet.nightly.judge import gate_rows, verdict
 from repro.fleet.nightly.plan import BUNDLED, Plan, Target
-from repro.fleet.nightly.suite import Suite
+from repro.fleet.nightly.suite import Suite, find_suite
 from repro.fleet.nightly.tally import case_rows, digest, finding_rows
+from repro.pool.local import LocalPool
+from repro.record.folder import STAMP
 from repro.schedule.token import code_hash
 
 RUNS = "runs"
 OnDone = Callable[[JobResult], None]
 Runs = Callable[[Iterator[Job]], Iterator[JobResult]]  # makes jobs, several at once; yields results as they come
+
+
+class NightOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a night runs, against what, where it writes, and with what it is compared."""
+
+    suite: str
+    root: Path
+    out: Path | None = None
+    time_s: float | None = None
+    requests: int | None = None
+    seed: int = 0
+    target: Target = Target()
+    baseline: str = ""
+    resume: bool = False
+    workers: int = 2
+    ray: str | None = None  # a cluster's address
 
 
 class Ended(msgspec.Struct):
@@ -37,6 +61,54 @@ class Ended(msgspec.Struct):
     elapsed_s: float = 0.0
     lost: str = ""  # the target went away
     interrupted: bool = False  # by Ctrl-C
+
+
+def nightly(options: NightOptions, say: Callable[[str], None]) -> Night:
+    """Run a night, or go on with one, and return it; `say` hears a line for each run that has ended."""
+    options.target.check()
+    suite = find_suite(options.suite).with_budget(time_s=options.time_s, requests=options.requests)
+    if options.resume and options.out is None:
+        raise UsageError("--resume goes on with the night in a folder; say which: --out FOLDER")
+    utc = datetime.now(UTC).strftime(STAMP)
+    folder = (options.out or options.root / "nightly" / f"{suite.name}-{utc}-{options.seed}").resolve()
+    id_ = night_id(suite, options.target, options.seed, options.baseline, utc)
+    if options.baseline:  # refused before there is a journal that names it
+        baseline_of(options.baseline, history_of(folder, id_), id_)
+    journal = Journal.resume(folder, id_) if options.resume else Journal.create(folder, id_)
+    plan = Plan(suite, options.target, options.seed)
+    progress = _progress(plan, journal, say)
+    with _runs(options, folder / RUNS) as runs:
+        night = run_night(plan, journal, runs, folder=folder, clock_s=time.monotonic, done=progress)
+    journal.close()
+    if night.missing:
+        say(f"{night.missing} runs are missing; the same command with --out {folder} --resume goes on")
+    return night
+
+
+def _progress(plan: Plan, journal: Journal, say: Callable[[str], None]) -> OnDone:
+    of = "" if plan.open_ended else f" of {sum(case.seeds for case, _ in plan.rows)}"
+    if journal.results:
+        say(f"{len(journal.results)} runs of an earlier start are kept")
+
+    def done(result: JobResult) -> None:
+        words = f"{result.case}  {result.role}  seed {result.seed}  {result.verdict}"
+        say(f"{len(journal.results)}{of}  {result.at_s:,.0f} s  {words}")
+
+    return done
+
+
+@contextmanager
+def _runs(options: NightOptions, folder: Path) -> Iterator[Runs]:
+    """Yield what makes the night's runs, in processes of this machine or on a cluster."""
+    if options.ray is None:
+        with LocalPool(options.workers) as local:
+            yield partial(runs_on, local, folder)
+    else:
+        from repro.fleet.nightly.remote import runs_on_cluster
+        from repro.pool.cluster import RayPool
+
+        with RayPool(options.ray, options.workers) as cluster:
+            yield partial(runs_on_cluster, cluster, folder)
 
 
 def night_id(suite: Suite, target: Target, first_seed: int, baseline: str, utc: str) -> NightId:
@@ -50,13 +122,7 @@ def night_id(suite: Suite, target: Target, first_seed: int, baseline: str, utc: 
 
 
 def run_night(
-    plan: Plan,
-    journal: Journal,
-    runs: Runs,
-    *,
-    folder: Path,
-    clock_s: Callable[[], float],
-    done: OnDone,
+    plan: Plan, journal: Journal, runs: Runs, *, folder: Path, clock_s: Callable[[], float], done: OnDone
 ) -> Night:
     """Run what the journal does not have yet, write all files of the night, and return it.
 

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from repro.cli import app
-from repro.fleet.nightly.command import Command, duration_s
+from repro.cli.suites import duration_s
 from repro.fleet.nightly.execute import execute, runs_on
 from repro.fleet.nightly.job import Job, JobResult
+from repro.fleet.nightly.night import NightOptions
 from repro.fleet.nightly.plan import Plan, Target
 from repro.pool.local import LocalPool
 from tests.fleet.nightly.builders import PretendedRuns, make_suite, suite_file
@@ -130,7 +131,7 @@ def test_what_is_wrong_on_the_command_line_is_a_usage_error(tmp_path: Path) -> N
 
 def test_times_are_read_with_their_units() -> None:
     assert [duration_s(text) for text in ("2h", "30m", "90s", "90", "1.5h")] == [7200, 1800, 90, 90, 5400]
-    assert Command("smoke", Path("runs")).workers == 2
+    assert NightOptions(suite="smoke", root=Path("runs")).workers == 2
 
 
 def test_compare_says_worse_same_or_that_it_cannot_tell(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """A small experiment from its file to its exit code: the steps, what is kept, what a resume runs again."""
 
-import io
 import shutil
 import subprocess
 import sys
@@ -10,15 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from repro.base.errors import UsageError
 from repro.cli import app
 from repro.fleet import runs
-from repro.fleet.experiment.command import Command, run_experiment
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, parse_experiment
+from repro.fleet.experiment.result import ExperimentOptions, run_experiment
 from repro.fleet.experiment.runs import NOTHING_BAD
 from repro.fleet.runs import PlannedRun, verdict_of
 from repro.record.verdict import RunVerdict
@@ -35,11 +33,11 @@ def small() -> Experiment:
 
 def run(root: Path, *, resume: Path | None = None, seeds: int = 1) -> tuple[int, dict[str, Any], str]:
     """Run it and return exit code, the result's file, and what was told on the way."""
-    told = io.StringIO()
-    consoles = Console(file=io.StringIO(), width=100), Console(file=told, width=200)
-    code = run_experiment(small(), Command("small.toml", root, 0, seeds, 1, resume, False), *consoles)
+    told: list[str] = []
+    options = ExperimentOptions(given="small.toml", root=root, seeds=seeds, workers=1, resume=resume)
+    code = run_experiment(small(), options, told.append).exit_code
     (path,) = root.glob("small/*/result.json")
-    return code, msgspec.json.decode(path.read_bytes()), told.getvalue()
+    return code, msgspec.json.decode(path.read_bytes()), "\n".join(told)
 
 
 @pytest.fixture(scope="module")
