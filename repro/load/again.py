@@ -1,4 +1,4 @@
-"""Asks a server some of its requests again, one at a time after the load: what it says undisturbed.
+"""Asks a server some of its requests again, one at a time after the load, to see its undisturbed answers.
 
 A foreign server has no clean decode of ours. But an answer that looks wrong under load and wrong alone,
 on a cache that holds nothing of the load, is the model's own; one that looks wrong under load only is not.
@@ -19,8 +19,8 @@ from repro.load.exchange import Close, Pause
 from repro.load.wire import Api, Piece
 from repro.record.requests import SpecCounts
 
-ASKED_AGAIN_MAX = 256  # more suspects than that are no matter of single answers any more
-FLUSH_TRIES_MAX = 20  # requests that were given up end a moment later, and a busy cache can't be dropped
+ASKED_AGAIN_MAX = 256  # with more suspects single answers do not matter
+FLUSH_TRIES_MAX = 20  # a cache cannot be dropped before requests that were given up have ended
 FLUSH_WAIT_S = 0.25
 
 
@@ -29,42 +29,42 @@ class AskedAgain:
     """Answers by the request that was asked again, without those that failed."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, list[SpecCounts]] = field(default_factory=dict)  # of those drafted for, as they came
-    flushed: bool = False  # the server had dropped its cache before
+    counts: dict[str, list[SpecCounts]] = field(default_factory=dict)  # in order of arrival, where drafts were made
+    flushed: bool = False  # the server had dropped its cache before it was asked
 
 
 @dataclass(frozen=True)
-class Kept:
+class Asked:
     """A request of the load, and its answer as it grows."""
 
     ask: Ask
     answer: Answer
 
 
-class KeepingClient(ChatClient):
-    """A client that keeps what it asked and was answered, until told to forget it."""
+class RememberingClient(ChatClient):
+    """A client that remembers what it asked and was answered; who needs an entry no more drops it from `asked`."""
 
     def __init__(
         self, http: httpx.AsyncClient, *, api: Api = "chat", extra: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
         super().__init__(http, api=api, extra=extra)
-        self.kept: dict[str, Kept] = {}
+        self.asked: dict[str, Asked] = {}
 
     async def ask(self, ask: Ask, watch: Callable[[Answer, Piece], Close | Pause | None], answer: Answer) -> None:
-        """Keep the request and fill `answer`, as the base class does."""
-        self.kept[ask.request] = Kept(ask, answer)
+        """Remember the request and fill `answer`, as the base class does."""
+        self.asked[ask.request] = Asked(ask, answer)
         await super().ask(ask, watch, answer)
 
 
 async def ask_again(
     client: ChatClient,
     asks: Iterable[Ask],
-    said: AskedAgain,
+    again: AskedAgain,
     done: Callable[[int, int], None] = lambda number, total: None,
 ) -> None:
-    """Fill `said` with what the server says to each of `asks` alone; may be cancelled at any point."""
-    wanted = sorted(asks, key=lambda ask: ask.request)[:ASKED_AGAIN_MAX]  # a session's follow each other
-    said.flushed = bool(wanted) and await flush_cache(client)
+    """Fill `again` with the server's answer to each of `asks` alone; may be cancelled at any point."""
+    wanted = sorted(asks, key=lambda ask: ask.request)[:ASKED_AGAIN_MAX]  # the turns of a session follow each other
+    again.flushed = bool(wanted) and await flush_cache(client)
     for number, ask in enumerate(wanted, 1):
         answer = Answer()
         counts: list[SpecCounts] = []
@@ -76,9 +76,9 @@ async def ask_again(
 
         await client.ask(alone, watch, answer)
         if not answer.error_kind:
-            said.texts[ask.request] = answer.text
+            again.texts[ask.request] = answer.text
             if counts:
-                said.counts[ask.request] = counts
+                again.counts[ask.request] = counts
         done(number, len(wanted))
 
 

@@ -59,7 +59,7 @@ class Answer(msgspec.Struct):
         return len(self.tokens) or self.pieces
 
     def grow(self, piece: Piece) -> bool:
-        """Take what an event adds; tell whether the model has said something, or only the server."""
+        """Take what an event adds; return whether it came from the model, not only from the server."""
         if piece.calls or piece.reasoning:
             self.parts.append(piece.reasoning + piece.text + self._called(piece.calls))
         else:
@@ -83,17 +83,17 @@ class Answer(msgspec.Struct):
 
     def _called(self, pieces: tuple[CallPiece, ...]) -> str:
         """Add pieces of calls and return them as text."""
-        told = ""
+        text = ""
         for piece in pieces:
             if piece.name or piece.index >= len(self.calls):
                 if len(self.calls) >= CALLS_MAX:
                     continue
                 self.calls.append(AnswerCall(id=piece.id, name=piece.name))
-                told += f"\n[call {piece.name}] "
+                text += f"\n[call {piece.name}] "
             call = self.calls[min(piece.index, len(self.calls) - 1)]
             call.arguments += piece.arguments
-            told += piece.arguments
-        return told
+            text += piece.arguments
+        return text
 
 
 def last_part(answer: Answer) -> str:

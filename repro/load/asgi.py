@@ -43,12 +43,7 @@ class AsgiStreamTransport(httpx.AsyncBaseTransport):
         task = loop.create_task(call.run(self._app, self._scope(request)), name=name)
         self._calls[task] = call
         task.add_done_callback(self._calls.pop)
-        try:
-            status, headers = await exchange.head
-        except asyncio.CancelledError:
-            await exchange.aclose()
-            raise
-        return httpx.Response(status, headers=headers, stream=exchange, request=request)
+        return await exchange.response()
 
     async def aclose(self) -> None:
         """Disconnect every open request and wait until the app has dealt with it."""

@@ -1,6 +1,6 @@
 """Asks a server about its own answers, one at a time after the load, past everything that the load has cached.
 
-    answer of the load --+--> the same prompt again: what does the server say undisturbed?
+    answer of the load --+--> the same prompt again: what does the server answer undisturbed?
                          +--> prompt and answer as one prompt: how likely is each token of the answer?
 
 Past the cache means: it was dropped (POST /flush_cache, SGLang and ours, idle servers only), or the request
@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import msgspec
 
-from repro.load.again import Kept, flush_cache
+from repro.load.again import Asked, flush_cache
 from repro.load.answer import Answer
-from repro.load.client import ChatClient, json_or_text, plain_prompt, told_of
-from repro.load.replies import Key, Place, Said, Scores, read_prompt_ids, read_reply, read_scores
+from repro.load.client import ChatClient, error_of, json_or_text, plain_prompt
+from repro.load.replies import Key, Place, Reply, Scores, read_prompt_ids, read_reply, read_scores
 from repro.load.sse import MalformedStreamError
 from repro.load.wire import DECODE_ERRORS, PATHS, Api, message_of
 from repro.record.checks import Check
@@ -29,7 +29,8 @@ SERVER_ERROR = 500
 REPLY_BYTES_MAX = 256 * 2**20  # a million places with their log-probabilities take about a hundred MiB
 LOST_AFTER_FAILURES = 3  # checks in a row that got no connection
 PROMPT_NAMED_MAX_TOKENS = 8192  # the logits of so many places at once are all that a server should be asked for
-MUTE_AFTER_CHECKS = 3  # that told nothing, before any has: no more are made
+MUTE_AFTER_CHECKS = 3  # after so many first checks without any figure no more are made
+ONE_TOKEN = {"temperature": 0.0, "max_new_tokens": 1}
 NO_LOGPROBS = "the target tells no log-probabilities with its answers"
 NO_IDS = (
     "the target tells no token ids, without which answers cannot be sent back; SGLang tells them on /generate "
@@ -55,7 +56,7 @@ class Checks:
 
     done: list[Check] = field(default_factory=list)
     wanted: int = 0
-    tokens: int = 0  # asked for and told, prompts included
+    tokens: int = 0  # sent and received, prompts included
     over_budget: bool = False
     lost: str = ""  # the server went away: the last error
 
@@ -70,17 +71,17 @@ class _BrokenError(Exception):
 
 async def check_answers(
     client: ChatClient,
-    kept: Sequence[Kept],
+    asked: Sequence[Asked],
     checks: Checks,
     *,
     tokens_max: int,
     done: Callable[[int, int], None] = lambda number, total: None,
 ) -> None:
     """Check answers in this order, alone, for at most `tokens_max` tokens; may be cancelled at any point."""
-    checks.wanted = len(kept)
+    checks.wanted = len(asked)
     checker = _Checker(client, checks)
     failures, last = 0, ""
-    for number, each in enumerate(kept, 1):
+    for number, each in enumerate(asked, 1):
         if checks.tokens + checker.cost_tokens(each) > tokens_max:
             checks.over_budget = True
             return
@@ -91,10 +92,10 @@ async def check_answers(
                 return
         except (httpx.TransportError, _BrokenError) as error:
             failures += 1
-            last = str(error) if isinstance(error, _BrokenError) else told_of(error)[1]
+            last = str(error) if isinstance(error, _BrokenError) else error_of(error)[1]
             if failures >= LOST_AFTER_FAILURES:
                 break
-        done(number, len(kept))
+        done(number, len(asked))
     if failures:
         checks.lost = f"while its answers were checked: {last}"
 
@@ -105,47 +106,47 @@ class _Checker:
     def __init__(self, client: ChatClient, checks: Checks) -> None:
         self._client = client
         self._checks = checks
-        self._flushes = True  # until the server says that it does not
-        self._tokenizes = True  # likewise
+        self._flushes = True  # until the server refuses
+        self._tokenizes = True  # until /tokenize fails
         self._salted = 0
 
-    def cost_tokens(self, kept: Kept) -> int:
+    def cost_tokens(self, asked: Asked) -> int:
         """Return how many tokens a check takes at most: the rerun, prompt and answer once more, a prompt's naming."""
-        counts = kept.answer.counts
-        prompt = counts.prompt_tokens if counts is not None else len(b"".join(kept.ask.messages)) // 4
+        counts = asked.answer.counts
+        prompt = counts.prompt_tokens if counts is not None else len(b"".join(asked.ask.messages)) // 4
         named = self._client.api == "generate" and prompt <= PROMPT_NAMED_MAX_TOKENS
-        return (2 + named) * prompt + kept.ask.max_tokens + len(kept.answer.tokens)
+        return (2 + named) * prompt + asked.ask.max_tokens + len(asked.answer.tokens)
 
-    async def check(self, kept: Kept) -> Check:
+    async def check(self, asked: Asked) -> Check:
         """Return the check of one answer.
 
         Raises httpx.TransportError when the server is not there, _BrokenError when it fails to say it again.
         """
-        request, tokens = kept.ask.request, len(kept.answer.tokens or kept.answer.words)
+        request, tokens = asked.ask.request, len(asked.answer.tokens or asked.answer.words)
         past = await self._past_cache()
         try:
-            said = await self._rerun(kept, past)
+            reply = await self._rerun(asked, past)
         except (_RefusedError, MalformedStreamError) as error:
             return Check(request=request, tokens=tokens, rerun_why=str(error), surprisal_why=str(error), bypassed=False)
-        place, gap = difference(kept.answer, said)
+        place, gap = difference(asked.answer, reply)
         check = Check(
             request=request,
             tokens=tokens,
-            text=said.text,
+            text=reply.text,
             first_difference=place,
             gap=gap,
-            bypassed=not past or said.cached_tokens == 0,
-            rerun_why="" if said.places else NO_LOGPROBS,
+            bypassed=not past or reply.cached_tokens == 0,
+            rerun_why="" if reply.places else NO_LOGPROBS,
         )
         try:
-            scores = await self._scores(kept, said, past)
+            scores = await self._scores(asked, reply, past)
         except (_RefusedError, _BrokenError, MalformedStreamError) as error:
             return msgspec.structs.replace(check, surprisal_why=str(error))
         return msgspec.structs.replace(
             check,
             surprisals=scores.surprisals,
             deficits=scores.deficits,
-            told_surprisals=_told(kept.answer),
+            told_surprisals=_stream_surprisals(asked.answer),
         )
 
     async def _past_cache(self) -> dict[str, Any]:
@@ -158,28 +159,28 @@ class _Checker:
         name = "extra_key" if self._client.api == "generate" else "cache_salt"
         return {name: f"repro-check-{self._salted}"}
 
-    async def _rerun(self, kept: Kept, past: dict[str, Any]) -> Said:
+    async def _rerun(self, asked: Asked, past: dict[str, Any]) -> Reply:
         api = self._client.api
-        ask = msgspec.structs.replace(kept.ask, request=f"{kept.ask.request}.clean")
+        ask = msgspec.structs.replace(asked.ask, request=f"{asked.ask.request}.clean")
         wanted = ASKED_FOR[api] | _TOPS_ASKED_FOR[api] | past
-        said = read_reply(api, await self._post(PATHS[api], self._client.body(ask, stream=False, extra=wanted)))
-        self._checks.tokens += said.prompt_tokens + said.completion_tokens
-        return said
+        reply = read_reply(api, await self._post(PATHS[api], self._client.body(ask, stream=False, extra=wanted)))
+        self._checks.tokens += reply.prompt_tokens + reply.completion_tokens
+        return reply
 
-    async def _scores(self, kept: Kept, said: Said, past: dict[str, Any]) -> Scores:
-        answer = kept.answer.tokens
+    async def _scores(self, asked: Asked, reply: Reply, past: dict[str, Any]) -> Scores:
+        answer = asked.answer.tokens
         if not answer:
             raise _RefusedError(NO_IDS)
-        api, score = self._client.api, _Score(self._client.model, tuple(answer), past)
-        prompt = said.prompt_ids or await self._prompt_ids(kept, said)
+        api = self._client.api
+        prompt = reply.prompt_ids or await self._prompt_ids(asked, reply)
         self._checks.tokens += len(prompt) + len(answer)
-        path, body = score.generate(prompt) if api == "generate" else score.completions(prompt)
+        path, body = _score_request(api, self._client.model, prompt, tuple(answer), past)
         scores = read_scores(api, await self._post(path, msgspec.json.encode(body)), answer)
         if scores is None:
             raise _RefusedError(f"{path} came without the log-probabilities of its prompt")
         return scores
 
-    async def _prompt_ids(self, kept: Kept, said: Said) -> tuple[int, ...]:
+    async def _prompt_ids(self, asked: Asked, reply: Reply) -> tuple[int, ...]:
         """Return the prompt's token ids, which the server's own count must confirm.
 
         /tokenize splits it; where that does not work (SGLang 0.5.11 fails for a tokenizer without a length limit),
@@ -187,13 +188,13 @@ class _Checker:
         """
         if self._client.api != "generate":
             raise _RefusedError(NO_IDS)
-        text = plain_prompt(kept.ask.messages)
+        text = plain_prompt(asked.ask.messages)
         ids = await self._split(text) if self._tokenizes else ()
-        if not ids and said.prompt_tokens > PROMPT_NAMED_MAX_TOKENS:
+        if not ids and reply.prompt_tokens > PROMPT_NAMED_MAX_TOKENS:
             raise _RefusedError("the prompt's token ids are not to be had: /tokenize does not work")
-        ids = ids or await self._named(text, said.prompt_tokens)
-        if len(ids) != said.prompt_tokens:
-            raise _RefusedError(f"the prompt is {len(ids)} tokens to /tokenize, and {said.prompt_tokens} to /generate")
+        ids = ids or await self._named(text, reply.prompt_tokens)
+        if len(ids) != reply.prompt_tokens:
+            raise _RefusedError(f"the prompt is {len(ids)} tokens to /tokenize, and {reply.prompt_tokens} to /generate")
         return ids
 
     async def _split(self, text: str) -> tuple[int, ...]:
@@ -208,12 +209,11 @@ class _Checker:
     async def _named(self, text: str, tokens: int) -> tuple[int, ...]:
         """Return the ids of a prompt's tokens, by asking for all their log-probabilities."""
         self._checks.tokens += tokens
-        sampling = {"temperature": 0.0, "max_new_tokens": 1}
-        body = {"text": text, "sampling_params": sampling, "return_logprob": True, "logprob_start_len": 0}
+        body = {"text": text, "sampling_params": ONE_TOKEN, "return_logprob": True, "logprob_start_len": 0}
         return read_prompt_ids(await self._post("/generate", msgspec.json.encode(body)))
 
     async def _post(self, path: str, body: bytes) -> bytes:
-        """Return the body of a reply. Raises _RefusedError, or _BrokenError from 500 on, with what the server said."""
+        """Return the body of a reply. Raises _RefusedError, or _BrokenError from 500 on, in the server's words."""
         try:
             status, reply = await self._send(path, body)
         except (httpx.ReadError, httpx.RemoteProtocolError):
@@ -221,8 +221,8 @@ class _Checker:
             status, reply = await self._send(path, body)
         if status == 200:
             return reply
-        told = f"{path} answered {status}: {message_of(json_or_text(reply))}"
-        raise _BrokenError(told) if status >= SERVER_ERROR else _RefusedError(told)
+        text = f"{path} answered {status}: {message_of(json_or_text(reply))}"
+        raise _BrokenError(text) if status >= SERVER_ERROR else _RefusedError(text)
 
     async def _send(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Return status and body of a reply. Raises _BrokenError for one that has no end."""
@@ -239,27 +239,21 @@ class _Tokenized(msgspec.Struct):
     tokens: list[int]
 
 
-@dataclass(frozen=True)
-class _Score:
-    """Sends an answer back behind its prompt, one token asked for."""
+def _score_request(
+    api: Api, model: str, prompt: tuple[int, ...], answer: tuple[int, ...], past: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return path and body of a request that sends an answer back behind its prompt, one token asked for.
 
-    model: str
-    answer: tuple[int, ...]
-    past: dict[str, Any]
-
-    def generate(self, prompt: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-        """Return path and body for SGLang's API."""
+    vLLM computes a prompt anew whose log-probabilities are wanted.
+    """
+    if api == "generate":
         wanted = {"return_logprob": True, "logprob_start_len": len(prompt) - 1, "top_logprobs_num": 1}
-        sampling = {"temperature": 0.0, "max_new_tokens": 1}
-        return "/generate", {"input_ids": prompt + self.answer, "sampling_params": sampling, **wanted, **self.past}
-
-    def completions(self, prompt: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-        """Return path and body for vLLM's API, which computes a prompt anew whose log-probabilities are wanted."""
-        body = {"model": self.model, "prompt": prompt + self.answer, "max_tokens": 1, "temperature": 0.0}
-        return "/v1/completions", body | {"prompt_logprobs": 1} | self.past
+        return "/generate", {"input_ids": prompt + answer, "sampling_params": ONE_TOKEN, **wanted, **past}
+    body = {"model": model, "prompt": prompt + answer, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
+    return "/v1/completions", body | past
 
 
-def difference(answer: Answer, said: Said) -> tuple[int, float | None]:
+def difference(answer: Answer, reply: Reply) -> tuple[int, float | None]:
     """Return where a rerun first differs from the answer, and how much likelier it found its own token, in nats.
 
     (-1, 0.0) for nowhere. The likelihood is at least that where the answer's token was not among the alternatives,
@@ -268,23 +262,23 @@ def difference(answer: Answer, said: Said) -> tuple[int, float | None]:
     brought them all: SGLang leaves those out that show no text yet (parts of a character).
     """
     whole = answer.finish in WHOLE
-    if answer.tokens and said.ids:
+    if answer.tokens and reply.ids:
         mine: Sequence[Key] = answer.tokens
-        theirs: Sequence[Key] = said.ids
-    elif answer.text == said.text or (not whole and said.text.startswith(answer.text)):
+        theirs: Sequence[Key] = reply.ids
+    elif answer.text == reply.text or (not whole and reply.text.startswith(answer.text)):
         return -1, 0.0
-    elif said.places and _words_are_whole(answer):
-        mine, theirs = answer.words, [place.key for place in said.places]
+    elif reply.places and _words_are_whole(answer):
+        mine, theirs = answer.words, [place.key for place in reply.places]
     else:
         return 0, None
     place = next((at for at, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), -1)
     if place < 0 and (len(mine) == len(theirs) or (not whole and len(mine) < len(theirs))):
         return -1, 0.0
     place = min(len(mine), len(theirs)) if place < 0 else place
-    return place, _gap(_key_at(answer, place), said.places[place]) if place < len(said.places) else None
+    return place, _gap(_key_at(answer, place), reply.places[place]) if place < len(reply.places) else None
 
 
-def _told(answer: Answer) -> tuple[float, ...]:
+def _stream_surprisals(answer: Answer) -> tuple[float, ...]:
     """Return the surprisal of each token as it came with the answer; () where one came without."""
     return tuple(-each for each in answer.logprobs) if len(answer.logprobs) == len(answer.tokens) else ()
 
@@ -303,6 +297,6 @@ def _gap(keys: Sequence[Key], place: Place) -> float | None:
     others = {key: logprob for key, logprob in place.tops.items() if key != place.key}
     if not others:
         return None
-    told = [others[key] for key in keys if key in others]
+    found = [others[key] for key in keys if key in others]
     least = min(others.values()) if keys else max(others.values())
-    return max(0.0, place.logprob - (told[0] if told else least))
+    return max(0.0, place.logprob - (found[0] if found else least))

@@ -31,6 +31,7 @@ PIECES_SPARE = 256
 UNAUTHORISED = (401, 403)
 ERROR_BODY_BYTES_MAX = 64 * 1024
 GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0.0})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Watch = Callable[[Answer, Piece], Close | Pause | None]
 
@@ -62,18 +63,15 @@ class ChatClient:
         self,
         http: httpx.AsyncClient,
         *,
-        model: str = "default",
         api: Api = "chat",
-        sampling: Mapping[str, Any] = GREEDY,
-        extra: Mapping[str, Any] = MappingProxyType({}),
+        extra: Mapping[str, Any] = NOTHING,
     ) -> None:
         self.http = http
-        self.model = model
+        self.model = "default"  # what servers of one model take
         self.ttft = Histogram()
         self.gaps = Histogram()
         self.lag = LagMeter()
         self.api: Api = api
-        self._sampling = sampling
         self._extra = extra
 
     async def ask(self, ask: Ask, watch: Watch, answer: Answer) -> None:
@@ -87,7 +85,7 @@ class ChatClient:
         except TimeoutError:
             answer.finish = "abort"
         except (httpx.TransportError, MalformedStreamError, ServerSaidError) as error:
-            answer.fail(*told_of(error))
+            answer.fail(*error_of(error))
         finally:
             answer.finished_s = clock()
 
@@ -105,7 +103,7 @@ class ChatClient:
             hint = f"; set {API_KEY_VARIABLE} to a key that it takes" if status in UNAUTHORISED else ""
             raise TargetError(f"{where} answered {status}: {text}{hint}") from error
         except httpx.TransportError as error:
-            raise TargetError(f"{where}: {told_of(error)[1]}") from error
+            raise TargetError(f"{where}: {error_of(error)[1]}") from error
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise TargetError(f"{where}: no list of models ({error}); is this an OpenAI-compatible server?") from error
 
@@ -124,11 +122,11 @@ class ChatClient:
             extensions={"sink": stream.sink},
         )
 
-    def body(self, ask: Ask, *, stream: bool = True, extra: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+    def body(self, ask: Ask, *, stream: bool = True, extra: Mapping[str, Any] = NOTHING) -> bytes:
         """Return the body of a request; `extra` is merged in, over what every body has."""
         added = {**self._extra, **extra}
         if self.api == "generate":
-            sampling = {"max_new_tokens": ask.max_tokens, **self._sampling}
+            sampling = {"max_new_tokens": ask.max_tokens, **GREEDY}
             prompt = {"text": plain_prompt(ask.messages), "sampling_params": sampling}
             return msgspec.json.encode({**prompt, "stream": stream, "rid": ask.request, **added})
         options = {"stream_options": {"include_usage": True}} if stream else {}
@@ -137,7 +135,7 @@ class ChatClient:
             "max_tokens": ask.max_tokens,
             "stream": stream,
             **options,
-            **self._sampling,
+            **GREEDY,
             **added,
         }
         if self.api == "completions":
@@ -170,16 +168,8 @@ class _Stream:
     """Turns the chunks of one answer into pieces; `sink` runs in the event loop's callback."""
 
     __slots__ = (
-        "_client",
-        "_clock",
-        "_closed",
-        "_done",
-        "_events",
-        "_pieces_max",
-        "_reader",
-        "_watch",
-        "answer",
-    )
+        "_client", "_clock", "_closed", "_done", "_events", "_pieces_max", "_reader", "_watch", "answer",
+    )  # fmt: skip
 
     def __init__(
         self, client: ChatClient, answer: Answer, watch: Watch, clock: Callable[[], float], pieces_max: int
@@ -199,11 +189,11 @@ class _Stream:
         now_s = self._clock()
         wanted: Close | Pause | None = None
         for data in self._events.feed(chunk):
-            told = self._event(data, now_s)
-            if isinstance(told, Close):
+            asked = self._event(data, now_s)
+            if isinstance(asked, Close):
                 self._closed = True
-                return told
-            wanted = told or wanted
+                return asked
+            wanted = asked or wanted
         return wanted
 
     def end(self) -> None:
@@ -237,10 +227,8 @@ class _Stream:
 def open_client(
     url: str,
     *,
-    model: str = "default",
     api: Api = "chat",
-    sampling: Mapping[str, Any] = GREEDY,
-    extra: Mapping[str, Any] = MappingProxyType({}),
+    extra: Mapping[str, Any] = NOTHING,
     transport: httpx.AsyncBaseTransport | None = None,
     read_timeout_s: float | None = READ_TIMEOUT_S,
 ) -> ChatClient:
@@ -266,13 +254,13 @@ def open_client(
         transport=transport or PushTransport(),
         timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
     )
-    return ChatClient(http, model=model, api=api, sampling=sampling, extra=extra)
+    return ChatClient(http, api=api, extra=extra)
 
 
 def plain_prompt(messages: Sequence[bytes]) -> str:
     """Return encoded chat messages as plain text, for APIs that take no messages."""
-    told = [msgspec.json.decode(message) for message in messages]
-    return "".join(f"<|{each['role']}|>\n{each.get('content', '')}\n" for each in told) + "<|assistant|>\n"
+    decoded = [msgspec.json.decode(message) for message in messages]
+    return "".join(f"<|{each['role']}|>\n{each.get('content', '')}\n" for each in decoded) + "<|assistant|>\n"
 
 
 async def _refusal(response: httpx.Response) -> tuple[ErrorKind, str]:
@@ -282,8 +270,8 @@ async def _refusal(response: httpx.Response) -> tuple[ErrorKind, str]:
         body += chunk
         if len(body) > ERROR_BODY_BYTES_MAX:
             break
-    told = json_or_text(body)
-    text = f"the server answered {response.status_code}: {message_of(told)}{_code_in(told)}"
+    error = json_or_text(body)
+    text = f"the server answered {response.status_code}: {message_of(error)}{_code_in(error)}"
     if response.status_code in (429, 503):
         return "busy", text
     return ("server" if response.status_code >= 500 else "rejected"), text
@@ -304,7 +292,7 @@ def json_or_text(body: bytes) -> Any:
         return without_key(body[:ERROR_BODY_BYTES_MAX].decode("utf-8", "backslashreplace").strip()) or "(no text)"
 
 
-def told_of(error: Exception) -> tuple[ErrorKind, str]:
+def error_of(error: Exception) -> tuple[ErrorKind, str]:
     """Return kind and text of what went wrong between us and a server."""
     if isinstance(error, MalformedStreamError):
         return "malformed", str(error)

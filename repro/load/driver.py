@@ -27,7 +27,7 @@ from repro.record.requests import SentRequest
 from repro.trace.format import Session
 from repro.trace.store import parent_turn
 
-PIECES_PER_PROGRESS = 256  # between requests, progress is told every so many pieces
+PIECES_PER_PROGRESS = 256  # between requests, listeners hear of progress every so many pieces
 LOST_AFTER_FAILURES = 24  # requests in a row, beyond the concurrency, that got no answer at all
 
 

@@ -9,7 +9,7 @@ Without a sink, chunks queue up to a bound and are iterated over as httpx users 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 import msgspec
@@ -49,22 +49,9 @@ class Exchange(httpx.AsyncByteStream):
 
     # Slots: with a thousand streams every chunk finds its objects cold in the cache, so few lines count.
     __slots__ = (
-        "_last_s",
-        "_loop",
-        "_paused",
-        "_queue",
-        "_queued_bytes",
-        "_read_timeout_s",
-        "_sink",
-        "_throttled",
-        "_timer",
-        "_waiter",
-        "_wire",
-        "ended",
-        "error",
-        "head",
-        "request",
-    )
+        "_last_s", "_loop", "_paused", "_queue", "_queued_bytes", "_read_timeout_s", "_sink", "_throttled",
+        "_timer", "_waiter", "_wire", "ended", "error", "head", "request",
+    )  # fmt: skip
 
     def __init__(self, request: httpx.Request, loop: asyncio.AbstractEventLoop) -> None:
         self.request = request
@@ -77,11 +64,20 @@ class Exchange(httpx.AsyncByteStream):
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._throttled = False  # reading is paused because the queue is full
-        self._paused: asyncio.TimerHandle | None = None  # reading is paused because the sink said so
+        self._paused: asyncio.TimerHandle | None = None  # reading is paused because the sink asked for it
         self._waiter: asyncio.Future[None] | None = None
         self._read_timeout_s: float | None = request.extensions.get("timeout", {}).get("read")
         self._last_s = loop.time()
         self._timer: asyncio.TimerHandle | None = None
+
+    async def response(self, **more: Any) -> httpx.Response:
+        """Return the response once its head has arrived; a caller that is cancelled before hangs up."""
+        try:
+            status, headers = await self.head
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        return httpx.Response(status, headers=headers, stream=self, request=self.request, **more)
 
     def begin(self, wire: Wire) -> None:
         """The request is on its way over `wire`; from now on the read timeout counts."""

@@ -1,4 +1,4 @@
-"""Who hears a load, and what it is told."""
+"""Who hears a load, and what a listener hears."""
 
 from collections.abc import Sequence
 from typing import Protocol

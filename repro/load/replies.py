@@ -11,9 +11,9 @@ import msgspec
 
 from repro.load.secret import excerpt_of
 from repro.load.sse import MalformedStreamError
-from repro.load.wire import DECODE_ERRORS, Api
+from repro.load.wire import DECODE_ERRORS, Api, Delta, Usage
 
-Key = int | str  # what a token is told by: its id on /generate, its text on OpenAI's API
+Key = int | str  # names a token: its id on /generate, its text on OpenAI's API
 IMPOSSIBLE = -9999.0  # JSON has no infinity: null and what servers write for it
 
 
@@ -25,8 +25,8 @@ class Place(msgspec.Struct, frozen=True):
     tops: Mapping[Key, float] = {}
 
 
-class Said(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer. Empty or None is what the server did not tell."""
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer. What the server did not say is empty or None."""
 
     text: str
     places: tuple[Place, ...] = ()
@@ -60,47 +60,22 @@ class _Logprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
-class _Function(msgspec.Struct):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _Call(msgspec.Struct):
-    function: _Function = msgspec.field(default_factory=_Function)
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[_Call] | None = None
-
-
-class _Judged(msgspec.Struct):
+class _Scored(msgspec.Struct):
     logprob: float | None = None
 
 
 class _Choice(msgspec.Struct):
-    message: _Message | None = None
+    message: Delta | None = None
     text: str | None = None
     logprobs: _Logprobs | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
-    prompt_logprobs: list[dict[str, _Judged] | None] | None = None
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
+    prompt_logprobs: list[dict[str, _Scored] | None] | None = None
 
 
 class _OpenAiReply(msgspec.Struct):
     choices: list[_Choice]
-    usage: _Usage = msgspec.field(default_factory=_Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
     prompt_token_ids: list[int] | None = None
 
 
@@ -127,14 +102,14 @@ _openai = msgspec.json.Decoder(_OpenAiReply)
 _generate = msgspec.json.Decoder(_GenerateReply)
 
 
-def read_reply(api: Api, body: bytes) -> Said:
+def read_reply(api: Api, body: bytes) -> Reply:
     """Return a whole answer. Raises MalformedStreamError for what is no reply of this API."""
     with _malformed(body):
         return _read_generate(body) if api == "generate" else _read_openai(body)
 
 
 def read_scores(api: Api, body: bytes, answer: Sequence[int]) -> Scores | None:
-    """Return how likely the last tokens of a prompt are, which are `answer`; None when the reply tells it not.
+    """Return how likely the last tokens of a prompt are, which are `answer`; None when the reply does not say it.
 
     Raises MalformedStreamError for what is no reply of this API.
     """
@@ -156,7 +131,7 @@ def _malformed(body: bytes) -> Iterator[None]:
         raise MalformedStreamError(f"a reply is not what the API says ({error}): {excerpt_of(body)}") from error
 
 
-def _read_generate(body: bytes) -> Said:
+def _read_generate(body: bytes) -> Reply:
     reply = _generate.decode(body)
     meta = reply.meta_info
     chosen = meta.output_token_logprobs or []
@@ -165,7 +140,7 @@ def _read_generate(body: bytes) -> Said:
         Place(token, _finite(logprob), {other: _finite(value) for value, other, _ in top or ()})
         for (logprob, token, _), top in zip(chosen, tops, strict=False)
     )
-    return Said(
+    return Reply(
         text=reply.text,
         places=places,
         ids=tuple(reply.output_ids or [token for _, token, _ in chosen]),
@@ -175,11 +150,11 @@ def _read_generate(body: bytes) -> Said:
     )
 
 
-def _read_openai(body: bytes) -> Said:
+def _read_openai(body: bytes) -> Reply:
     reply = _openai.decode(body)
     choice = reply.choices[0]
     details = reply.usage.prompt_tokens_details
-    return Said(
+    return Reply(
         text=_text_of(choice),
         places=() if choice.logprobs is None else _places(choice.logprobs),
         ids=tuple(choice.token_ids or ()),
@@ -219,7 +194,7 @@ def _generate_scores(body: bytes, answer: Sequence[int]) -> Scores | None:
     if not answer or len(entries) < len(answer) or len(tops) != len(entries):
         return None
     judged = entries[-len(answer) :]
-    if any(told not in (token, 0) for (_, told, _), token in zip(judged, answer, strict=True)):  # SGLang clips ids to 0
+    if any(found not in (token, 0) for (_, found, _), token in zip(judged, answer, strict=True)):  # SGLang clips to 0
         return None
     logprobs = [_finite(logprob) for logprob, _, _ in judged]
     best = [max((_finite(value) for value, _, _ in top or ()), default=IMPOSSIBLE) for top in tops[-len(answer) :]]

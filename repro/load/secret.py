@@ -22,6 +22,6 @@ def without_key(text: str) -> str:
     return text.replace(key, "[API key]") if key else text
 
 
-def excerpt_of(said: bytes) -> str:
-    """Return how something that a server said begins, without the key: it is cut out before the rest is cut off."""
-    return without_key(said.decode("utf-8", "backslashreplace"))[:EXCERPT_CHARS]
+def excerpt_of(reply: bytes) -> str:
+    """Return the beginning of a reply, without the key: the key goes before the rest is cut off."""
+    return without_key(reply.decode("utf-8", "backslashreplace"))[:EXCERPT_CHARS]

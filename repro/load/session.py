@@ -164,11 +164,11 @@ class SessionRun:
 
     def _remember(self, turn: Turn, answer: Answer) -> None:
         """Put the answer that later turns build on into the history."""
-        said = answer.content or answer.calls
-        if turn.reply is not None and (self.plan.history == "recorded" or not said):
+        has_content = bool(answer.content or answer.calls)
+        if turn.reply is not None and (self.plan.history == "recorded" or not has_content):
             self.history.add_recorded(turn.reply)
         else:
-            if not said:
+            if not has_content:
                 answer.contents.append(NO_ANSWER)
             self.history.add_generated(answer)
 

@@ -57,18 +57,7 @@ class PushTransport(httpx.AsyncBaseTransport):
         connection = self._take_idle(origin, loop.time()) or await self._connect(origin, request)
         exchange = Exchange(request, loop)
         connection.send(exchange, body)
-        try:
-            status, headers = await exchange.head
-        except asyncio.CancelledError:
-            await exchange.aclose()
-            raise
-        return httpx.Response(
-            status,
-            headers=headers,
-            stream=exchange,
-            extensions={"http_version": b"HTTP/1.1"},
-            request=request,
-        )
+        return await exchange.response(extensions={"http_version": b"HTTP/1.1"})
 
     async def aclose(self) -> None:
         """Close all connections, those with unfinished answers too."""
@@ -135,18 +124,9 @@ class _Connection(asyncio.Protocol):
     """A connection that carries one exchange at a time. Also httptools' callback target."""
 
     __slots__ = (
-        "_complete",
-        "_exchange",
-        "_framed",
-        "_headers",
-        "_keep_alive",
-        "_owner",
-        "_parser",
-        "_status",
-        "_transport",
-        "idle_since_s",
-        "origin",
-    )
+        "_complete", "_exchange", "_framed", "_headers", "_keep_alive", "_owner", "_parser", "_status",
+        "_transport", "idle_since_s", "origin",
+    )  # fmt: skip
 
     def __init__(self, owner: PushTransport, origin: Origin) -> None:
         self.origin = origin

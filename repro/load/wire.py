@@ -12,11 +12,7 @@ from repro.load.sse import MalformedStreamError
 from repro.record.requests import SpecCounts
 
 Api = Literal["chat", "completions", "generate"]
-PATHS: dict[Api, str] = {
-    "chat": "/v1/chat/completions",
-    "completions": "/v1/completions",
-    "generate": "/generate",
-}
+PATHS: dict[Api, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "generate": "/generate"}
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -43,7 +39,7 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
-    """What one event adds to an answer. `reasoning` is shown to detectors and kept out of the history."""
+    """What one event adds to an answer. Detectors see `reasoning`, the history leaves it out."""
 
     text: str = ""
     reasoning: str = ""
@@ -71,7 +67,9 @@ class _Call(msgspec.Struct, gc=False):
     function: _Function = msgspec.field(default_factory=_Function)
 
 
-class _Delta(msgspec.Struct, gc=False):
+class Delta(msgspec.Struct, gc=False):
+    """What a message has, or grows by."""
+
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[_Call] | None = None
@@ -89,7 +87,7 @@ class _Logprobs(msgspec.Struct, gc=False):
 
 
 class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
+    delta: Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
@@ -100,7 +98,9 @@ class _PromptDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct, gc=False):
+class Usage(msgspec.Struct, gc=False):
+    """Counts of tokens under OpenAI's names."""
+
     prompt_tokens: int = 0
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
@@ -124,7 +124,7 @@ class _SpecMeta(msgspec.Struct, gc=False):
 
 class _OpenAiEvent(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
-    usage: _Usage | None = None
+    usage: Usage | None = None
     sglext: _Extension | None = None
     meta_info: _SpecMeta | None = None
     error: Any = None
@@ -145,7 +145,7 @@ class _GenerateEvent(msgspec.Struct, gc=False):
     error: Any = None
 
 
-_NO_DELTA = _Delta()
+_NO_DELTA = Delta()
 _openai = msgspec.json.Decoder(_OpenAiEvent)
 _generate = msgspec.json.Decoder(_GenerateEvent)
 
@@ -187,15 +187,10 @@ class OpenAiReader:
             spec=spec,
         )
 
-    def _counts(self, usage: _Usage) -> Counts:
+    def _counts(self, usage: Usage) -> Counts:
         details = usage.prompt_tokens_details
-        return Counts(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens or 0,
-            cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
-            cached_device_tokens=None if self._cached is None else self._cached.device,
-            cached_host_tokens=None if self._cached is None else self._cached.host,
-        )
+        cached = (details.cached_tokens or 0) if details is not None else 0
+        return _counts(usage.prompt_tokens, usage.completion_tokens or 0, cached, self._cached)
 
 
 class GenerateReader:
@@ -225,7 +220,7 @@ class GenerateReader:
         return Piece(
             text=text,
             finish=str(finish.get("type", "")),
-            counts=_meta_counts(meta),
+            counts=_counts(meta.prompt_tokens, meta.completion_tokens, meta.cached_tokens, meta.cached_tokens_details),
             tokens=tokens,
             logprobs=tuple(logprob for logprob, _, _ in scored),
             spec=_spec_counts(meta),
@@ -244,8 +239,8 @@ def message_of(error: Any) -> str:
     """Return the server's own words from an error object of any shape, the API key cut out."""
     if isinstance(error, dict):
         inner = error.get("error", error)
-        told = inner.get("message", inner.get("detail")) if isinstance(inner, dict) else inner
-        return without_key(str(told if told is not None else error))
+        message = inner.get("message", inner.get("detail")) if isinstance(inner, dict) else inner
+        return without_key(str(message if message is not None else error))
     return without_key(str(error))
 
 
@@ -254,12 +249,7 @@ def _malformed(data: bytes, error: Exception) -> MalformedStreamError:
 
 
 def _call_piece(call: _Call) -> CallPiece:
-    return CallPiece(
-        index=call.index,
-        id=call.id or "",
-        name=call.function.name or "",
-        arguments=call.function.arguments or "",
-    )
+    return CallPiece(call.index, call.id or "", call.function.name or "", call.function.arguments or "")
 
 
 def _logprobs(logprobs: _Logprobs) -> tuple[float, ...]:
@@ -281,12 +271,5 @@ def _spec_counts(meta: _SpecMeta) -> SpecCounts | None:
     return SpecCounts(meta.completion_tokens, verifies, accepted, drafted)
 
 
-def _meta_counts(meta: _Meta) -> Counts:
-    details = meta.cached_tokens_details
-    return Counts(
-        prompt_tokens=meta.prompt_tokens,
-        completion_tokens=meta.completion_tokens,
-        cached_tokens=meta.cached_tokens,
-        cached_device_tokens=None if details is None else details.device,
-        cached_host_tokens=None if details is None else details.host,
-    )
+def _counts(prompt: int, completion: int, cached: int, tiers: _CachedDetails | None) -> Counts:
+    return Counts(prompt, completion, cached, *((tiers.device, tiers.host) if tiers is not None else ()))

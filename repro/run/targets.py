@@ -13,7 +13,7 @@ from repro.base.clock import run_virtual
 from repro.base.errors import HarnessError, ReproError, TargetError, UsageError
 from repro.base.probe import NullProbes, Probes
 from repro.base.rng import bits64
-from repro.load.again import AskedAgain, KeepingClient, Kept, ask_again
+from repro.load.again import Asked, AskedAgain, RememberingClient, ask_again
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.clean import ASKED_FOR, Checks, check_answers
 from repro.load.client import ChatClient, ServerFacts, open_client
@@ -198,7 +198,7 @@ class ServerTarget(LoadListener):
         self.checks = Checks()  # of its answers, where `checking` asks for them
         self.context_tokens_max: int | None = None
         self._checking = checking
-        self._client = KeepingClient(open_client(url).http, api=api, extra=ASKED_FOR[api] if checking else {})
+        self._client = RememberingClient(open_client(url).http, api=api, extra=ASKED_FOR[api] if checking else {})
         self._suspects: dict[str, None] = {}
 
     @property
@@ -227,9 +227,9 @@ class ServerTarget(LoadListener):
                 _driven(load, client, self, context_tokens_max=facts.context_tokens_max), name="load"
             )
             await _bounded(driving, load.limits)
-            answered = [each for each in client.kept.values() if each.answer.text and not each.answer.error_kind]
+            answered = [each for each in client.asked.values() if each.answer.text and not each.answer.error_kind]
             if not load.limits.reached:
-                asks = [client.kept[request].ask for request in self._suspects]
+                asks = [client.asked[request].ask for request in self._suspects]
                 asking = ask_again(client, asks, self.said_again, load.on_check)
                 await _bounded(asyncio.create_task(asking, name="again"), load.limits)
             if self._checking is not None and not load.limits.reached:
@@ -239,7 +239,7 @@ class ServerTarget(LoadListener):
         finally:
             await client.http.aclose()
 
-    async def _check(self, answered: list[Kept], load: Load, tokens_max: int) -> None:
+    async def _check(self, answered: list[Asked], load: Load, tokens_max: int) -> None:
         """Check answers of the load, suspects first, the others in an order that the seed draws."""
         answered.sort(key=lambda each: bits64(load.plan.seed, "check", each.ask.request))
         answered.sort(key=lambda each: each.ask.request not in self._suspects)
@@ -252,7 +252,7 @@ class ServerTarget(LoadListener):
     def on_request(self, request: SentRequest) -> None:
         """Forget how a request was asked that need not be asked again."""
         if request.request not in self._suspects and self._checking is None:
-            self._client.kept.pop(request.request, None)
+            self._client.asked.pop(request.request, None)
 
 
 def _with_loss(result: LoadResult, lost: str) -> LoadResult:

@@ -29,7 +29,7 @@ from detectors.pages.canary import CanaryDetector
 from repro.base.clock import run_virtual
 from repro.fault.defects import with_defects
 from repro.fault.injector import Injector
-from repro.load.again import KeepingClient, Kept
+from repro.load.again import Asked, RememberingClient
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.clean import ASKED_FOR, Checks, check_answers
 from repro.load.client import open_client
@@ -131,7 +131,7 @@ class Noise:
 class Served:
     """What came of serving: the answers with their checks, what the engine was asked, who read wrong bytes."""
 
-    answers: list[tuple[Kept, Check]]
+    answers: list[tuple[Asked, Check]]
     asked: dict[str, GenerateRequest]
     wrong: set[str]
 
@@ -144,7 +144,7 @@ def serve(scenario: Scenario, checkpoint: Checkpoint, seed: int, noise: float) -
     guards = with_defects(scenario.defects, scenario.name)
     asked: dict[str, GenerateRequest] = {}
 
-    async def story() -> list[tuple[Kept, Check]]:
+    async def story() -> list[tuple[Asked, Check]]:
         engine = build(scenario.config, _model(checkpoint, noise, seed), device, guards, injector)
         generate = engine.generate
 
@@ -155,15 +155,17 @@ def serve(scenario: Scenario, checkpoint: Checkpoint, seed: int, noise: float) -
         engine.generate = generate_and_note  # type: ignore[method-assign, assignment]
         app = create_app(engine, checkpoint.tokenizer, clock=asyncio.get_running_loop().time)
         http = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=DAY_S).http
-        client = KeepingClient(http, api="generate", extra=ASKED_FOR["generate"])
+        client = RememberingClient(http, api="generate", extra=ASKED_FOR["generate"])
         running = asyncio.create_task(engine.run())
         await drive(sessions_of(scenario.load, seed), client, _plan(scenario, seed))
-        kept = sorted((each for each in client.kept.values() if each.answer.tokens), key=lambda each: each.ask.request)
+        asked = sorted(
+            (each for each in client.asked.values() if each.answer.tokens), key=lambda each: each.ask.request
+        )
         checks = Checks()
-        await check_answers(client, kept, checks, tokens_max=UNBOUNDED_TOKENS)
+        await check_answers(client, asked, checks, tokens_max=UNBOUNDED_TOKENS)
         engine.stop()
         await running
-        return list(zip(kept, checks.done, strict=True))
+        return list(zip(asked, checks.done, strict=True))
 
     with torch.inference_mode():
         answers = run_virtual(story(), device)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from repro.base.clock import run_virtual
-from repro.load.again import ASKED_AGAIN_MAX, FLUSH_TRIES_MAX, AskedAgain, KeepingClient, ask_again
+from repro.load.again import ASKED_AGAIN_MAX, FLUSH_TRIES_MAX, AskedAgain, RememberingClient, ask_again
 from repro.load.answer import Answer
 from repro.load.asgi import AsgiStreamTransport, Message
 from repro.load.client import Ask, open_client
@@ -35,7 +35,7 @@ def asked_again(stub: ChatStub, *asks: Ask) -> AskedAgain:
     said = AskedAgain()
 
     async def main() -> None:
-        client = KeepingClient(open_client("http://stub", transport=AsgiStreamTransport(stub)).http)
+        client = RememberingClient(open_client("http://stub", transport=AsgiStreamTransport(stub)).http)
         async with client.http:
             await ask_again(client, asks, said)
 
@@ -76,9 +76,9 @@ def test_there_is_a_bound() -> None:
 
 def test_a_keeping_client_keeps_what_it_asked() -> None:
     async def main() -> dict[str, tuple[Ask, str]]:
-        client = KeepingClient(open_client("http://stub", transport=AsgiStreamTransport(ChatStub())).http)
+        client = RememberingClient(open_client("http://stub", transport=AsgiStreamTransport(ChatStub())).http)
         async with client.http:
             await asyncio.gather(*(client.ask(ask(name), lambda answer, piece: None, Answer()) for name in "ab"))
-        return {name: (kept.ask, kept.answer.finish) for name, kept in client.kept.items()}
+        return {name: (asked.ask, asked.answer.finish) for name, asked in client.asked.items()}
 
     assert run_virtual(main(), IdleWorld()) == {"a": (ask("a"), "stop"), "b": (ask("b"), "stop")}

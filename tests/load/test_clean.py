@@ -7,12 +7,12 @@ import pytest
 
 from repro.base.clock import run_virtual
 from repro.load import clean
-from repro.load.again import KeepingClient
+from repro.load.again import RememberingClient
 from repro.load.answer import Answer
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.clean import ASKED_FOR, NO_IDS, NO_LOGPROBS, Checks, check_answers, difference
 from repro.load.client import Ask, open_client
-from repro.load.replies import Place, Said
+from repro.load.replies import Place, Reply
 from repro.load.wire import Api
 from tests.idle import IdleWorld
 from tests.load.closed_stub import FAR, NEAR, ClosedStub, logprobs, split
@@ -34,11 +34,11 @@ def checked(stub: ClosedStub, names: Sequence[str] = "abc", budget: int = BUDGET
 
     async def main() -> None:
         http = open_client("http://stub", transport=AsgiStreamTransport(stub)).http
-        client = KeepingClient(http, api=api, extra=ASKED_FOR[api])
+        client = RememberingClient(http, api=api, extra=ASKED_FOR[api])
         async with http:
             for name in names:
                 await client.ask(ask(name), lambda answer, piece: None, Answer())
-            await check_answers(client, list(client.kept.values()), checks, tokens_max=budget)
+            await check_answers(client, list(client.asked.values()), checks, tokens_max=budget)
 
     run_virtual(main(), IdleWorld())
     return checks
@@ -158,9 +158,9 @@ def test_a_server_that_dies_is_given_up_with_what_there_is() -> None:
     assert len(checks.done) == 2 and "while its answers were checked" in checks.lost
 
 
-def said(*words: str, tops: dict[str, float] | None = None) -> Said:
+def said(*words: str, tops: dict[str, float] | None = None) -> Reply:
     alternatives = tops if tops is not None else {"other": -3.0}
-    return Said(text="".join(words), places=tuple(Place(word, -1.0, {word: -1.0, **alternatives}) for word in words))
+    return Reply(text="".join(words), places=tuple(Place(word, -1.0, {word: -1.0, **alternatives}) for word in words))
 
 
 def answer(*words: str, finish: str = "stop") -> Answer:
@@ -179,13 +179,13 @@ def answer(*words: str, finish: str = "stop") -> Answer:
         (answer("a", "x"), said("a", "b", tops={}), (1, None)),
     ],
 )
-def test_a_difference_is_told_with_its_place_and_gap(mine: Answer, theirs: Said, expected: object) -> None:
+def test_a_difference_is_told_with_its_place_and_gap(mine: Answer, theirs: Reply, expected: object) -> None:
     assert difference(mine, theirs) == expected
 
 
 def test_texts_are_compared_where_there_is_nothing_else() -> None:
-    assert difference(Answer(parts=["same"]), Said(text="same")) == (-1, 0.0)
-    assert difference(Answer(parts=["same"]), Said(text="other")) == (0, None)
+    assert difference(Answer(parts=["same"]), Reply(text="same")) == (-1, 0.0)
+    assert difference(Answer(parts=["same"]), Reply(text="other")) == (0, None)
 
 
 def test_a_reply_without_an_end_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:

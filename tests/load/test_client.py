@@ -57,7 +57,8 @@ def test_text_counts_and_times_of_a_good_answer() -> None:
 def test_the_request_is_what_openai_servers_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
     stub = ChatStub()
-    client = opened(stub, model="glm", extra={"return_cached_tokens_details": True})
+    client = opened(stub, extra={"return_cached_tokens_details": True})
+    client.model = "glm"
     run_virtual(asked(client, ask_of(tools=b'[{"type":"function"}]')), IdleWorld())
     body, headers = stub.bodies[0], stub.headers[0]
     assert body == {
