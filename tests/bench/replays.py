@@ -50,9 +50,7 @@ def main() -> None:
             counts[told if told == SAME else "differs"] += 1
             if told != SAME:
                 print(told, flush=True)
-    same = f"{counts.pop(SAME, 0)} of {options.tokens} are the same run in a new process."
-    others = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
-    show(options, f"{same} Schedules that gave none: {others or 'none'}.")
+    show(options, f"{counts.pop(SAME, 0)} of {options.tokens} are the same run in a new process; {dict(counts)}")
 
 
 def findings(scenarios: list[Scenario], tokens: int, root: Path, counts: Counter[str]) -> Iterator[Played]:
@@ -101,8 +99,8 @@ def replayed(replay: Replay) -> str:
             prove(recipe, outcome)
         except ReproError as error:
             return f"{replay.token}: {error}"
-    same = outcome.verdict.exit_code == 1 and outcome.fingerprint == replay.fingerprint
-    return SAME if same else f"{replay.token}: exit {outcome.verdict.exit_code}, fingerprint {outcome.fingerprint}"
+    same = outcome.verdict.word.exit_code == 1 and outcome.fingerprint == replay.fingerprint
+    return SAME if same else f"{replay.token}: exit {outcome.verdict.word.exit_code}, fingerprint {outcome.fingerprint}"
 
 
 if __name__ == "__main__":
