@@ -20,7 +20,7 @@ from repro.base.probe import (
     RequestEvent,
     Tokens,
 )
-from repro.record.folder import RunFolder
+from repro.record.folder import RunFolder, RunMeta, utc_stamp
 from repro.record.requests import RequestRecord, SentRequest
 from repro.record.verdict import RunVerdict
 from repro.record.view import Run, open_run
@@ -230,7 +230,8 @@ def make_verdict(**changes: Any) -> RunVerdict:
 
 def make_folder(root: Path, scenario: str = "hicache_early_read", seed: int = 7, **options: Any) -> RunFolder:
     options = {"scenario_toml": find("hicache_early_read").source, "versions": {"repro": "0.1.0"}} | options
-    return RunFolder.create(root, scenario, UTC_START, seed, **options)
+    meta = {key: options.pop(key) for key in ("versions", "config") if key in options}
+    return RunFolder.create(root, RunMeta(scenario, seed, utc_stamp(UTC_START), **meta), **options)
 
 
 def make_run(

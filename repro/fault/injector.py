@@ -66,6 +66,7 @@ class Injector:
         sinks: tuple[Sink, ...] = (),
         now_us: Callable[[], float] = loop_now_us,
     ) -> None:
+        self.faults = faults
         self._seed = seed
         self._sinks = sinks
         self._now_us = now_us

@@ -28,7 +28,7 @@ from repro.record.table import read_request_lines, write_table
 from repro.record.verdict import DetectorAnswer, RunVerdict
 
 FORMAT = 1
-STAMP = "%Y%m%dT%H%M%SZ"  # of `utc`
+STAMP = "%Y%m%dT%H%M%SZ"
 REQUEST_BYTES_MAX = 2**30
 FINDING_BYTES_MAX = 256 * 2**20
 SAME_SECOND_MAX = 100  # runs of one scenario and seed within one second
@@ -53,6 +53,11 @@ class RunMeta(msgspec.Struct, frozen=True):
     format: int = FORMAT
 
 
+def utc_stamp(utc: datetime) -> str:
+    """Return a time as names of folders and run.json have it."""
+    return utc.astimezone(UTC).strftime(STAMP)
+
+
 class RunFolder:
     """Owns all files of one run until `close`. Raises RecordError, once, when the disk refuses."""
 
@@ -75,25 +80,19 @@ class RunFolder:
     def create(
         cls,
         root: Path,
-        scenario: str,
-        utc: datetime,
-        seed: int,
-        *,
+        meta: RunMeta,
         scenario_toml: str = "",
-        versions: Mapping[str, str] | None = None,
-        config: Mapping[str, object] | None = None,
+        *,
         event_bytes_max: int = EVENT_BYTES_MAX,
         redact: bool = False,
     ) -> "RunFolder":
         """Make a new folder under `root`, with its scenario and a run.json that says "running"."""
-        stamp = utc.astimezone(UTC).strftime(STAMP)
-        name = re.sub(r"[^\w.-]+", "-", scenario).strip(".-") or "unnamed"
-        path = _new_folder(root / name, f"{stamp}-{seed}")
+        name = re.sub(r"[^\w.-]+", "-", meta.scenario).strip(".-") or "unnamed"
+        path = _new_folder(root / name, f"{meta.utc}-{meta.seed}")
         try:
             (path / "scenario.toml").write_text(scenario_toml, encoding="utf-8")
         except OSError as error:
             raise RecordError(f"{path}: cannot be written ({error.strerror}). {NEXT_STEP}") from error
-        meta = RunMeta(scenario, seed, stamp, versions=dict(versions or {}), config=dict(config or {}))
         return cls(path, meta, event_bytes_max=event_bytes_max, redact=redact)
 
     @property

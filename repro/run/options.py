@@ -1,14 +1,17 @@
 """How to run a scenario, and who watches it run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from detectors.answers.clean_cache import FALSE_ALARM_RATE
 from repro.base.probe import Event
+from repro.fault.plan import Fault
 from repro.load.listener import SILENT, LoadListener
 from repro.load.wire import Api
+from repro.record.redact import redacted_error
+from repro.record.requests import RequestRecord
 from repro.schedule.overrides import Overrides
 from repro.schedule.schedule import Schedule
 
@@ -31,6 +34,18 @@ class RunOptions(msgspec.Struct, frozen=True):
     false_alarm_rate: float = FALSE_ALARM_RATE  # of an answer that is checked so
     oracle_tokens: int = ORACLE_TOKENS  # that the checks may take
     redact: bool = False  # no text of a request or an answer in the record
+
+    def armed(self, faults: Sequence[Fault]) -> tuple[Fault, ...]:
+        """Return the faults of a run; a control keeps those that change no bytes."""
+        if self.no_faults:
+            return ()
+        return tuple(fault for fault in faults if not (self.control and fault.do.corrupting))
+
+    def redacted(self, records: list[RequestRecord]) -> list[RequestRecord]:
+        """Return the requests as the verdict's sentences may quote them."""
+        if not self.redact:
+            return records
+        return [msgspec.structs.replace(record, error=redacted_error(record.error)) for record in records]
 
 
 @dataclass(frozen=True)

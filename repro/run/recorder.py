@@ -1,6 +1,6 @@
 """Everything that is recorded while the load of a run goes on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,18 +13,19 @@ from repro.load.listener import CountsDetector, LoadListener, OnlineFinding, Tex
 from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord, SentRequest
+from repro.run.answer_detectors import AnswerDetectors
 from repro.run.limits import LimitWatch
 
 EVENTS_AT_ONCE = 1024  # between the steps of a run a detector's code and data are cold: one by one takes twice as long
 
 
 @dataclass
-class Observed(LoadListener):
-    """Listens to the stack and to the load, and keeps what the judges need."""
+class Recorder(LoadListener):
+    """Listens to the stack and to the load, and keeps what its judges need."""
 
     folder: RunFolder
     limits: LimitWatch
-    judges: Callable[[str, str], Sequence[TextDetector]]  # (request, prompt)
+    answer_detectors: AnswerDetectors
     acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
     event_detectors: tuple[EventDetector, ...] = field(default_factory=event_detectors)
     exercise: ExerciseMeter = field(default_factory=ExerciseMeter)
@@ -45,15 +46,15 @@ class Observed(LoadListener):
         self.folder.emit(event)
         self._unseen.append(event)
         if len(self._unseen) >= EVENTS_AT_ONCE:
-            self.show()
+            self.feed_detectors()
         if isinstance(event, Tokens):
             self._answers.setdefault(event.request, []).extend(event.ids)
             self._logprobs.setdefault(event.request, []).extend(event.logprobs)
         elif isinstance(event, RequestEvent) and event.what == "admitted":
             self._admissions.setdefault(event.request, event)
 
-    def show(self) -> None:
-        """Show the detectors what they have not seen yet; they judge what they were shown."""
+    def feed_detectors(self) -> None:
+        """Feed the detectors all events that they have not had yet."""
         unseen, self._unseen = self._unseen, []
         for detector in self.event_detectors:
             feed_all(detector, unseen)
@@ -63,7 +64,7 @@ class Observed(LoadListener):
         """Take a request that is about to be sent; return the text detectors of its answer."""
         self.limits.request()
         self.prompts[request] = prompt
-        return self.judges(request, prompt)
+        return self.answer_detectors(request, prompt)
 
     def counts_detectors(self, request: str) -> Sequence[CountsDetector]:
         """Return the detectors of the counts of a request that is about to be sent."""

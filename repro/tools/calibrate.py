@@ -18,7 +18,8 @@ from repro.load.plan import LoadPlan
 from repro.load.wire import Api
 from repro.record.checks import Check
 from repro.run.limits import LimitWatch
-from repro.run.targets import Checking, Load, ServerTarget
+from repro.run.targets.base import Load
+from repro.run.targets.server import Checking, Server
 from repro.scenario.schema import SYNTH, WEEK_S, LoadSpec
 from repro.scenario.sessions import sessions_of
 from repro.trace.format import Session
@@ -107,7 +108,7 @@ def calibrate(
     """
     sessions = _sessions(gentle)
     limits = LimitWatch(WEEK_S, gentle.answers * 10, clock_s)
-    target = ServerTarget(url, api, Checking(gentle.tokens_max))
+    target = Server(url, api, Checking(gentle.tokens_max))
     plan = LoadPlan(
         concurrency=gentle.concurrency,
         seed=gentle.seed,
@@ -174,7 +175,7 @@ def _learn(url: str, checks: Sequence[Check], api: Api, model: str, gentle: Gent
     )
 
 
-def _told(calibration: Calibration, target: ServerTarget, answered: int) -> Calibrated:
+def _told(calibration: Calibration, target: Server, answered: int) -> Calibrated:
     checks = target.checks.done
     why = []
     for oracle in ORACLES:

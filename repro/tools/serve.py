@@ -12,7 +12,7 @@ from repro.base.errors import UsageError, nearest
 from repro.fault.defects import check, with_defects
 from repro.fault.injector import Injector
 from repro.fault.plan import Fault
-from repro.run.targets import load_checkpoint
+from repro.run.checkpoint import load_checkpoint
 from repro.serve.config import CONFIGS, EngineConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.launch import serve

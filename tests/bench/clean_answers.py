@@ -22,9 +22,9 @@ from statsmodels.stats.proportion import proportion_confint
 from repro.base.clock import run_virtual
 from repro.base.probe import Event, NullProbes
 from repro.record.exercised import Exercised, ExerciseMeter
+from repro.run.answer_detectors import AnswerDetectors, client_text, vocabulary_of
+from repro.run.checkpoint import Checkpoint, load_checkpoint
 from repro.run.judge.clean_decode import CleanDecoder
-from repro.run.judge.online import TextJudges, shown, vocabulary_of
-from repro.run.targets import Checkpoint, load_checkpoint
 from repro.scenario.sessions import last_turns
 from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
@@ -162,13 +162,15 @@ def measure(
         device = SimDevice(probes)
         run_virtual(serve(Engine(config, model, device, probes=probes), sessions, concurrency), device)
     decoder = CleanDecoder(model.weights, config.context_tokens, model.eos)
-    judges = TextJudges(vocabulary_of(checkpoint.tokenizer, model.shape.vocab_size, model.eos))
+    judges = AnswerDetectors(vocabulary_of(checkpoint.tokenizer, model.shape.vocab_size, model.eos))
     measured = [turn for session in sessions for turn in session]
     for turn in measured:
         decode_alone(turn, decoder)
         answer = [token for token in turn.served if token not in model.eos]
         turn.exact = answer == turn.right
-        turn.convicted = judges.convicting(encoder.decode(turn.request.tokens), shown(encoder.decode(answer)), answer)
+        turn.convicted = judges.convicting(
+            encoder.decode(turn.request.tokens), client_text(encoder.decode(answer)), answer
+        )
     return Measured(measured, probes.meter.counts)
 
 

@@ -38,8 +38,8 @@ from repro.load.plan import LoadPlan
 from repro.pool.call import alive
 from repro.pool.local import DAY_S, LocalPool
 from repro.record.checks import Check
+from repro.run.checkpoint import Checkpoint, load_checkpoint
 from repro.run.judge.clean_decode import CleanDecoder
-from repro.run.targets import Checkpoint, load_checkpoint
 from repro.scenario.schema import Scenario, parse
 from repro.scenario.sessions import sessions_of
 from repro.serve.device.sim import SimDevice

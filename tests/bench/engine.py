@@ -50,10 +50,10 @@ from detectors.text.repetition import Repetition
 from repro.base.clock import run_virtual
 from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
+from repro.run.checkpoint import Checkpoint, load_checkpoint
 from repro.run.judge.clean_decode import CleanDecoder
 from repro.run.options import RunOptions
 from repro.run.run import run_scenario
-from repro.run.targets import Checkpoint, load_checkpoint
 from repro.scenario import schema as scenarios
 from repro.serve.config import CONFIGS, EngineConfig
 from repro.serve.device.sim import SimDevice

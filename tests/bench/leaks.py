@@ -24,8 +24,8 @@ from repro.load.driver import drive
 from repro.load.listener import LoadListener, OnlineFinding, TextDetector
 from repro.load.plan import LoadPlan
 from repro.record.requests import SentRequest
-from repro.run.judge.online import TextJudges, nonces_of
-from repro.run.targets import load_checkpoint
+from repro.run.answer_detectors import AnswerDetectors, nonces_of
+from repro.run.checkpoint import load_checkpoint
 from repro.scenario.schema import LoadSpec
 from repro.scenario.sessions import sessions_of
 from repro.serve.config import EngineConfig
@@ -51,7 +51,7 @@ class Told(msgspec.Struct, frozen=True):
 class Judging(LoadListener):
     """Judges the texts of all answers."""
 
-    def __init__(self, judges: TextJudges) -> None:
+    def __init__(self, judges: AnswerDetectors) -> None:
         self.requests: list[SentRequest] = []
         self.findings: set[tuple[str, str]] = set()
         self._judges = judges
@@ -72,7 +72,7 @@ def serve(seed: int) -> list[Told]:
     checkpoint, device = load_checkpoint(CONFIG), SimDevice()
     sessions = sessions_of(LOAD, seed)
     nonces = {session.id: session.nonce or "" for session in sessions}
-    judges = TextJudges(None, nonces_of(sessions))
+    judges = AnswerDetectors(None, nonces_of(sessions))
     latest: dict[str, GenerateRequest] = {}  # of each session
     foreign: dict[str, str] = {}  # request -> the session whose answer it is given
     heard = Judging(judges)

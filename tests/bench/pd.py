@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 
 from repro.base.clock import run_virtual
-from repro.run.targets import Checkpoint, load_checkpoint
+from repro.run.checkpoint import Checkpoint, load_checkpoint
 from repro.serve.config import PdConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.stack import Stack, build

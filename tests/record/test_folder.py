@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from detectors.base import Finding
 from repro.base.errors import RecordError, UsageError
 from repro.record import folder as folder_module
+from repro.record.folder import RunMeta, utc_stamp
 from repro.record.requests import RequestRecord
 from repro.record.table import read_table, write_table
 from repro.record.view import open_run
@@ -86,7 +87,7 @@ def test_two_runs_in_the_same_second_get_two_folders(tmp_path: Path) -> None:
 
 def test_the_folder_name_is_utc_and_never_leaves_the_root(tmp_path: Path) -> None:
     summer = datetime(2026, 7, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
-    folder = folder_module.RunFolder.create(tmp_path, "../../etc/x", summer, 1)
+    folder = folder_module.RunFolder.create(tmp_path, RunMeta("../../etc/x", 1, utc_stamp(summer)))
     assert folder.path.parent.parent == tmp_path and folder.path.name == "20260630T230000Z-1"
 
 

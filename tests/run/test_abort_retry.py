@@ -6,7 +6,7 @@ import pytest
 
 from detectors.base import Finding, TextDetector
 from repro.record.view import open_run
-from repro.run.judge.online import TextJudges
+from repro.run.answer_detectors import AnswerDetectors
 from repro.run.run import Outcome
 from tests.tiny import run_tiny, tiny_scenario
 
@@ -27,13 +27,13 @@ class ThirdPiece:
         return None
 
 
-def first_answers_convicted(judges: TextJudges, request: str, prompt: str) -> list[TextDetector]:
+def first_answers_convicted(judges: AnswerDetectors, request: str, prompt: str) -> list[TextDetector]:
     return [] if request.endswith(".1") else [ThirdPiece()]
 
 
 @pytest.fixture
 def convicting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TextJudges, "__call__", first_answers_convicted)
+    monkeypatch.setattr(AnswerDetectors, "__call__", first_answers_convicted)
 
 
 def run(root: Path) -> Outcome:

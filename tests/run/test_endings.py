@@ -49,7 +49,7 @@ def test_ctrl_c_beside_load_and_oracle_ends_the_run_and_keeps_what_was_recorded(
     def interrupted(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("repro.run.run.verdicts_of", interrupted)
+    monkeypatch.setattr("repro.run.run.event_verdicts", interrupted)
     with pytest.raises(StoppedError, match="stopped by Ctrl-C") as caught:
         run_tiny(tmp_path)
     assert caught.value.word.exit_code == 5

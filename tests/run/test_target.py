@@ -12,7 +12,6 @@ import pytest
 
 from repro.base.errors import TargetError
 from repro.record.view import open_run
-from repro.run import targets as targets
 from repro.run.options import RunOptions
 from repro.run.run import Outcome
 from tests.tiny import run_tiny, tiny_scenario
@@ -160,7 +159,7 @@ def test_a_server_that_names_no_model_is_told(body: bytes, status: int, told: st
 
 
 def test_a_port_that_accepts_and_says_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "FACTS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("repro.run.targets.server.FACTS_TIMEOUT_S", 0.2)
     free = threading.Event()
     with (
         serving(models=lambda handler: bool(free.wait(30)) and None) as server,  # type: ignore[func-returns-value]

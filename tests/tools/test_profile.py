@@ -7,7 +7,7 @@ import pytest
 from detectors.answers.acceptance_profile import read_profile
 from repro.base.errors import UsageError
 from repro.record.requests import RequestRecord
-from repro.run.judge.online import acceptance_rules
+from repro.run.answer_detectors import acceptance_rules
 from repro.scenario.schema import AcceptanceSpec
 from repro.tools.profile import learn_profile
 from tests.builders import make_request, make_run, make_verdict

@@ -1,32 +1,44 @@
-"""How often each cause was found, and how soon: pure sums over the detectors' answers."""
+"""The sums of a verdict: what became of each fault, how often each cause was found, and how soon."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from detectors.base import Finding, Verdict
+from msgspec.structs import asdict, replace
+
+from detectors.base import Finding
+from repro.fault.aftermath import Corruptions
+from repro.fault.injector import FaultCounts
 from repro.record.requests import RequestRecord
-from repro.record.verdict import FirstFinding
+from repro.record.verdict import FaultOutcome, FirstFinding
 
 
-def signature_counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
+def fault_outcomes(
+    counts: Mapping[str, FaultCounts], corruptions: Mapping[str, Corruptions]
+) -> dict[str, FaultOutcome]:
+    """Return what became of each fault; `corruptions` has those that changed bytes."""
+    outcomes = {}
+    for name, count in counts.items():
+        outcome = FaultOutcome(count.armed, count.reached, count.fired, count.reordered)
+        outcomes[name] = replace(outcome, **asdict(corruptions[name])) if name in corruptions else outcome
+    return outcomes
+
+
+def signature_counts(findings: Sequence[Finding]) -> dict[str, int]:
     """Return how often each cause was found."""
-    counts: dict[str, int] = {}
-    for finding in _findings(verdicts):
-        counts[finding.signature] = counts.get(finding.signature, 0) + finding.count
-    return counts
+    counts = Counter[str]()
+    for finding in findings:
+        counts[finding.signature] += finding.count
+    return dict(counts)
 
 
-def first_findings(verdicts: Sequence[Verdict], records: Sequence[RequestRecord]) -> dict[str, FirstFinding]:
+def first_findings(findings: Sequence[Finding], records: Sequence[RequestRecord]) -> dict[str, FirstFinding]:
     """Return when each layer found something first, and how many requests had been sent by then."""
     finished_us = {record.request: record.finished_us for record in records}
     earliest: dict[str, float] = {}
-    for finding in _findings(verdicts):
+    for finding in findings:
         at_us = finding.at_us or finished_us.get(finding.request, 0.0)
         earliest[finding.layer] = min(at_us, earliest.get(finding.layer, at_us))
     return {
         layer: FirstFinding(sum(0 <= record.sent_us <= at_us for record in records), round(at_us / 1e6, 6))
         for layer, at_us in earliest.items()
     }
-
-
-def _findings(verdicts: Sequence[Verdict]) -> Iterator[Finding]:
-    return (finding for verdict in verdicts for finding in verdict.findings)

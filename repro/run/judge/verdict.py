@@ -5,17 +5,16 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from detectors.base import Verdict
+from detectors.base import Finding, Verdict
 from repro.base.verdict_word import VerdictWord
-from repro.fault.aftermath import Corruptions
-from repro.fault.injector import FaultCounts
 from repro.fault.plan import Fault
 from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
 from repro.record.requests import WHOLE, RequestRecord
+from repro.record.verdict import EndedEarly, FaultOutcome
 
-GONE = ("refused", "died")  # kinds of errors of a server that isn't there any more
-CLIENT = "client"  # our own doing: a bound, or Ctrl-C
+GONE = ("refused", "died")  # kinds of errors of a server that has gone away
+CLIENT = "client"  # the kind of an error that the harness caused: a bound, or Ctrl-C
 ERROR_CHARACTERS_MAX = 300
 
 
@@ -26,34 +25,41 @@ class Judgement(msgspec.Struct, frozen=True):
     why: tuple[str, ...]
 
 
-def judge(
-    detectors: Sequence[Verdict],
-    result: LoadResult,
-    records: Sequence[RequestRecord] = (),
-    *,
-    faults: Sequence[Fault] = (),
-    counts: Mapping[str, FaultCounts] | None = None,
-    corruptions: Mapping[str, Corruptions] | None = None,
-    exercised: Exercised | None = None,
-    floors: Mapping[str, int] | None = None,
-    cut: str = "",
-) -> Judgement:
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a verdict rests on."""
+
+    verdicts: Sequence[Verdict]  # the detectors' answers
+    result: LoadResult
+    records: Sequence[RequestRecord] = ()
+    faults: Sequence[Fault] = ()
+    fault_outcomes: Mapping[str, FaultOutcome] = {}
+    exercised: Exercised = msgspec.field(default_factory=Exercised)
+    floors: Mapping[str, int] = {}
+    cut: EndedEarly | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Return what all detectors found."""
+        return tuple(finding for verdict in self.verdicts for finding in verdict.findings)
+
+
+def judge(evidence: Evidence) -> Judgement:
     """Return the verdict; where several hold: failed, then anomaly, vacuous, inconclusive, clean.
 
-    `cut` says what ended the run early: it can't be vacuous then, since the rest might have met the floors.
+    A run that was cut is never vacuous: its rest might have met the floors.
     """
-    failures = _failures(result, records)
+    failures = _failures(evidence.result, evidence.records)
     if failures:
         return Judgement(VerdictWord.FAILED, failures)
-    changed = corruptions or {}
-    missing = _unanswered(records) + ((f"{cut}; the figures are of what was done",) if cut else ()) + _missed(changed)
-    convicted = tuple(_conviction(verdict) for verdict in detectors if verdict.answer == "anomaly")
+    cut = (f"{evidence.cut.why}; the figures are of what was done",) if evidence.cut else ()
+    missing = _unanswered(evidence.records) + cut + _unnoticed(evidence.fault_outcomes)
+    convicted = tuple(_conviction(verdict) for verdict in evidence.verdicts if verdict.answer == "anomaly")
     if convicted:
         return Judgement(VerdictWord.ANOMALY, convicted + missing)
-    empty = _vacuous_faults(faults, counts or {}, changed) + _missed_floors(exercised or Exercised(), floors or {})
+    empty = _vacuous_faults(evidence.faults, evidence.fault_outcomes) + _missed_floors(evidence)
     if empty and not cut:
         return Judgement(VerdictWord.VACUOUS, empty + missing)
-    unknown = tuple(f"{verdict.detector}: {verdict.why}" for verdict in detectors if verdict.answer == "unknown")
+    unknown = tuple(f"{each.detector}: {each.why}" for each in evidence.verdicts if each.answer == "unknown")
     if unknown or missing:
         return Judgement(VerdictWord.INCONCLUSIVE, missing + unknown)
     return Judgement(VerdictWord.CLEAN, ())
@@ -103,35 +109,36 @@ def _error_kind(record: RequestRecord) -> str:
     return record.error.partition(":")[0]
 
 
-def _missed(corruptions: Mapping[str, Corruptions]) -> tuple[str, ...]:
-    """Return which wrong bytes of a fault's making were read, and no detector noticed."""
+def _unnoticed(outcomes: Mapping[str, FaultOutcome]) -> tuple[str, ...]:
+    """Return which changed bytes were read, and no detector noticed."""
+    counts = {name: (each.read or 0, each.detected or 0) for name, each in outcomes.items()}
     return tuple(
-        f"{name}: of {each.read} changes that a step read, {each.read - each.detected} were not noticed"
-        for name, each in corruptions.items()
-        if each.detected < each.read
+        f"{name}: of {read} changes that a step read, {read - detected} were not noticed"
+        for name, (read, detected) in counts.items()
+        if detected < read
     )
 
 
-def _vacuous_faults(
-    faults: Sequence[Fault], counts: Mapping[str, FaultCounts], corruptions: Mapping[str, Corruptions]
-) -> tuple[str, ...]:
+def _vacuous_faults(faults: Sequence[Fault], outcomes: Mapping[str, FaultOutcome]) -> tuple[str, ...]:
+    """Return which faults had no effect."""
     why = []
     for fault in {fault.name: fault for fault in faults}.values():
-        count, changes = counts[fault.name], corruptions.get(fault.name, Corruptions())
-        if not count.fired:
-            why.append(f"{fault.name} never fired ({count.reached} hits of its point)")
-        elif fault.do.timing and not count.reordered:
-            why.append(f"{fault.name} fired {count.fired} times and never changed an order")
-        elif fault.do.corrupting and not changes.changed:
-            why.append(f"{fault.name} fired {count.fired} times and never changed a byte")
-        elif fault.do.corrupting and not changes.read:
-            why.append(f"{fault.name} changed bytes {changes.changed} times, and no step read them")
+        outcome = outcomes[fault.name]
+        if not outcome.fired:
+            why.append(f"{fault.name} never fired ({outcome.reached} hits of its point)")
+        elif fault.do.timing and not outcome.reordered:
+            why.append(f"{fault.name} fired {outcome.fired} times and never changed an order")
+        elif fault.do.corrupting and not outcome.changed:
+            why.append(f"{fault.name} fired {outcome.fired} times and never changed a byte")
+        elif fault.do.corrupting and not outcome.read:
+            why.append(f"{fault.name} changed bytes {outcome.changed} times, and no step read them")
     return tuple(why)
 
 
-def _missed_floors(exercised: Exercised, floors: Mapping[str, int]) -> tuple[str, ...]:
+def _missed_floors(evidence: Evidence) -> tuple[str, ...]:
+    reached = {name: getattr(evidence.exercised, name) for name in evidence.floors}
     return tuple(
-        f"{name} = {getattr(exercised, name)}, below the floor of {floor}"
-        for name, floor in floors.items()
-        if getattr(exercised, name) < floor
+        f"{name} = {reached[name]}, below the floor of {floor}"
+        for name, floor in evidence.floors.items()
+        if reached[name] < floor
     )

@@ -10,7 +10,7 @@ import torch
 from repro.base.clock import run_virtual
 from repro.base.probe import NullProbes
 from repro.engines.sglang.classes.engine import SglangEngine
-from repro.run.targets import load_checkpoint
+from repro.run.checkpoint import load_checkpoint
 from repro.serve.device.sim import SimDevice
 from repro.serve.types import GenerateRequest, Update
 from tests.engines.sglang.builders import component, needs_sglang

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from repro.run.checkpoint import Checkpoint, load_checkpoint
 from repro.run.judge.clean_decode import CleanDecoder
-from repro.run.targets import Checkpoint, load_checkpoint
 from repro.serve.config import EngineConfig
 from repro.serve.types import GenerateRequest, SamplingParams
 

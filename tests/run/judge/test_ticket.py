@@ -2,8 +2,8 @@
 
 import torch
 
+from repro.run.checkpoint import load_checkpoint
 from repro.run.judge.clean_decode import CleanDecoder
-from repro.run.targets import load_checkpoint
 from repro.scenario.sessions import last_turns
 from repro.serve.config import CONFIGS
 from repro.trace.synth import synthesise

@@ -11,11 +11,11 @@ from detectors.answers.leak import Nonces
 from detectors.base import Verdict
 from repro.load.again import AskedAgain
 from repro.record.requests import RequestRecord, SpecCounts
-from repro.run.judge.marks import verdicts_of
-from repro.run.judge.online import TextJudges
+from repro.run.answer_detectors import AnswerDetectors
+from repro.run.judge.asked_again import judge_asked_again
+from repro.run.judge.marks import event_verdicts
 from repro.run.limits import LimitWatch
-from repro.run.recorder import Observed
-from repro.run.targets import ServerTarget
+from repro.run.recorder import Recorder
 from tests.builders import make_folder, sent_request, text_finding
 from tests.detectors.spec import clean_answers, steady
 
@@ -25,15 +25,13 @@ FINE = "def read(path):\n    return path.read_text()\n"
 
 def judged(root: Path, again: AskedAgain, text: str = LOOP) -> tuple[RequestRecord, dict[str, Verdict]]:
     """Return a suspect of a server at a URL, and the detectors' answers, given what it said again."""
-    observed = Observed(make_folder(root), LimitWatch(1e9, 10**9, lambda: 0.0), TextJudges(None))
-    observed.text_detectors("s:0", "say")
-    observed.on_finding("s:0", text_finding("repetition"))
-    observed.on_request(sent_request("s:0", text=text))
-    target = ServerTarget("http://127.0.0.1:1")
-    target.said_again = again
-    verdicts = verdicts_of(observed, target, TextJudges(None), sample=8, seed=0, progress=lambda number, total: None)
-    observed.folder.close("finished")
-    (record,) = observed.records
+    recorder = Recorder(make_folder(root), LimitWatch(1e9, 10**9, lambda: 0.0), AnswerDetectors(None))
+    recorder.text_detectors("s:0", "say")
+    recorder.on_finding("s:0", text_finding("repetition"))
+    recorder.on_request(sent_request("s:0", text=text))
+    verdicts = [*event_verdicts(recorder), *judge_asked_again(recorder, again)]
+    recorder.folder.close("finished")
+    (record,) = recorder.records
     assert record.detectors == ["repetition"]
     return record, {verdict.detector: verdict for verdict in verdicts}
 
@@ -82,8 +80,8 @@ def accepted(
     flushed: bool = True,
 ) -> tuple[list[RequestRecord], Verdict]:
     """Return the requests of a server that sent these counts, one list an answer, and what acceptance says."""
-    observed = Observed(
-        make_folder(root), LimitWatch(1e9, 10**9, lambda: 0.0), TextJudges(None), rules or AcceptanceRules()
+    recorder = Recorder(
+        make_folder(root), LimitWatch(1e9, 10**9, lambda: 0.0), AnswerDetectors(None), rules or AcceptanceRules()
     )
     for number, series in enumerate(answers):
         name, last = f"s:{number}", series[-1] if series else SpecCounts(200)
@@ -91,17 +89,16 @@ def accepted(
             name, text=FINE, completion_tokens=last.completion_tokens, spec_verify_ct=last.spec_verify_ct,
             spec_accept_token_num=last.spec_accept_token_num, spec_draft_token_num=last.spec_draft_token_num,
         )  # fmt: skip
-        observed.text_detectors(name, "say")
-        (detector,) = observed.counts_detectors(name)
+        recorder.text_detectors(name, "say")
+        (detector,) = recorder.counts_detectors(name)
         for finding in [*map(detector.feed, series), detector.close()]:
             if finding is not None:
-                observed.on_finding(name, finding)
-        observed.on_request(sent)
-    target, said = ServerTarget("http://127.0.0.1:1"), again or {}
-    target.said_again = AskedAgain(dict.fromkeys(said, FINE), said, flushed=flushed)
-    verdicts = verdicts_of(observed, target, TextJudges(None), sample=8, seed=0, progress=lambda number, total: None)
-    observed.folder.close("finished")
-    return observed.records, next(verdict for verdict in verdicts if verdict.detector == "acceptance")
+                recorder.on_finding(name, finding)
+        recorder.on_request(sent)
+    asked = AskedAgain(dict.fromkeys(again or {}, FINE), again or {}, flushed=flushed)
+    verdicts = [*event_verdicts(recorder), *judge_asked_again(recorder, asked)]
+    recorder.folder.close("finished")
+    return recorder.records, next(verdict for verdict in verdicts if verdict.detector == "acceptance")
 
 
 def test_odd_acceptance_under_load_only_convicts_and_marks_its_request(tmp_path: Path) -> None:
@@ -154,18 +151,16 @@ def test_answers_without_counts_beside_others_and_counts_that_cannot_be_are_unkn
 
 
 def test_a_leak_convicts_whatever_the_server_says_alone(tmp_path: Path) -> None:
-    judges = TextJudges(None, Nonces({"s": "f" * 16, "other": NONCE}))
-    observed = Observed(make_folder(tmp_path), LimitWatch(1e9, 10**9, lambda: 0.0), judges)
+    judges = AnswerDetectors(None, Nonces({"s": "f" * 16, "other": NONCE}))
+    recorder = Recorder(make_folder(tmp_path), LimitWatch(1e9, 10**9, lambda: 0.0), judges)
     sent = sent_request("s:0", text=f"Ticket {NONCE}")
-    for detector in observed.text_detectors("s:0", "say"):
+    for detector in recorder.text_detectors("s:0", "say"):
         if (finding := detector.feed(sent.text)) is not None:
-            observed.on_finding("s:0", finding)
-    observed.on_request(sent)
-    (record,) = observed.records
-    target = ServerTarget("http://127.0.0.1:1")
-    target.said_again = AskedAgain({"s:0": record.text}, flushed=True)
-    verdicts = verdicts_of(observed, target, judges, sample=8, seed=0, progress=lambda number, total: None)
-    observed.folder.close("finished")
+            recorder.on_finding("s:0", finding)
+    recorder.on_request(sent)
+    (record,) = recorder.records
+    verdicts = judge_asked_again(recorder, AskedAgain({"s:0": record.text}, flushed=True))
+    recorder.folder.close("finished")
     leak = verdicts[-1]
     assert (leak.detector, leak.answer, leak.checked, len(leak.findings)) == ("cross_prompt_leak", "anomaly", 1, 1)
     assert record.visible and not record.model_own

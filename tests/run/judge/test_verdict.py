@@ -1,5 +1,6 @@
 """Which word a run deserves, and the sentences that say why."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -7,15 +8,14 @@ import pytest
 
 from detectors.base import Answer, Finding, Verdict
 from repro.base.verdict_word import VerdictWord
-from repro.fault.aftermath import Corruptions
-from repro.fault.injector import FaultCounts
 from repro.fault.kinds import Abort, Delay, Flip
 from repro.fault.plan import Fault
 from repro.load.lag import Quantiles
 from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
 from repro.record.requests import RequestRecord
-from repro.run.judge.verdict import Judgement, judge
+from repro.record.verdict import EndedEarly, FaultOutcome
+from repro.run.judge.verdict import Evidence, Judgement, judge
 from tests.builders import make_request
 
 DELAY = Fault("loadback.copy_layer", Delay(5))
@@ -30,6 +30,12 @@ def result(**changes: Any) -> LoadResult:
     return LoadResult(**(fields | {"interrupted": False, "target_lost": ""} | changes))
 
 
+def judged(
+    verdicts: Sequence[Verdict], load: LoadResult, records: Sequence[RequestRecord] = (), **more: Any
+) -> Judgement:
+    return judge(Evidence(verdicts=verdicts, result=load, records=records, **more))
+
+
 def said(answer: Answer = "clean", detector: str = "ordering", why: str = "", count: int = 2) -> Verdict:
     findings = (Finding(detector, "ordering", "a claim", "cause", count=count),) if answer == "anomaly" else ()
     return Verdict(detector, answer, findings, why)
@@ -41,60 +47,64 @@ def failed_request(request: str = "s1-t1", error: str = "died: gone", **changes:
 
 
 def test_a_run_with_nothing_against_it_is_clean() -> None:
-    assert judge([said()], result(), [make_request()]) == Judgement(VerdictWord.CLEAN, ())
+    assert judged([said()], result(), [make_request()]) == Judgement(VerdictWord.CLEAN, ())
     assert [word.exit_code for word in VerdictWord] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_finding_is_an_anomaly_whatever_is_missing() -> None:
     unknown = said("unknown", "divergence", "nothing to compare")
-    judgement = judge([said("anomaly"), unknown], result(), [make_request()], cut="the limit was reached")
+    judgement = judged(
+        [said("anomaly"), unknown], result(), [make_request()], cut=EndedEarly("the limit was reached", 9)
+    )
     assert judgement.word == "anomaly" and judgement.word.exit_code == 1
     assert judgement.why[0].startswith("ordering: 2 finding")
     assert judgement.why[1] == "the limit was reached; the figures are of what was done"
 
 
 def test_a_fault_that_never_fired_proves_nothing() -> None:
-    judgement = judge([said()], result(), faults=[ABORT], counts={ABORT.name: FaultCounts(reached=4)})
+    judgement = judged([said()], result(), faults=[ABORT], fault_outcomes={ABORT.name: FaultOutcome(reached=4)})
     assert judgement == Judgement(VerdictWord.VACUOUS, ("client.abort.abort never fired (4 hits of its point)",))
     assert judgement.word.exit_code == 3
 
 
 def test_a_timing_fault_that_changed_no_order_proves_nothing_and_another_kind_does() -> None:
-    fired = FaultCounts(reached=4, fired=3)
-    judgement = judge([said()], result(), faults=[DELAY, DELAY], counts={DELAY.name: fired})
+    fired = FaultOutcome(reached=4, fired=3)
+    judgement = judged([said()], result(), faults=[DELAY, DELAY], fault_outcomes={DELAY.name: fired})
     assert judgement.why == ("loadback.copy_layer.delay fired 3 times and never changed an order",)
-    assert judge([said()], result(), faults=[ABORT], counts={ABORT.name: fired}).word == "clean"
+    assert judged([said()], result(), faults=[ABORT], fault_outcomes={ABORT.name: fired}).word == "clean"
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({}, "memory.host.flip fired 3 times and never changed a byte"),
-        ({FLIP.name: Corruptions(changed=2)}, "memory.host.flip changed bytes 2 times, and no step read them"),
+        ({"changed": 2, "read": 0, "detected": 0}, "memory.host.flip changed bytes 2 times, and no step read them"),
     ],
 )
-def test_wrong_bytes_that_nobody_read_prove_nothing(changes: dict[str, Corruptions], why: str) -> None:
-    counts = {FLIP.name: FaultCounts(reached=4, fired=3)}
-    judgement = judge([said()], result(), faults=[FLIP], counts=counts, corruptions=changes)
+def test_wrong_bytes_that_nobody_read_prove_nothing(changes: dict[str, int], why: str) -> None:
+    outcomes = {FLIP.name: FaultOutcome(reached=4, fired=3, **changes)}
+    judgement = judged([said()], result(), faults=[FLIP], fault_outcomes=outcomes)
     assert judgement == Judgement(VerdictWord.VACUOUS, (why,))
 
 
 def test_wrong_bytes_that_were_read_and_not_noticed_are_never_clean() -> None:
-    counts, changes = {FLIP.name: FaultCounts(reached=4, fired=3)}, {FLIP.name: Corruptions(3, read=2, detected=1)}
+    outcomes = {FLIP.name: FaultOutcome(reached=4, fired=3, changed=3, read=2, detected=1)}
     for answer, word in (("clean", "inconclusive"), ("anomaly", "anomaly")):
-        judgement = judge([said(answer)], result(), faults=[FLIP], counts=counts, corruptions=changes)
+        judgement = judged([said(answer)], result(), faults=[FLIP], fault_outcomes=outcomes)
         assert judgement.word == word
         assert judgement.why[-1] == "memory.host.flip: of 2 changes that a step read, 1 were not noticed"
 
 
 def test_a_floor_that_is_missed_is_told_with_both_numbers() -> None:
     floors = {"load_backs": 20, "evictions": 2}
-    judgement = judge([said()], result(), exercised=Exercised(load_backs=3, evictions=2), floors=floors)
+    judgement = judged([said()], result(), exercised=Exercised(load_backs=3, evictions=2), floors=floors)
     assert judgement == Judgement(VerdictWord.VACUOUS, ("load_backs = 3, below the floor of 20",))
 
 
 def test_a_run_that_was_cut_is_inconclusive_and_not_vacuous() -> None:
-    judgement = judge([said()], result(interrupted=True), floors={"load_backs": 20}, cut="Ctrl-C ended the run early")
+    judgement = judged(
+        [said()], result(interrupted=True), floors={"load_backs": 20}, cut=EndedEarly("Ctrl-C ended the run early", 9)
+    )
     assert judgement == Judgement(
         VerdictWord.INCONCLUSIVE, ("Ctrl-C ended the run early; the figures are of what was done",)
     )
@@ -102,28 +112,28 @@ def test_a_run_that_was_cut_is_inconclusive_and_not_vacuous() -> None:
 
 
 def test_an_unknown_of_a_detector_never_counts_as_clean() -> None:
-    judgement = judge([said(), said("unknown", "divergence", "3 of 8 answers could not be decoded")], result())
+    judgement = judged([said(), said("unknown", "divergence", "3 of 8 answers could not be decoded")], result())
     assert judgement == Judgement(VerdictWord.INCONCLUSIVE, ("divergence: 3 of 8 answers could not be decoded",))
-    assert judge([said("not_applicable", "divergence")], result()).word == "clean"
+    assert judged([said("not_applicable", "divergence")], result()).word == "clean"
 
 
 def test_a_target_that_is_lost_is_told_before_anything_else() -> None:
     lost = result(target_lost="refused: no connection")
-    judgement = judge([said("anomaly")], lost)
+    judgement = judged([said("anomaly")], lost)
     assert judgement == Judgement(VerdictWord.FAILED, ("the target stopped answering: refused: no connection",))
     assert judgement.word.exit_code == 4
 
 
 def test_no_answer_at_all_is_a_failure_with_its_first_error() -> None:
     records = [failed_request(error="malformed: no stream")]
-    judgement = judge([said()], result(answered=0, errors={"malformed": 4}), records)
+    judgement = judged([said()], result(answered=0, errors={"malformed": 4}), records)
     assert judgement.word == "failed"
     assert judgement.why == ("no request was answered: 4 malformed; the first, s1-t1: malformed: no stream",)
 
 
 def test_a_server_that_is_gone_at_the_end_is_a_failure() -> None:
     records = [make_request("s1-t0"), failed_request("s1-t1", "refused: nobody there", finished_us=2e6)]
-    judgement = judge([said()], result(errors={"refused": 1}), records)
+    judgement = judged([said()], result(errors={"refused": 1}), records)
     assert judgement.why == ("the target stopped answering: s1-t1: refused: nobody there",)
 
 
@@ -136,7 +146,7 @@ def test_turns_without_an_answer_are_counted_once_with_all_their_attempts(finish
         make_request("s1-t2", turn=2, attempt=1),
         make_request("s1-t3", turn=3, finish=finish, finished_us=9e6),
     ]
-    judgement = judge([said()], result(answered=2, errors={"busy": 3}), records)
+    judgement = judged([said()], result(answered=2, errors={"busy": 3}), records)
     assert judgement == Judgement(
         VerdictWord.INCONCLUSIVE, ("1 of 3 turns got no answer: 1 busy; the first, s1-t1: busy: 503",)
     )
@@ -144,13 +154,13 @@ def test_turns_without_an_answer_are_counted_once_with_all_their_attempts(finish
 
 def test_what_we_cut_off_ourselves_is_no_error_of_the_target() -> None:
     records = [make_request("s1-t0"), failed_request("s1-t1", "client: interrupted", finished_us=9e6)]
-    assert judge([said()], result(errors={"client": 1}), records).word == "clean"
+    assert judged([said()], result(errors={"client": 1}), records).word == "clean"
     aborted = [make_request("s1-t0", finish="abort", text="", tokens=[])]
-    assert judge([said()], result(answered=0, aborted=1, errors={"busy": 1}), aborted).word == "clean"
+    assert judged([said()], result(answered=0, aborted=1, errors={"busy": 1}), aborted).word == "clean"
 
 
 def test_answers_that_are_all_empty_are_no_sign_of_health() -> None:
     records = [make_request("s1-t0", text="", tokens=[])]
-    judgement = judge([said()], result(), records)
+    judgement = judged([said()], result(), records)
     assert judgement == Judgement(VerdictWord.INCONCLUSIVE, ("all 1 answers are empty: there was nothing to judge",))
     assert msgspec.json.encode(judgement)

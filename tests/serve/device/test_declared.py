@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import repro.run.targets
+import repro.run.targets.bundled
 from repro.base.probe import Access, PageSet
 from repro.record.view import open_run
 from repro.schedule.schedule import Schedule
@@ -31,7 +31,7 @@ class WatchedDevice(SimDevice):
 def test_no_operation_touches_a_page_that_it_has_not_declared(
     picker: str, drafts: int, upload_stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repro.run.targets, "SimDevice", WatchedDevice)
+    monkeypatch.setattr(repro.run.targets.bundled, "SimDevice", WatchedDevice)
     monkeypatch.setattr(WatchedDevice, "touched", [])
     outcome = run_small(
         tmp_path, small_scenario(drafts=drafts, upload_stream=upload_stream), schedule=Schedule(picker, 7)

@@ -12,7 +12,7 @@ import torch
 from repro.base.clock import run_virtual
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.client import open_client
-from repro.run.targets import load_checkpoint
+from repro.run.checkpoint import load_checkpoint
 from repro.serve.config import EngineConfig
 from repro.serve.device.sim import SimDevice
 from repro.serve.server.app import create_app

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from repro.fault.defects import DEFECTS
-from repro.run.targets import load_checkpoint
+from repro.run.checkpoint import load_checkpoint
 from repro.serve.config import EngineConfig
 from repro.serve.engine import LoadedModel
 from repro.serve.guards import Guards

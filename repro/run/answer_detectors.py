@@ -1,7 +1,7 @@
-"""The online detectors of a run's answers; those of the text once more over the clean answer.
+"""The online detectors of a run's answers, which judge the clean answers too.
 
-Both sides are judged in the form in which a client is shown an answer: without the end token, tool
-calls parsed. Control tokens that are left in it then are leaked ones.
+Both are judged as a client gets them: without the end token, tool calls parsed. Control tokens that are left then
+have leaked.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,11 @@ from detectors.answers.acceptance import FALSE_ALARM_RATE, LENGTH_MIN, RATE_MAX,
 from detectors.answers.acceptance_profile import read_profile
 from detectors.answers.leak import CrossPromptLeak, Nonces
 from detectors.base import Finding, TextDetector
-from detectors.registry import TEXT_NAMES as TEXT_DETECTORS
 from detectors.registry import text_detectors
 from detectors.text.rare_tokens import Vocabulary
 from repro.scenario.schema import AcceptanceSpec
 from repro.serve.server.chat import parse
 from repro.trace.format import Session
-
-__all__ = ["TEXT_DETECTORS", "TextJudges", "acceptance_rules", "nonces_of", "shown", "vocabulary_of"]
 
 PROFILE_FILE = "acceptance.json"  # beside a checkpoint: how its clean answers accept their drafts
 
@@ -33,23 +30,23 @@ MARKUP = (
 )  # fmt: skip
 
 
-class TextJudges:
+class AnswerDetectors:
     """Makes the text detectors of each request (`LoadListener.text_detectors`)."""
 
-    def __init__(self, vocabulary: Vocabulary | None, nonces: Nonces | None = None, *, speaks: bool = True) -> None:
-        self.nonces = nonces  # None: no session has one, and a leak cannot be told
+    def __init__(self, vocabulary: Vocabulary | None, nonces: Nonces | None = None, *, has_text: bool = True) -> None:
+        self.nonces = nonces  # None: no session has one, so no leak can be recognised
         self._vocabulary = vocabulary
-        self._speaks = speaks  # numerics = "stamps" says nothing that could be judged
+        self._has_text = has_text  # False: numerics = "stamps" computes no text
 
     def __call__(self, request: str, prompt: str) -> list[TextDetector]:
         """Return fresh detectors for one answer."""
-        if not self._speaks:
+        if not self._has_text:
             return []
-        looks = text_detectors(prompt, self._vocabulary)
-        return [*looks] if self.nonces is None else [*looks, CrossPromptLeak(prompt, self.nonces)]
+        detectors: list[TextDetector] = [*text_detectors(prompt, self._vocabulary)]
+        return detectors if self.nonces is None else [*detectors, CrossPromptLeak(prompt, self.nonces)]
 
     def convicting(self, prompt: str, text: str, tokens: Sequence[int]) -> list[str]:
-        """Return the names of the detectors of `TEXT_DETECTORS` that convict a whole answer."""
+        """Return the names of the text detectors that convict a whole answer."""
         findings: list[Finding | None] = []
         for detector in text_detectors(prompt, self._vocabulary):
             findings += [detector.feed(text, tuple(tokens)), detector.close()]
@@ -84,7 +81,7 @@ def acceptance_rules(spec: AcceptanceSpec | None, checkpoint: Path | None) -> Ac
     return rules
 
 
-def shown(answer: str) -> str:
+def client_text(answer: str) -> str:
     """Return an answer's text, its end token cut off, as the load's client renders it."""
     content, calls = parse(answer)
     return content + "".join(f"\n[call {call.name}] {msgspec.json.encode(call.arguments).decode()}" for call in calls)
