@@ -1,4 +1,4 @@
-"""`python -m repro`, and where the `repro` command starts: what can go wrong before and around it."""
+"""The entry of the `repro` command and of `python -m repro`, with what can go wrong before any command runs."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from repro.base.verdict_word import VerdictWord
 
 def main() -> None:
     """Run the command line."""
-    sys.unraisablehook = _told_unless_interrupted
+    sys.unraisablehook = _report_unless_interrupted
     _open_standard_streams()
     try:
         from repro.cli import app
@@ -17,24 +17,24 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C before anything was recorded\n")
         sys.exit(VerdictWord.INCONCLUSIVE.exit_code)
-    except OSError as error:  # of the help text: the commands tell their own
+    except OSError as error:  # printing the help text failed; commands handle their own errors
         sys.stderr.write(f"standard output: {error.strerror}\n")
         sys.exit(VerdictWord.FAILED.exit_code)
 
 
-def _told_unless_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Say nothing of a Ctrl-C that came while Python was in a callback of its own."""
+def _report_unless_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Report an exception that nobody can catch, unless it is a Ctrl-C inside a callback."""
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
 
 
 def _open_standard_streams() -> None:
-    """Let closed ones go nowhere; the run's files would else get their numbers, and its words as content."""
+    """Open closed standard streams on the null device; a file of the run could get their numbers otherwise."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
 

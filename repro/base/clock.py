@@ -72,7 +72,7 @@ class _Internals(Protocol):
 class _VirtualSelector(selectors.BaseSelector):
     """The seam: asyncio calls `select` when it would sleep, and the world moves instead.
 
-    Registered files are kept in a real selector, which serves only wake-ups from other threads.
+    A real selector holds the registered files, and serves only wake-ups from other threads.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class _VirtualSelector(selectors.BaseSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop in virtual time: `loop.time()` is the world's clock in seconds.
 
-    `external=True` is for a loop in a thread of its own that others feed through
+    `external=True` is for a loop in a separate thread that others feed through
     `call_soon_threadsafe`: instead of a `DeadlockError`, an idle loop sleeps for real until woken.
     Sockets, pipes and executors need an external loop; inside a purely virtual one nothing outside
     the process can be waited for, or two runs would differ.
@@ -123,7 +123,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     @property
     def now_us(self) -> float:
-        """The virtual time in microseconds, as the world last said."""
+        """The virtual time in microseconds at the world's last move."""
         return self._now_us
 
     def time(self) -> float:

@@ -11,7 +11,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read_struct(path: Path, kind: type[T], *, what: str, next_step: str) -> T:
-    """Return the struct in a file. Raises UsageError when it is not there or no `what`, with the next step."""
+    """Return the struct in a file. Raises UsageError with the next step for a file that is missing or no `what`."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
@@ -21,7 +21,7 @@ def read_struct(path: Path, kind: type[T], *, what: str, next_step: str) -> T:
 
 
 def write_struct(path: Path, struct: msgspec.Struct) -> None:
-    """Write a struct, to be read by people too. Raises UsageError when the path cannot be written."""
+    """Write a struct, indented for people. Raises UsageError when the path cannot be written."""
     try:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(struct), indent=2) + b"\n")
     except OSError as error:

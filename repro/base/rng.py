@@ -23,5 +23,5 @@ def uniform(seed: int, *key: Key) -> float:
 
 
 def generator(seed: int, *key: Key) -> np.random.Generator:
-    """Return a NumPy generator of its own for this place (Philox, so it is the same everywhere)."""
+    """Return a NumPy generator for this place (Philox, so it is the same everywhere)."""
     return np.random.Generator(np.random.Philox(key=[bits64(seed, *key, "lo"), bits64(seed, *key, "hi")]))

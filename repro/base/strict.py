@@ -36,11 +36,11 @@ def to_struct(raw: Any, kind: type[Struct], where: str, path: Path = ()) -> Stru
     except msgspec.ValidationError as error:
         text, _, at = str(error).partition(" - at `$")
         inner = tuple(name or int(number) for name, number in _STEP.findall(at))
-        place, wrong = _told(text, (*path, *inner), _at(raw, inner))
+        place, wrong = _in_words(text, (*path, *inner), _at(raw, inner))
         raise ScenarioError(f"{where}{_in_file(place)}: {wrong}") from error
 
 
-def shown(value: object) -> str:
+def as_toml(value: object) -> str:
     """Return a value as it may stand in a TOML file, cut to what fits a sentence."""
     if isinstance(value, str | bool | list | dict):
         text = json.dumps(value, ensure_ascii=False, default=str)
@@ -49,17 +49,17 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]}..."
 
 
-def _told(text: str, place: Path, value: object) -> tuple[Path, str]:
+def _in_words(text: str, place: Path, value: object) -> tuple[Path, str]:
     """Return msgspec's complaint in the words of the file, and the key it is about."""
     missing, types = _MISSING.search(text), _TYPES.match(text)
     if missing:
         place = (*place, missing[1])
         return place, f'the key "{_key(place)}" is missing'
-    if types is None:  # a struct's own check of its fields, which names them
+    if types is None:  # the struct's check names its fields
         return (*place, ""), text
     words = [WORDS.get(name, name) for name in types[1].split(" | ") if name != "null"]
     expected = " or ".join(words) + (f" of {types[2]}" if types[2] else "")
-    return place, f"{_key(place)} = {shown(value)}; expected {expected}"
+    return place, f"{_key(place)} = {as_toml(value)}; expected {expected}"
 
 
 def _at(raw: Any, inner: Path) -> Any:
@@ -97,9 +97,9 @@ def _wrong(value: Any, kind: inspect.Type, place: Path) -> Iterator[tuple[Path, 
         isinstance(kind, inspect.DictType) and isinstance(kind.value_type, inspect.IntType) and isinstance(value, dict)
     ):
         for key, item in value.items():
-            if type(item) is not int:  # msgspec would not say which
+            if type(item) is not int:  # msgspec does not name the key
                 inner = (*place, key)
-                yield inner, f"{_key(inner)} = {shown(item)}; expected a whole number"
+                yield inner, f"{_key(inner)} = {as_toml(item)}; expected a whole number"
     elif isinstance(kind, inspect.LiteralType) and value not in kind.values:
         yield place, _impossible(place, value, [str(each) for each in kind.values])
 
@@ -139,8 +139,8 @@ def _foreign_keys(
     foreign = set().union(*known.values()) - known[tag]
     for key in filter(foreign.__contains__, value):
         inner, owner = (*place, key), f"{structs[tag].tag_field} {tag}"
-        yield inner, f"{_key(inner)} = {shown(value[key])} means nothing to {owner}; leave it out"
+        yield inner, f"{_key(inner)} = {as_toml(value[key])} means nothing to {owner}; leave it out"
 
 
 def _impossible(place: Path, value: object, words: list[str]) -> str:
-    return f'{_key(place)} = {shown(value)}; use one of: {", ".join(words)} (nearest: "{nearest(str(value), words)}")'
+    return f'{_key(place)} = {as_toml(value)}; use one of: {", ".join(words)} (nearest: "{nearest(str(value), words)}")'

@@ -31,7 +31,7 @@ EXIT_CODES = "Exit codes: " + ", ".join(f"{word.exit_code} {word.replace('_', ' 
 
 
 class Output(Console):
-    """A console whose reader may leave: rich itself would exit with 1, which means an anomaly here."""
+    """A console for readers that may leave: rich itself would exit with 1, which means an anomaly here."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -79,7 +79,7 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError as error:
             discard_output()
             raise typer.Exit(0) from error
-        except OSError as error:  # perhaps of standard output, so that no JSON can be printed there
+        except OSError as error:  # standard output may be what broke: no JSON can be printed there
             failed = HarnessError(f"{error.filename or 'standard output'}: {error.strerror}")
             raise exit_of(failed, False) from error
         except Exception as error:  # Python's own exit code 1 would read as an anomaly
@@ -106,7 +106,7 @@ def consoles(quiet: bool) -> tuple[Output, Output]:
 
 
 def recipe_with_notes(what: str, runs: Path) -> "Recipe":
-    """Return how to run a token or a run folder again; what may differ is said on standard error."""
+    """Return how to run a token or a run folder again; warnings go to standard error."""
     from repro.search.reproduce import recipe_of
 
     recipe = recipe_of(what, runs)

@@ -39,7 +39,7 @@ def number(help: str, *, least: float = 1, most: float | None = None, metavar: s
 
 
 def flat(command: Callable[..., Result]) -> Callable[..., Result]:
-    """Return the command with the options of its groups as parameters of its own, where the groups stood."""
+    """Return the command with the options of each group in the place of the group."""
     groups: dict[str, type[Any]] = {}
     parameters: list[inspect.Parameter] = []
     for each in inspect.signature(command).parameters.values():

@@ -12,8 +12,8 @@ from repro.base.errors import UsageError
 from repro.cli.common import Output, command, consoles, live_line, print_json, recipe_with_notes, say
 from repro.cli.options import WORKERS, HuntGoal, HuntPlay, Json, LeftOut, Quiet, Results, Seed, number
 
-FINDINGS_SHOWN = 20  # of `repro detect`
-HUNTED = ("ordering", "canary", "divergence", "text")  # layers of the truth
+FINDINGS_SHOWN = 20  # `repro detect` prints so many
+HUNTED = ("ordering", "canary", "divergence", "text")  # layers that may count as found
 
 
 @command("repro hunt sched_double_free", "repro hunt my_race.toml --all --time 600", "repro hunt X --control")

@@ -19,7 +19,7 @@ from repro.load.exchange import Close, Pause
 from repro.load.wire import Api, Piece
 from repro.record.requests import SpecCounts
 
-ASKED_AGAIN_MAX = 256  # with more suspects single answers do not matter
+ASKED_AGAIN_MAX = 256  # so many suspects are no matter of single answers
 FLUSH_TRIES_MAX = 20  # a cache cannot be dropped before requests that were given up have ended
 FLUSH_WAIT_S = 0.25
 
@@ -29,7 +29,7 @@ class AskedAgain:
     """Answers by the request that was asked again, without those that failed."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, list[SpecCounts]] = field(default_factory=dict)  # in order of arrival, where drafts were made
+    counts: dict[str, list[SpecCounts]] = field(default_factory=dict)  # drafted answers only, in order of arrival
     flushed: bool = False  # the server had dropped its cache before it was asked
 
 

@@ -26,17 +26,19 @@ class AnswerCall(msgspec.Struct):
 class Answer(msgspec.Struct):
     """What has arrived of an answer, and when, in seconds on the loop's clock (-1: not yet)."""
 
-    contents: list[str] = msgspec.field(default_factory=list)  # what belongs into the history
+    contents: list[str] = msgspec.field(default_factory=list)  # the parts that go into the history
     calls: list[AnswerCall] = msgspec.field(default_factory=list)
     parts: list[str] = msgspec.field(default_factory=list)  # everything the model said, in order
     finish: str = ""  # the server's word, or abort
     error_kind: ErrorKind = ""
     error: str = ""
     counts: Counts | None = None
-    spec: SpecCounts | None = None  # of speculative decoding, where the server tells them
+    spec: SpecCounts | None = None  # None where the server does not count its drafts
     pieces: int = 0  # events that carried text, calls or tokens
-    tokens: list[int] = msgspec.field(default_factory=list)  # where the server tells their ids: SGLang's /generate
-    words: list[str] = msgspec.field(default_factory=list)  # the texts of tokens, beside OpenAI's log-probabilities
+    tokens: list[int] = msgspec.field(
+        default_factory=list
+    )  # empty where the server sends no ids; SGLang's /generate does
+    words: list[str] = msgspec.field(default_factory=list)  # texts of tokens, beside OpenAI's log-probabilities
     logprobs: list[float] = msgspec.field(default_factory=list)
     sent_s: float = -1.0
     first_s: float = -1.0

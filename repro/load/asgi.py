@@ -31,7 +31,7 @@ class AsgiStreamTransport(httpx.AsyncBaseTransport):
     def __init__(self, app: App, *, client: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self._app = app
         self._client = client
-        self._calls: dict[asyncio.Task[None], _Call] = {}  # in order of arrival
+        self._calls: dict[asyncio.Task[None], _Call] = {}  # ordered by arrival
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Start the app on the request and return once it has sent the head of its response."""

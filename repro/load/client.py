@@ -67,7 +67,7 @@ class ChatClient:
         extra: Mapping[str, Any] = NOTHING,
     ) -> None:
         self.http = http
-        self.model = "default"  # what servers of one model take
+        self.model = "default"  # servers of one model take any name
         self.ttft = Histogram()
         self.gaps = Histogram()
         self.lag = LagMeter()

@@ -68,7 +68,7 @@ class _Driver:
         self._tally = Tally(client, self._clock, len(sessions))
         self._ceiling = _rate_ceiling(plan, self._loop)
         self._roots, self._children = _family(sessions)
-        self._arrivals: dict[str, asyncio.TimerHandle] = {}  # by session id: not yet due
+        self._arrivals: dict[str, asyncio.TimerHandle] = {}  # session id -> timer of one that is not yet due
         self._called: deque[tuple[Session, float]] = deque()  # sub-agents that are due
         self._due: deque[tuple[Session, float]] = deque()
         self._active: dict[asyncio.Task[None], Session] = {}
@@ -182,7 +182,7 @@ class _Driver:
         while len(self._active) < self._plan.concurrency and (self._called or self._due) and not self._stopping:
             session, due_s = (self._called or self._due).popleft()
             if isinstance(self._plan.shape, Closed):
-                due_s = self._clock()  # it comes when another one leaves: nobody was late
+                due_s = self._clock()  # a closed load has no due times, so nobody is late
             run = SessionRun(session, self._client, self._plan, self)
             task = self._loop.create_task(run.run(due_s), name=f"session {session.id}")
             self._tally.sessions_started += 1
@@ -233,7 +233,7 @@ def _family(sessions: Sequence[Session]) -> tuple[list[Session], dict[tuple[str,
     for session in sessions:
         parent = parent_turn(session)
         if parent is None or parent[1] >= turns.get(parent[0], 0):
-            roots.append(session)  # also one whose parent was left out of the replay
+            roots.append(session)  # its parent may have been left out of the replay
         else:
             children.setdefault(parent, []).append(session)
     return roots, children

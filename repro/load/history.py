@@ -22,7 +22,7 @@ TokenCounter = Callable[[str], int]
 MESSAGE_TOKENS = 8  # a message's role tags, more than any common template needs
 CALL_TOKENS = 16  # a call's tags
 MARGIN_TOKENS = 32  # the template's own text around the conversation
-RATIO_MAX = 4.0  # how wrong a token count can be before the server's own is not believed
+RATIO_MAX = 4.0  # a server's count that differs more is not believed
 CUT_ROUNDS_MAX = 64
 CUT_TOKENS_MIN = 64  # the note of what was cut takes a place, too: a smaller cut would make nothing shorter
 
@@ -85,7 +85,7 @@ class History:
         self._tools_tokens = count(self.tools.decode()) if tools else 0
         self._units: list[list[_Entry]] = []
         self._ratio = 1.0  # the server's count of the last prompt by ours
-        self._call_ids: list[str] = []  # of the latest answer, for the tool results that follow
+        self._call_ids: list[str] = []  # the latest answer's, for the tool results that follow
         self._inputs = 0
         self._answered = False  # the last unit begins with an answer and waits for its input
         self._dropped_turns = 0
@@ -153,7 +153,7 @@ class History:
             self._limit_tokens = max(1, (self.tokens + answer_tokens) * 3 // 4)
         if prompt_tokens is not None:
             self.counted(prompt_tokens)
-        elif self.tokens + answer_tokens + MARGIN_TOKENS <= self._limit_tokens:  # then we count too little
+        elif self.tokens + answer_tokens + MARGIN_TOKENS <= self._limit_tokens:  # our count is too low
             self._ratio = min(RATIO_MAX, self._ratio * 1.3)
 
     @property

@@ -48,7 +48,7 @@ class CountsDetector(Protocol):
 class Progress(msgspec.Struct, frozen=True):
     """How far the load is: one snapshot."""
 
-    at_s: float  # on the loop's clock, from the start of the load
+    at_s: float  # seconds on the loop's clock since the load began
     sessions: int
     sessions_active: int
     sessions_done: int
@@ -56,7 +56,7 @@ class Progress(msgspec.Struct, frozen=True):
     requests_done: int
     errors: int
     aborted: int
-    tokens: int  # of all answers so far, unfinished ones too, as exactly as the streams tell
+    tokens: int  # all answers so far, unfinished ones too, as exactly as the streams say
     tokens_per_s: float  # over the whole load so far
     ttft: Quantiles
     lag: Quantiles
@@ -90,4 +90,4 @@ class LoadListener:
         """Take how many answers have been asked for again, or decoded again, after the load."""
 
 
-SILENT = LoadListener()  # for a load that nobody hears
+SILENT = LoadListener()  # hears a load that nobody else hears

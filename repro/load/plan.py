@@ -19,19 +19,19 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     shape: Shape = Closed()
     concurrency: int = 16  # sessions under way at once, think time included, whatever the shape
     seed: int = 0
-    time_scale: float = 1.0  # of gaps and recorded arrivals: 0.5 is twice as fast, 0 without waiting
+    time_scale: float = 1.0  # factor of gaps and recorded arrivals: 0.5 is twice as fast, 0 does not wait
     gap_max_s: float | None = None  # people leave for lunch; a replay needn't
     history: Literal["generated", "recorded"] = "generated"
     count_tokens: TokenCounter = characters_per_four
     context_tokens_max: int | None = None  # the model's limit; None: learnt when the server refuses
     answer_tokens_max: int = 1024  # the cap on recorded lengths
-    answer_tokens_unknown: int = 256  # where the trace has no length
-    retries_max: int = 2  # of a request that failed for a reason that may pass
+    answer_tokens_unknown: int = 256  # asked for where the trace has no length
+    retries_max: int = 2  # a request that failed for a passing reason is sent again so often
     retry_after_s: float = 0.5  # doubled each time
     rate_max_per_s: float | None = None  # coarse ceiling on requests to a foreign server
     # Z.ai's service rule: an answer that a detector convicts while it streams is given up and asked for again.
     on_anomaly: OnAnomaly = "report"
-    anomaly_retries_max: int = 1  # of one turn; the last answer is taken as it comes
+    anomaly_retries_max: int = 1  # retries of one turn; its last answer is taken as it comes
     faults: ClientFaults = no_faults
 
     @property
@@ -68,17 +68,17 @@ class LoadResult(msgspec.Struct, frozen=True):
     requests: int
     answered: int
     aborted: int
-    errors: dict[str, int]  # by kind, see ErrorKind
+    errors: dict[str, int]  # ErrorKind -> count
     retries: int
     prompt_tokens: int
     completion_tokens: int
-    requests_cut: int  # whose history had been cut to fit the model's limit
-    dropped_turns: int  # by sessions' ends
+    requests_cut: int  # requests whose history was cut to fit the model's limit
+    dropped_turns: int  # summed over the sessions
     dropped_characters: int
     findings: int
     duration_s: float
     ttft: Quantiles
     gaps: Quantiles
     lag: Quantiles
-    interrupted: bool = False  # by Ctrl-C or a cancelled task: the figures are of what was done
-    target_lost: str = ""  # the load was given up, because nobody answers any more: the last error
+    interrupted: bool = False  # Ctrl-C or a cancelled task ended the load early
+    target_lost: str = ""  # the last error of a server that stopped answering; "" for none

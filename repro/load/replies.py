@@ -41,7 +41,7 @@ class Scores(msgspec.Struct, frozen=True):
     """How likely an answer's tokens are, as the prompt of another request."""
 
     surprisals: tuple[float, ...]
-    deficits: tuple[float, ...]  # behind the likeliest token of each place
+    deficits: tuple[float, ...]  # nats behind the likeliest token of each place
 
 
 class _Alternative(msgspec.Struct):

@@ -32,11 +32,11 @@ from repro.record.requests import SentRequest, SpecCounts
 from repro.trace.format import Session, Turn
 
 REQUEST_ID_MAX = 100  # servers take 128 printable characters
-LENGTH_ATTEMPTS_MAX = 6  # how often a prompt is shortened for a server that says it is too long
+LENGTH_ATTEMPTS_MAX = 6  # a prompt is shortened so often for a server that says it is too long
 LENGTH_WORDS = re.compile(r"context.length|too long|longer than|maximum.{0,20}length|exceeds", re.IGNORECASE)
 LENGTH_RATIO_MAX = 64  # a larger number in a refusal is no count of tokens
 LENGTH_NUMBER = re.compile(r"(?:context length|maximum|limit|at most)\D{0,40}?(\d{2,})", re.IGNORECASE)
-DISCONNECTS_MAX = 8  # how often one turn is asked again after a fault cut its connection
+DISCONNECTS_MAX = 8  # one turn is asked again so often after a fault cut its connection
 NO_ANSWER = "(no answer)"  # stands in the history for an answer that never came
 
 
@@ -159,7 +159,7 @@ class SessionRun:
             wanted = self.plan.count_tokens(turn.reply.content + calls)
         cap = self.plan.answer_tokens_max
         if self.plan.context_tokens_max is not None:
-            cap = min(cap, self.plan.context_tokens_max // 4)  # or no room is left for the question
+            cap = min(cap, self.plan.context_tokens_max // 4)  # the question needs room too
         return max(1, min(cap, wanted or self.plan.answer_tokens_unknown))
 
     def _remember(self, turn: Turn, answer: Answer) -> None:
@@ -185,12 +185,12 @@ class _Attempt:
     ) -> None:
         self.answer = Answer()
         self.request = request_id(owner.session.id, index, attempt)
-        self.convicted = False  # by a detector, in its stream, and therefore given up
+        self.convicted = False  # a detector was sure in its stream, so it was given up
         self.lost: Disconnect | None = None  # the connection that we dropped on purpose
         self._owner = owner
         self._index, self._turn, self._attempt, self._retry_of = index, turn, attempt, retry_of
         self._gives_up = gives_up
-        self._stopped = False  # by us, at a piece of the answer
+        self._stopped = False  # we closed the stream at a piece of the answer
         self._abort = _abort_of(turn, owner.fault("client.abort"))
         fault = owner.fault("client.disconnect")
         self._disconnect = fault if isinstance(fault, Disconnect) else None
@@ -327,4 +327,8 @@ def _lengths_in(text: str, answer_tokens: int) -> tuple[int | None, int, int | N
         return None, answer_tokens, None
     limit = int(found[1])
     beyond = [number for number in map(int, re.findall(r"\d+", text)) if limit < number < LENGTH_RATIO_MAX * limit]
-    return limit, answer_tokens, max(beyond) - answer_tokens if beyond else None  # the sum, in all wordings known
+    return (
+        limit,
+        answer_tokens,
+        max(beyond) - answer_tokens if beyond else None,
+    )  # servers name the sum of prompt and answer

@@ -25,7 +25,7 @@ class EventParser:
             return [chunk[6:-2]]  # one whole event: what token streams are made of
         buffered = self._rest + chunk if self._rest else chunk
         if b"\r" in buffered:  # JSON escapes carriage returns, so a raw one can only end a line
-            held_back = b"\r" if buffered.endswith(b"\r") else b""  # its \n may be in the next chunk
+            held_back = b"\r" if buffered.endswith(b"\r") else b""  # the \n of this line end may be in the next chunk
             buffered = buffered.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held_back
         *blocks, self._rest = buffered.split(b"\n\n")
         if len(self._rest) > EVENT_BYTES_MAX:

@@ -29,7 +29,7 @@ class Tally:
         self._requests = self._answered = self._aborted = self._retries = 0
         self._prompt_tokens = self._completion_tokens = self._requests_cut = 0
         self._errors: dict[str, int] = {}
-        self._dropped: dict[str, tuple[int, int]] = {}  # by session: turns, characters
+        self._dropped: dict[str, tuple[int, int]] = {}  # session -> (turns, characters)
 
     def count(self, record: SentRequest, answer: Answer) -> None:
         """A request is over."""

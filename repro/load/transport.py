@@ -46,8 +46,8 @@ class PushTransport(httpx.AsyncBaseTransport):
         self._ssl_context = ssl_context
         self._connections_max = connections_max
         self._keepalive_expiry_s = keepalive_expiry_s
-        self._open: dict[_Connection, None] = {}  # in order of opening
-        self._idle: dict[Origin, dict[_Connection, None]] = {}  # per origin, the one used last at the end
+        self._open: dict[_Connection, None] = {}  # ordered by opening
+        self._idle: dict[Origin, dict[_Connection, None]] = {}  # origin -> connections, the one used last at the end
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request and return once the head of the response is there."""
@@ -162,7 +162,7 @@ class _Connection(asyncio.Protocol):
         """asyncio: bytes have arrived."""
         exchange, parser = self._exchange, self._parser
         if exchange is None or parser is None:
-            self.hang_up()  # nobody asked; what comes next can't be told from the next answer
+            self.hang_up()  # nobody asked: it could not be told from the next answer
             return
         try:
             parser.feed_data(data)
@@ -207,7 +207,7 @@ class _Connection(asyncio.Protocol):
         self._framed = self._status in (204, 304) or any(_frames_body(*header) for header in self._headers)
         self._exchange.start(self._status, self._headers)
         if self._exchange.request.method == "HEAD":
-            self._end_of_message()  # its Content-Length is that of the body it does not have
+            self._end_of_message()  # HEAD: Content-Length is the length of a body that does not come
 
     def on_body(self, body: bytes) -> None:
         """httptools: a piece of the body."""

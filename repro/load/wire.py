@@ -49,7 +49,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     words: tuple[str, ...] = ()  # the tokens of these log-probabilities
-    spec: SpecCounts | None = None  # of the answer so far, where the server drafts and tells
+    spec: SpecCounts | None = None  # counts of the answer so far; None where the server does not count drafts
 
 
 class ServerSaidError(Exception):

@@ -13,7 +13,7 @@ from repro.scenario.schema import FORMAT, WEEK_S, AcceptanceSpec, Limits, LoadSp
 
 TITLE, CONFIG = "Replay of agent traces", "tiny-hicache"
 LIMITS = Limits(wall_s=WEEK_S, requests=100_000_000)  # a replay ends with its traces
-REPLAY = LoadSpec(sessions=100_000, concurrency=16, answer_tokens_max=128)  # what a replay asks unless told otherwise
+REPLAY = LoadSpec(sessions=100_000, concurrency=16, answer_tokens_max=128)  # the default of `repro replay`
 
 
 def replay_scenario(

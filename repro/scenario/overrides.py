@@ -9,7 +9,7 @@ from repro.scenario.sessions import sessions_of
 from repro.schedule.overrides import Overrides
 
 LEAVING_FAULTS = ("client.abort", "client.disconnect")  # faults whose time an override may change
-SESSIONS, TURNS = 6, 3  # of a light load: enough that requests meet, and seconds a run
+SESSIONS, TURNS = 6, 3  # a light load: requests meet, and a run takes seconds
 
 
 def light_load(scenario: Scenario, *, stamps: bool, seed: int = 0) -> Overrides:

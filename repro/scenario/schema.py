@@ -12,7 +12,7 @@ import msgspec
 from detectors.answers.acceptance import RANGES as ACCEPTANCE_RANGES
 from detectors.registry import NAMES as DETECTOR_NAMES
 from repro.base.errors import ScenarioError, UsageError, nearest
-from repro.base.strict import shown, to_struct
+from repro.base.strict import as_toml, to_struct
 from repro.base.toml import tables_of
 from repro.engines.sglang import fits
 from repro.fault import defects, plan
@@ -30,7 +30,7 @@ FORMAT = 1
 SYNTH = "synth:"
 Engine = Literal["bundled", "sglang"]  # the stack of this package, or SGLang's own cache classes
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-WEEK_S = 7 * 24 * 3600.0  # of virtual time; far beyond it the clock's ticks get coarse
+WEEK_S = 7 * 24 * 3600.0  # virtual time; far beyond it the clock's ticks get coarse
 
 # The least and the most that a number may be: beyond it is a slip of the pen, and no memory would do.
 LOAD_RANGES = {
@@ -62,22 +62,24 @@ LIMIT_RANGES = {"wall_s": (1, WEEK_S), "requests": (1, 1_000_000_000)}
 class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the clients do. `trace` is "synth:KIND", or one or several files and folders."""
 
-    sessions: int = 8  # at most, where the trace has more
+    sessions: int = 8  # a trace may have more: the first ones are asked
     concurrency: int = 8
     trace: str | tuple[str, ...] = "synth:code-review"
-    only_sessions: tuple[int, ...] | None = None  # of these, by number from 0; the others are not asked
+    only_sessions: tuple[int, ...] | None = None  # numbers from 0 of the sessions that are asked; None: all
     scale_tokens: float = 1.0  # shrinks the lengths of traces, and keeps their prefixes
     turns: int | None = None  # turns asked, the last ones; what came before is recorded history
-    requests: int | None = None  # so many turns in all, dealt out to the sessions in rounds; None: all
-    prompt_tokens: int = 4096  # how long a synthesised session's history grows
+    requests: int | None = None  # turns in all, handed out to the sessions in rounds; None: all
+    prompt_tokens: int = 4096  # a synthesised session's history grows so long
     gap_s: tuple[float, float] = (0.0, 0.0)  # think and tool time between the turns of a synthesised session
     answer_tokens_max: int = 160
     history: Literal["recorded", "generated"] = "recorded"
     time_scale: float = 1.0
     shape: Shape = Closed()
-    on_anomaly: OnAnomaly = "report"  # or give the answer up that a detector convicts in its stream, and ask again
-    anomaly_retries_max: int = 1  # of one turn
-    nonces: bool = False  # sessions of traces get a line with a nonce of their own: a leak shows by it
+    on_anomaly: OnAnomaly = (
+        "report"  # abort-retry gives up an answer that a detector convicts in its stream, and asks again
+    )
+    anomaly_retries_max: int = 1  # for one turn
+    nonces: bool = False  # each session of a trace gets a line with a nonce, by which a leak shows
 
     @property
     def synthesised(self) -> str | None:
@@ -199,7 +201,7 @@ def parse(text: str, name: str, where: str) -> Scenario:
     """Return the scenario of a TOML text; raises ScenarioError with file, key and what was expected."""
     raw = tables_of(text, where)
     if raw.get("format", FORMAT) != FORMAT:
-        raise ScenarioError(f"{where}: format = {shown(raw['format'])}; this version reads format = {FORMAT}")
+        raise ScenarioError(f"{where}: format = {as_toml(raw['format'])}; this version reads format = {FORMAT}")
     return checked(to_struct(raw, ScenarioFile, where), text, name, where)
 
 
@@ -280,10 +282,10 @@ def _config(target: dict[str, Any], where: str) -> tuple[Engine, EngineConfig]:
     overrides, place = dict(target), f"{where} [target]"
     engine = overrides.pop("engine", "bundled")
     if engine not in ENGINES:
-        raise ScenarioError(f'{place}: engine = {shown(engine)}; nearest: "{nearest(str(engine), ENGINES)}"')
+        raise ScenarioError(f'{place}: engine = {as_toml(engine)}; nearest: "{nearest(str(engine), ENGINES)}"')
     name = overrides.pop("config", "tiny-hicache")
     if not isinstance(name, str) or name not in CONFIGS:
-        raise ScenarioError(f'{place}: config = {shown(name)}; nearest: "{nearest(str(name), CONFIGS)}"')
+        raise ScenarioError(f'{place}: config = {as_toml(name)}; nearest: "{nearest(str(name), CONFIGS)}"')
     _check_ranges(overrides, {key: TARGET_RANGES[key] for key in overrides if key in TARGET_RANGES}, place)
     config = to_struct(msgspec.to_builtins(CONFIGS[name]) | overrides, EngineConfig, where, ("target",))
     if config.cost not in PRESETS:

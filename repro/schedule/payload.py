@@ -1,8 +1,8 @@
 """The part of a token that says what was run: small integers, packed seven bits a byte.
 
-Only what is not as by default is there: a first number has a bit for each field. Sets are numbers of bits. Of a
-deviation there is the distance to the one before, twice, and one more where it is not to contender 1, which
-follows then. Deviations come last and need no count.
+Fields with their default are left out: a first number has a bit for each field that follows. A set is a number
+with a bit for each member. A deviation is twice the distance to the one before; where it does not go to contender 1,
+that number is one larger and the contender follows. Deviations come last and need no count.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ _FIELDS = (
     "turns_in_all", "abort_ms", "decode_pages",
 )  # fmt: skip
 _SETS = ("sessions", "faults")
-_ORDER = sorted(_FIELDS, key=lambda name: name == "deviations")  # they take what is left
+_ORDER = sorted(_FIELDS, key=lambda name: name == "deviations")  # deviations come last
 
 
 def pack(seed: int, schedule: Schedule, overrides: Overrides) -> bytes:

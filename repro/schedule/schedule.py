@@ -12,20 +12,20 @@ Strategy = Literal["timed", "random", "pct2", "pct3", "pct5", "pos", "surw", "ho
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 WINDOWS_US = (1e3, 1e4, 1e5, 1e6, 1e7)  # hiccups of a driver, a busy processor, a network, a whole host; a dead link
 WINDOW = 1
-STEPS_GUESSED = 4096  # where no earlier run has told how many there are
+STEPS_GUESSED = 4096  # the guess of PCT before any run has counted them
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """One schedule of a run. `steps` and `weights` are what an earlier run has told, for PCT and SURW.
+    """One schedule of a run. An earlier run gave `steps` and `weights`, for PCT and SURW.
 
     `hold` draws nothing: its seed is the number of the operation that it holds back.
     """
 
     strategy: Strategy = "timed"
     seed: int = 0
-    window: int = WINDOW  # of WINDOWS_US: how much later than naturally anybody may be made to act
-    steps: int = 0  # of the whole run; 0: not known
-    weights: tuple[int, ...] = ()  # by actor, the host first: binary logarithm of how often it contended
+    window: int = WINDOW  # index into WINDOWS_US: how long an actor may be held back
+    steps: int = 0  # number of steps of the whole run; 0: not known
+    weights: tuple[int, ...] = ()  # one an actor, the host first: binary logarithm of how often it contended
     deviations: tuple[tuple[int, int], ...] = ()  # (step, contender), steps ascending from 0
 
     @property

@@ -1,7 +1,7 @@
 """Strategies that search the schedules of a run, and the rules that all of them keep.
 
 PCT is after Burckhardt et al. (ASPLOS 2010), POS after Yuan et al. (CAV 2018), SURW after Zhao et al. (ASPLOS 2025);
-to hold back one side of a race that happens-before has told is RaceFuzzer's way (Sen, PLDI 2008).
+holding back one side of a race that happens-before has found is RaceFuzzer's way (Sen, PLDI 2008).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from repro.base.rng import generator, uniform
 from repro.schedule.pickers import Candidate, Pick, RandomPicker, timed
 from repro.schedule.schedule import STEPS_GUESSED, WINDOWS_US, Schedule
 
-OVERTAKINGS_KEPT = 16  # more are no explanation
+OVERTAKINGS_KEPT = 16  # an explanation with more would not be read
 OPERATION_BITS = 14  # two bytes of a token
 
 
@@ -40,7 +40,7 @@ class Exploring:
         self._window_us = window_us
         self.tape: list[int] = []
         self.overtakings: list[Overtaking] = []  # the first ones
-        self.contended: dict[int, int] = {}  # by stream: how often it was taken at a step
+        self.contended: dict[int, int] = {}  # stream -> how often it was taken at a step
 
     def __call__(self, choices: Sequence[Candidate]) -> int:
         first = choices[0]
@@ -61,7 +61,7 @@ class Exploring:
 
 
 class Deviating:
-    """A strategy that is overruled at some steps. A contender that is not there is the last one."""
+    """A strategy that is overruled at some steps. A contender beyond the last is the last one."""
 
     def __init__(self, strategy: Pick, deviations: Iterable[tuple[int, int]]) -> None:
         self._strategy = strategy
@@ -69,7 +69,7 @@ class Deviating:
         self._step = 0
 
     def __call__(self, choices: Sequence[Candidate]) -> int:
-        chosen = self._strategy(choices)  # asked in any case: what it draws later depends on it
+        chosen = self._strategy(choices)  # asked in any case, because its later draws depend on it
         chosen = min(self._deviations.get(self._step, chosen), len(choices) - 1)
         self._step += 1
         return chosen
@@ -92,7 +92,7 @@ class PctPicker:
         chosen = self._highest(choices)
         drop = self.drops.get(self._step)
         if drop is not None:
-            self._priorities[choices[chosen].stream] = -drop  # below all that were drawn
+            self._priorities[choices[chosen].stream] = -drop  # lower than any drawn priority
             chosen = self._highest(choices)
         self._step += 1
         return chosen
@@ -123,7 +123,7 @@ class PosPicker:
 
 
 class SurwPicker:
-    """An actor with the probability of what it has left to do, as an earlier run has told."""
+    """Pick an actor with a probability in proportion to the steps that it has left, by an earlier run's count."""
 
     def __init__(self, seed: int, weights: Sequence[int]) -> None:
         self._seed = seed

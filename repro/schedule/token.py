@@ -39,7 +39,7 @@ _CODE_SUFFIXES = (".py", ".safetensors", ".json", ".jinja", ".xz")
 
 
 class Token(msgspec.Struct, frozen=True):
-    """What a token says. One whose payload is `elsewhere` has no seed, schedule and overrides load of its own."""
+    """What a token says. One whose payload is `elsewhere` holds no seed, schedule and overrides."""
 
     scenario: bytes  # first bytes of the scenario text's SHA-256
     control: bool
@@ -90,22 +90,22 @@ class Token(msgspec.Struct, frozen=True):
 def decode(text: str) -> Token:
     """Return what a token's text says; raises UsageError for anything else."""
     text = text.strip()
-    told = f'"{text[:TOKEN_CHARACTERS_MAX]}{"..." if len(text) > TOKEN_CHARACTERS_MAX else ""}"'
+    named = f'"{text[:TOKEN_CHARACTERS_MAX]}{"..." if len(text) > TOKEN_CHARACTERS_MAX else ""}"'
     try:
         packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UsageError(f"{told} is neither a token nor the folder of a run; copy all of its characters") from error
+        raise UsageError(f"{named} is neither a token nor the folder of a run; copy all of its characters") from error
     body, check = packed[:-_CHECK_BYTES], packed[-_CHECK_BYTES:]
     if len(body) <= _PAYLOAD_AT or len(text) > TOKEN_CHARACTERS_MAX or check != _check(body):
-        raise UsageError(f"{told} is no whole token; copy all of its characters, and only them")
+        raise UsageError(f"{named} is no whole token; copy all of its characters, and only them")
     if body[0] != VERSION:
         raise UsageError(
-            f"{told} is a token of version {body[0]}, this package reads version {VERSION}; use the one that made it"
+            f"{named} is a token of version {body[0]}, this package reads version {VERSION}; use the one that made it"
         )
     try:
         return Token.of_body(body)
     except ValueError as error:
-        raise UsageError(f"{told} is not of this package's making ({error}); use the one that made it") from error
+        raise UsageError(f"{named} is not of this package's making ({error}); use the one that made it") from error
 
 
 def _check(packed: bytes) -> bytes:

@@ -25,7 +25,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One request: the new input messages, and the recorded answer when there is one."""
+    """One request: the new input messages, and the recorded answer if any."""
 
     messages: tuple[Message, ...]
     reply: Message | None = None

@@ -7,7 +7,7 @@ summary. So the right answer is known, and a corrupted cache shows as a wrong on
 
 `code-review` reads files and quotes them, later ones and earlier ones; `bug-fix` searches, edits and
 runs tests between; `ticket` asks again and again for the session's own nonce, which stands in a file that
-is else the same in all sessions: what another session's cache leaves in an answer is told by it.
+is otherwise the same in all sessions: text out of another session's cache shows by its nonce.
 """
 
 import re
@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, float]] = {
     "bug-fix": {"open": 0.30, "show": 0.25, "search": 0.20, "edit": 0.15, "test": 0.10},
     "ticket": {"ticket": 0.8, "open": 0.1, "show": 0.1},
 }
-TRAINED_KINDS = ("code-review", "bug-fix")  # what the bundled checkpoint has learnt from; its recipe depends on them
+TRAINED_KINDS = ("code-review", "bug-fix")  # the bundled checkpoint has learnt from these; its recipe depends on them
 TICKET_PATH = "ticket.txt"
 TICKET_LINES = (
     "This session belongs to one ticket and to no other.",
@@ -49,7 +49,7 @@ LINE_TOKENS_MAX = 40  # a longer line is data, not code
 SEARCH_HITS_MAX = 6
 DRAWS_MAX = 30  # tries to find a quotable range before another exchange is drawn
 RUN_PIECES = 4
-END = "\0"  # what follows the last piece of a message
+END = "\0"  # stands for the end of a message
 TURNS_MAX = 2000
 EXCHANGES_MAX = 10_000  # drawn, some of them in vain
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from repro.base.errors import ScenarioError, nearest
-from repro.base.strict import shown, to_struct
+from repro.base.strict import as_toml, to_struct
 from repro.base.toml import merged, tables_of, to_toml
 from repro.scenario.schema import Scenario, experiment_names, parse
 
@@ -135,7 +135,7 @@ def _check(steps: tuple[Step, ...], scenario: Scenario, where: str) -> None:
     for number, step in enumerate(steps, 1):
         place = f"{where} [[step]] {number}"
         if not step.name or names.index(step.name) < number - 1:
-            raise ScenarioError(f"{place}: name = {shown(step.name)}; each step needs a name of its own")
+            raise ScenarioError(f"{place}: name = {as_toml(step.name)}; each step needs a name of its own")
         for seeds in (step.seeds, *(each.seeds for each in (*step.variant, *step.sensitivity))):
             if seeds is not None and not 1 <= seeds <= SEEDS_MAX:
                 raise ScenarioError(f"{place}: seeds = {seeds}; must be at least 1 and at most {SEEDS_MAX:,}")
@@ -149,7 +149,7 @@ def _check_source(step: Step, steps: tuple[Step, ...], place: str) -> None:
     others = {other.name: other for other in steps if not other.bad_requests_of}
     if step.bad_requests_of not in others:
         raise ScenarioError(
-            f"{place}: bad_requests_of = {shown(step.bad_requests_of)} is no step that asks the whole trace; "
+            f"{place}: bad_requests_of = {as_toml(step.bad_requests_of)} is no step that asks the whole trace; "
             f'nearest: "{nearest(step.bad_requests_of, others)}"'
         )
     if step.variant or step.sensitivity or others[step.bad_requests_of].variant:

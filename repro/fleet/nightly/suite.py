@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from repro.base.errors import ScenarioError, nearest
-from repro.base.strict import shown, to_struct
+from repro.base.strict import as_toml, to_struct
 from repro.base.toml import merged, tables_of, to_toml
 from repro.fleet.nightly.sequential import Sequential
 from repro.scenario.from_traces import REPLAY, replay_scenario
@@ -187,7 +187,7 @@ def _scenario(case: Case, base: Overrides, where: str) -> Scenario:
         found = find(case.scenario)
     else:
         close = nearest(case.scenario, bundled_names())
-        raise ScenarioError(f'{where}: scenario = {shown(case.scenario)} is none of the bundled; nearest: "{close}"')
+        raise ScenarioError(f'{where}: scenario = {as_toml(case.scenario)} is none of the bundled; nearest: "{close}"')
     if "found" in case.check and not found.defects:
         raise ScenarioError(f'{where}: check = ["found"], but {case.label} has no defect: there is nothing to find')
     tables = case.applied_to(base.applied_to(tomllib.loads(found.source)))

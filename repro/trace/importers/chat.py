@@ -40,7 +40,7 @@ def message_of(recorded: RecordedMessage) -> Message:
 
 
 def call_of(function: RecordedFunction) -> ToolCall:
-    """Return the call; argument values that are no strings are kept as their JSON text."""
+    """Return the call; argument values that are no strings become JSON text."""
     arguments: Any = function.arguments
     if isinstance(arguments, str):
         try:
@@ -84,7 +84,7 @@ def infer_tools(turns: Sequence[Turn]) -> tuple[dict[str, Any], ...]:
 
 
 def session_of(name: str, turns: tuple[Turn, ...], tools: tuple[dict[str, Any], ...] | None = None) -> Session:
-    """Return a session whose tools are the recorded ones, or else the inferred ones."""
+    """Return a session with the recorded tools, or with the inferred ones."""
     return Session(id=name, turns=turns, tools=infer_tools(turns) if tools is None else tools)
 
 

@@ -1,14 +1,14 @@
 """kv-cache-tester traces of Claude Code sessions: lengths, block hashes and think times, no text.
 
 The text is made from the hashes, so equal leading `hash_ids` mean equal leading text. What the
-conversation adds after its first prompt is sized by the growth of the recorded prompts, less the
-recorded answer (reasoning that isn't kept makes that negative: then the least text is used).
+conversation adds after its first prompt is sized by the growth of the recorded prompts, minus the
+recorded answer (unrecorded reasoning makes that negative: then the least text is used).
 
     parent   |0--answer|------ tool gap ------|1--answer|--|2 (rewrites its history)
     sub-agent           |0--answer|1--|2--|                = a session with parent "ID#0"
     rewritten history                                      = a session with parent "ID#1"
 
-A sub-agent's recorded `t` is its end, so its start is `t` less its duration.
+A sub-agent's recorded `t` is its end, so its start is `t` minus its duration.
 """
 
 from collections.abc import Iterator, Sequence
@@ -136,7 +136,7 @@ def read(path: Path, options: ImportOptions) -> Iterator[Session]:
 def _sessions(agent: _Agent, writer: _Writer) -> Iterator[Session]:
     """Yield an agent's own sessions, then those of its sub-agents."""
     requests = [entry for entry in agent.entries if not isinstance(entry, SubAgent)]
-    places: list[str] = []  # by request: the turn that it became, as ID#TURN
+    places: list[str] = []  # ID#TURN of the turn that each request became
     parts = _split_at_rewrites(requests)
     first = 0
     for number, part in enumerate(parts):
@@ -179,8 +179,8 @@ def _split_at_rewrites(requests: Sequence[Request]) -> list[list[Request]]:
 
 
 def _extends(blocks: Sequence[int], before: Sequence[int]) -> bool:
-    kept = len(before) - REWRITE_SLACK_BLOCKS
-    return kept <= 0 or blocks[:kept] == before[:kept]
+    shared = len(before) - REWRITE_SLACK_BLOCKS
+    return shared <= 0 or blocks[:shared] == before[:shared]
 
 
 def _turns(part: Sequence[Request], name: str, prefix_tokens: int, gap_s: float, writer: _Writer) -> Iterator[Turn]:

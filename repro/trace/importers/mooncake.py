@@ -39,7 +39,7 @@ def read(path: Path, options: ImportOptions) -> Iterator[Session]:
 
 
 def _prompt(request: Request, options: ImportOptions, own_key: str) -> str:
-    """Return the prompt's text, block by block; what no hash covers is the request's own."""
+    """Return the prompt's text, block by block; no other request shares the text that no hash covers."""
     keys = [f"mooncake/{block}" for block in request.hash_ids]
     left = max(1, round(request.input_length * options.scale_tokens))
     parts: list[str] = []

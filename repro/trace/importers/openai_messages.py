@@ -29,7 +29,7 @@ class Conversation(msgspec.Struct):
 
 
 Document = Conversation | list[RecordedMessage]
-_document: Any = Document  # what msgspec takes as a type and mypy doesn't
+_document: Any = Document  # msgspec takes a union as a type, mypy does not
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Session]:
