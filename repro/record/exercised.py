@@ -7,7 +7,7 @@ import msgspec
 
 from repro.base.probe import CacheEvent, Event, Op, RequestEvent
 
-LOADS_KEPT = 512  # finished copies that a step still running may have overlapped
+SPANS_REMEMBERED = 512  # operations that one still running may have overlapped
 
 
 class Exercised(msgspec.Struct):
@@ -20,28 +20,41 @@ class Exercised(msgspec.Struct):
     transfers: int = 0  # chunks of prompts written from prefill to decode
     transfer_aborts: int = 0  # requests given up while their rows were awaited
     quarantined_tokens: int = 0
-    broadcasts: int = 0  # of a layer's index keys or latents, from the rank that owns it
-    reads_overlapping_broadcast: int = 0  # index reads during a broadcast of latents: what hides its time
-    late_results: int = 0  # of steps, for requests that were aborted while they ran
-    host_reclaims: int = 0  # of host pages whose prefix is on the device too
-    prefetches: int = 0  # of prefixes, from storage to the host
-    storage_hit_tokens: int = 0  # that came so
-    storage_misses: int = 0  # prefetches of which a page was gone, damaged or not read
-    retractions: int = 0  # of requests whose pages others needed
+    broadcasts: int = 0  # layers' index keys or latents sent by the rank that owns them
+    reads_overlapping_broadcast: int = 0  # index reads during a broadcast of latents, which hides its time
+    late_results: int = 0  # results of steps for requests that were aborted while they ran
+    host_reclaims: int = 0  # host pages taken whose prefix is on the device too
+    prefetches: int = 0  # prefixes read from storage to the host
+    storage_hit_tokens: int = 0  # tokens that prefetches brought
+    storage_misses: int = 0  # prefetches with a page that was gone, damaged or not read
+    retractions: int = 0  # requests that gave up their pages because others needed them
+
+
+# What a cache event counts: (once, by its tokens)
+CACHE_COUNTS = {
+    "load_back": ("load_backs", "host_hit_tokens"),
+    "evict_device": ("evictions", ""),
+    "reclaim_host": ("host_reclaims", ""),
+    "prefetch": ("prefetches", "storage_hit_tokens"),
+    "storage_miss": ("storage_misses", ""),
+    "transfer": ("transfers", ""),
+    "transfer_abort": ("transfer_aborts", ""),
+    "quarantine": ("", "quarantined_tokens"),
+}
 
 
 class ExerciseMeter:
     """Counts while the events pass by.
 
-    An index read overlaps a load when it ran while a copy of the load-back that its own step depends
-    on was still to come or running, on any layer: then only the guard stands between them.
+    An index read overlaps a load when it ran before a copy of its own step's load-back had ended, on any layer:
+    then only the guard stands between them.
     """
 
     def __init__(self) -> None:
         self.counts = Exercised()
-        self._copies: deque[tuple[float, float]] = deque(maxlen=LOADS_KEPT)
-        self._reads: deque[tuple[float, float]] = deque(maxlen=LOADS_KEPT)
-        self._broadcasts: deque[tuple[float, float]] = deque(maxlen=LOADS_KEPT)
+        self._copies: deque[tuple[float, float]] = deque(maxlen=SPANS_REMEMBERED)
+        self._reads: deque[tuple[float, float]] = deque(maxlen=SPANS_REMEMBERED)
+        self._broadcasts: deque[tuple[float, float]] = deque(maxlen=SPANS_REMEMBERED)
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
@@ -69,24 +82,11 @@ class ExerciseMeter:
                 self._reads.append((event.start_us, event.end_us))
 
     def _cache(self, event: CacheEvent) -> None:
-        if event.what == "load_back":
-            self.counts.load_backs += 1
-            self.counts.host_hit_tokens += event.tokens
-        elif event.what == "evict_device":
-            self.counts.evictions += 1
-        elif event.what == "reclaim_host":
-            self.counts.host_reclaims += 1
-        elif event.what == "prefetch":
-            self.counts.prefetches += 1
-            self.counts.storage_hit_tokens += event.tokens
-        elif event.what == "storage_miss":
-            self.counts.storage_misses += 1
-        elif event.what == "transfer":
-            self.counts.transfers += 1
-        elif event.what == "transfer_abort":
-            self.counts.transfer_aborts += 1
-        elif event.what == "quarantine":
-            self.counts.quarantined_tokens += event.tokens
+        counted, tokens = CACHE_COUNTS.get(event.what, ("", ""))
+        if counted:
+            setattr(self.counts, counted, getattr(self.counts, counted) + 1)
+        if tokens:
+            setattr(self.counts, tokens, getattr(self.counts, tokens) + event.tokens)
 
 
 def _overlapping(spans: deque[tuple[float, float]], op: Op) -> Iterator[tuple[float, float]]:

@@ -70,7 +70,7 @@ class RunFolder:
         self.fingerprint = Fingerprint()
         self._closed = False
         self._failure: Exception | None = None
-        self._limits_told: dict[str, bool] = {}
+        self._full: set[str] = set()  # files that reached their limit
         write_meta(path, meta)
         self.log = EventLog(path / "events.jsonl", self.fingerprint, bytes_max=event_bytes_max)
         self._requests = LineFile(path / "requests.jsonl", bytes_max=REQUEST_BYTES_MAX)
@@ -104,16 +104,16 @@ class RunFolder:
         """Record the next event."""
         self._record(lambda: self.log.emit(event))
 
-    def add_request(self, record: RequestRecord, *, at_us: float = 0.0) -> None:
+    def add_request(self, record: RequestRecord) -> None:
         """Record a request; a later record of the same request and attempt replaces it."""
-        kept = redacted_request(record) if self._redact else record
-        self._append(self._requests, encode_line(kept), at_us)
+        written = redacted_request(record) if self._redact else record
+        self._append(self._requests, encode_line(written), 0.0)
 
     def add_finding(self, finding: Found) -> None:
         """Record a finding, a msgspec struct, and take it into the fingerprint."""
         self.fingerprint.add_finding(finding)
-        kept = redacted_finding(finding) if self._redact and isinstance(finding, msgspec.Struct) else finding
-        self._append(self._findings, encode_line(kept), finding.at_us)
+        written = redacted_finding(finding) if self._redact and isinstance(finding, msgspec.Struct) else finding
+        self._append(self._findings, encode_line(written), finding.at_us)
 
     def close(
         self,
@@ -125,8 +125,8 @@ class RunFolder:
     ) -> None:
         """End the run: all files whole, requests as a table, run.json with the verdict.
 
-        Later calls do nothing. Raises RecordError when the disk refuses and no earlier call has said
-        so; every step is tried. May be called again after an exception (Ctrl-C).
+        Every step is tried. Later calls do nothing, but after an exception (Ctrl-C) the folder may be closed again.
+        Raises RecordError when the disk refuses for the first time.
         """
         if self._closed:
             return
@@ -149,10 +149,9 @@ class RunFolder:
 
     def _tabulate(self) -> None:
         lines = self.path / "requests.jsonl"
-        if not lines.exists():
-            return
-        write_table(self.path / "requests.parquet", read_request_lines(lines))
-        lines.unlink()
+        if lines.exists():
+            write_table(self.path / "requests.parquet", read_request_lines(lines))
+            lines.unlink()
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -164,16 +163,16 @@ class RunFolder:
         try:
             step()
         except RecordError as error:
-            told, self._failure = self._failure, self._failure or error
-            if told is None:
+            raised_before, self._failure = self._failure is not None, self._failure or error
+            if not raised_before:
                 raise
 
     def _append(self, file: LineFile, line: bytes, at_us: float) -> None:
         def step() -> None:
-            if file.append(line) or self._failure is not None or self._limits_told.get(file.path.name):
-                return
-            self._limits_told[file.path.name] = True
-            self.log.emit(LimitEvent(file.path.name, at_us, {"lines": file.lines}))
+            name = file.path.name
+            if not file.append(line) and self._failure is None and name not in self._full:
+                self._full.add(name)
+                self.log.emit(LimitEvent(name, at_us, {"lines": file.lines}))
 
         self._record(step)
 

@@ -41,11 +41,6 @@ class EventLog:
         self._flusher = threading.Thread(target=self._flush_every, args=(flush_s,), daemon=True)
         self._flusher.start()
 
-    @property
-    def size_bytes(self) -> int:
-        """Return the length of the log."""
-        return self._file.size_bytes
-
     def emit(self, event: Event) -> None:
         """Take the next event. Raises RecordError once when the disk refuses; drops events from then on."""
         self._fingerprint.add(event)

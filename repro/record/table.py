@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -65,9 +64,3 @@ def read_table(path: Path) -> list[RequestRecord]:
         return [msgspec.convert(row, RequestRecord) for row in rows]
     except (pa.ArrowException, msgspec.ValidationError) as error:
         raise RecordError(f"{path}: no table of requests: {error}. {CHANGED}") from error
-
-
-def frame_of(records: Iterable[RequestRecord]) -> pd.DataFrame:
-    """Return the records as a frame, one row each, all columns present even without rows."""
-    rows = [msgspec.to_builtins(record) for record in records]
-    return pd.DataFrame(rows, columns=SCHEMA.names)

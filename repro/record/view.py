@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import pandas as pd
 
 from repro.base.errors import RecordError, UsageError
 from repro.base.probe import AnyEvent
@@ -14,7 +13,7 @@ from repro.record.folder import FORMAT, RunMeta
 from repro.record.lines import CHANGED, read_lines
 from repro.record.log import read_events
 from repro.record.requests import RequestRecord
-from repro.record.table import frame_of, read_request_lines, read_table
+from repro.record.table import read_request_lines, read_table
 from repro.record.verdict import RunVerdict
 
 WANTED = "give the folder of a run, runs/SCENARIO/UTC-SEED"
@@ -54,10 +53,6 @@ class Run:
         """Return the requests in the order they were first recorded."""
         table = self.path / "requests.parquet"
         return read_table(table) if table.exists() else read_request_lines(self.path / "requests.jsonl")
-
-    def requests_frame(self) -> pd.DataFrame:
-        """Return the requests as a frame, one row each, a column per field of RequestRecord."""
-        return frame_of(self.requests)
 
     def findings(self, kind: type[FoundStruct]) -> list[FoundStruct]:
         """Return the findings as `kind` (`detectors.base.Finding`)."""

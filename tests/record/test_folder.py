@@ -15,7 +15,6 @@ from detectors.base import Finding
 from repro.base.errors import RecordError, UsageError
 from repro.record import folder as folder_module
 from repro.record.folder import RunMeta, utc_stamp
-from repro.record.requests import RequestRecord
 from repro.record.table import read_table, write_table
 from repro.record.view import open_run
 from tests.builders import make_folder, make_request, make_run, make_verdict, race_events, race_finding
@@ -56,12 +55,6 @@ def test_a_later_record_replaces_the_earlier_one_of_the_same_attempt(tmp_path: P
         folder.add_request(record)
     folder.close("finished")
     assert open_run(folder.path).requests == [judged, retry, make_request("b")]
-
-
-def test_requests_as_a_frame_have_all_columns_even_when_there_are_none(tmp_path: Path) -> None:
-    frame = make_run(tmp_path, requests=[]).requests_frame()
-    assert list(frame.columns) == list(RequestRecord.__struct_encode_fields__) and len(frame) == 0
-    assert make_run(tmp_path, requests=[make_request(prompt_tokens=9)]).requests_frame()["prompt_tokens"].sum() == 9
 
 
 @given(st.text(), st.lists(st.integers(0, 2**31)), st.floats(allow_nan=False))
