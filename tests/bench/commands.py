@@ -15,12 +15,12 @@ import tempfile
 from tests.bench.results import add_record, record
 
 COMMANDS = {
-    "bench_layersplit": "repro bench layersplit --workers 1",
-    "bench_layersplit_sensitivity": "repro bench layersplit --workers 1 --sensitivity",
-    "campaign": "repro campaign hicache_early_read --seeds 20 --workers 1",
-    "bank": "repro nightly --suite bank --workers 1",
-    "clean": "repro nightly --suite clean --workers 1",
-    "mutate": "repro mutate --workers 1",
+    "bench_layersplit": "repro bench layersplit --workers 1 --quiet",
+    "bench_layersplit_sensitivity": "repro bench layersplit --workers 1 --sensitivity --quiet",
+    "campaign": "repro campaign hicache_early_read --seeds 20 --workers 1 --quiet",
+    "bank": "repro nightly --suite bank --workers 1 --quiet",
+    "clean": "repro nightly --suite clean --workers 1 --quiet",
+    "mutate": "repro mutate --workers 1 --quiet",
 }
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"PYTHONPATH": os.getcwd(), "COLUMNS": "120"}
         ended = subprocess.run(
-            [sys.executable, "-m", *words, "--quiet"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
         )
     print(ended.stdout)
     if given.record:

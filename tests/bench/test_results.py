@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from tests.bench import results
+from tests.bench import commands, results
 from tests.bench.commands import COMMANDS
 
 HERE = Path(__file__).parent
@@ -72,6 +72,20 @@ def test_show_records_under_the_bench_and_the_command_without_record(monkeypatch
     monkeypatch.setattr(results, "record", lambda *given: seen.extend(given))
     results.show(argparse.Namespace(record=True), "line")
     assert seen == ["leaks", "python -m tests.bench.leaks --seeds 3", "line"]
+
+
+def test_command_of_a_page_is_run_and_its_output_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    monkeypatch.chdir(HERE.parents[1])
+    monkeypatch.setattr("sys.argv", ["commands.py", "bank", "--record"])
+    monkeypatch.setitem(COMMANDS, "bank", "repro list --no-such-option")
+    monkeypatch.setattr(commands, "record", lambda *given: seen.extend(given))
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == 2
+    assert seen[:2] == ["bank", "repro list --no-such-option"] and seen[2].startswith("exit 2\n\n```\n")
 
 
 def test_every_bench_that_records_has_a_block_and_every_block_a_bench() -> None:
