@@ -157,10 +157,10 @@ def calibrate(
     if not target.startswith(("http://", "https://")):
         raise UsageError(f'--target "{target}": give a URL such as http://127.0.0.1:30000')
     from repro.cli.progress import Watcher
-    from repro.tools.calibrate import Gentle
+    from repro.tools.calibrate import GentleLoad
     from repro.tools.calibrate import calibrate as learn
 
-    gentle = Gentle(
+    gentle = GentleLoad(
         answers=load.answers,
         traces=tuple(map(str, traces or ())),
         concurrency=load.concurrency,
@@ -172,9 +172,9 @@ def calibrate(
     with Watcher(Output(stderr=True, quiet=results.quiet), time.monotonic, simulated=False) as watcher:
         learned = learn(target, out, gentle, api=api, clock_s=time.monotonic, watcher=watcher)
     if results.json:
-        print_json(learned.told)
+        print_json(learned.as_json)
         return
-    for line in learned.in_words:
+    for line in learned.sentences:
         say(f"{out}: {line}")
 
 

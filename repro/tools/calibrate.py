@@ -5,7 +5,8 @@ gentle load is what is taken for clean: rounding that differs from batch to batc
 it, and so is whatever the server does wrong even then. What no rounding explains is told.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,10 @@ import msgspec
 from detectors.answers.clean_cache import DECISIVE_NATS, ORACLES, Calibration, Judged, Oracle, judged
 from repro.base.errors import StoppedError, TargetError
 from repro.base.json_file import write_struct
+from repro.load.clean import Checks
 from repro.load.listener import SILENT, LoadListener
 from repro.load.plan import LoadPlan
 from repro.load.wire import Api
-from repro.record.checks import Check
 from repro.run.limits import LimitWatch
 from repro.run.targets.base import Load
 from repro.run.targets.server import Checking, Server
@@ -30,15 +31,15 @@ KIND = "code-review"
 SESSIONS_MAX = 100_000
 
 
-class Gentle(msgspec.Struct, frozen=True, kw_only=True):
+class GentleLoad(msgspec.Struct, frozen=True, kw_only=True):
     """The load that a server's clean answers come from."""
 
     answers: int = 1000  # 999 can vouch for a false-alarm rate of 0.001
     traces: tuple[str, ...] = ()  # none: synthesised sessions
     concurrency: int = 4
-    prompt_tokens: int = 2048  # of synthesised sessions
+    prompt_tokens: int = 2048  # of a synthesised session
     answer_tokens: int = 128
-    tokens_max: int = 100_000_000  # of all checks together
+    tokens_max: int = 100_000_000  # for all checks together
     seed: int = 0
 
 
@@ -49,40 +50,36 @@ class Calibrated(msgspec.Struct, frozen=True):
     asked: int
     unexplained: int  # answers that no rounding explains: corrupted at so gentle a load, or not greedy
     why: tuple[str, ...]  # what was left out, in sentences
-    tokens: int  # that the checks took
+    tokens: int  # spent on the checks
 
     @property
-    def told(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """Return what `--json` prints."""
         scores = {oracle: self.calibration.scores(oracle) for oracle in ORACLES}
+        rows = {
+            oracle: {
+                "answers": len(each), "false_alarm_rate_min": 1 / (len(each) + 1), "largest_nats": max(each, default=0),
+            }
+            for oracle, each in scores.items()
+        }  # fmt: skip
         return {
-            "model": self.calibration.model,
-            "api": self.calibration.api,
-            "asked": self.asked,
-            "oracles": {
-                oracle: {
-                    "answers": len(each),
-                    "false_alarm_rate_min": 1 / (len(each) + 1),
-                    "largest_nats": max(each, default=0),
-                }
-                for oracle, each in scores.items()
-            },
-            "unexplained": self.unexplained,
-            "why": list(self.why),
-            "tokens": self.tokens,
-        }
+            "model": self.calibration.model, "api": self.calibration.api, "asked": self.asked, "oracles": rows,
+            "unexplained": self.unexplained, "why": list(self.why), "tokens": self.tokens,
+        }  # fmt: skip
 
     @property
-    def in_words(self) -> list[str]:
+    def sentences(self) -> list[str]:
         """Return what came of it, in sentences."""
         lines = []
         for oracle in ORACLES:
-            scores = self.calibration.scores(oracle)
-            told = "the target does not tell what it takes; it will not be used"
+            scores, words = (
+                self.calibration.scores(oracle),
+                "the target does not tell what it takes; it will not be used",
+            )
             if scores:
-                told = f"{len(scores):,} clean answers, the largest score {scores[-1]:.3g} nats; "
-                told += f"--false-alarm-rate can be {1 / (len(scores) + 1):.2g} at the least"
-            lines.append(f"{oracle}: {told}")
+                words = f"{len(scores):,} clean answers, the largest score {scores[-1]:.3g} nats; "
+                words += f"--false-alarm-rate can be {1 / (len(scores) + 1):.2g} at the least"
+            lines.append(f"{oracle}: {words}")
         lines += self.why
         if self.unexplained:
             lines.append(
@@ -95,7 +92,7 @@ class Calibrated(msgspec.Struct, frozen=True):
 def calibrate(
     url: str,
     out: Path,
-    gentle: Gentle,
+    gentle: GentleLoad,
     *,
     api: Api = "chat",
     clock_s: Callable[[], float] = lambda: 0.0,
@@ -106,7 +103,6 @@ def calibrate(
     Raises TargetError for a server that cannot be asked, dies, or tells no log-probabilities; UsageError for traces
     that cannot be read and for a file that cannot be written; StoppedError for Ctrl-C.
     """
-    sessions = _sessions(gentle)
     limits = LimitWatch(WEEK_S, gentle.answers * 10, clock_s)
     target = Server(url, api, Checking(gentle.tokens_max))
     plan = LoadPlan(
@@ -116,80 +112,78 @@ def calibrate(
         history="recorded" if gentle.traces else "generated",
         answer_tokens_max=gentle.answer_tokens,
     )
-    load = Load(sessions, plan, (watcher,), limits)
-    result = target.drive(load)
+    result = target.drive(Load(_sessions(gentle), plan, (watcher,), limits))
     if limits.reached:
         raise StoppedError(f"{limits.reached}; nothing was written")
     if result.target_lost or not result.answered:
         errors = ", ".join(f"{count} {kind}" for kind, count in result.errors.items())
         raise TargetError(f"{url}: {result.target_lost or f'no request was answered ({errors})'}; nothing was written")
-    learned = _learn(url, target.checks.done, api, target.model, gentle)
-    write_struct(out, learned)
-    return _told(learned, target, result.answered)
+    judgements = {oracle: [judged(oracle, check) for check in target.checks.done] for oracle in ORACLES}
+    scores = {oracle: _scores(each) for oracle, each in judgements.items()}
+    if not scores["rerun"]:
+        why = next((each.why for each in judgements["rerun"]), "no answer had any text")
+        raise TargetError(
+            f"{url}: {why}; every oracle needs them. Another route may tell them (--api generate for SGLang); without, "
+            "`repro replay` still looks for garble, loops, rare tokens and other sessions' nonces"
+        )
+    calibration = Calibration(
+        target.model, api, scores["rerun"], scores["surprisal"], scores["confidence"],
+        answer_tokens=gentle.answer_tokens,
+    )  # fmt: skip
+    write_struct(out, calibration)
+    worst = (max(each.score or 0.0 for each in answer) for answer in zip(*judgements.values(), strict=True))
+    unexplained = sum(score >= DECISIVE_NATS for score in worst)
+    left_out = _left_out(target.checks, judgements)
+    return Calibrated(calibration, result.answered, unexplained, left_out, target.checks.tokens)
 
 
-def _sessions(gentle: Gentle) -> list[Session]:
+def _scores(judgements: Sequence[Judged]) -> tuple[float, ...]:
+    return tuple(sorted(each.score for each in judgements if each.score is not None))
+
+
+def _sessions(gentle: GentleLoad) -> list[Session]:
     """Return sessions with as many turns as answers are wanted, or what the traces have."""
     if gentle.traces:
         spec = LoadSpec(sessions=SESSIONS_MAX, trace=gentle.traces)
         return _first_turns(sessions_of(spec, gentle.seed), gentle.answers)
+    spec = LoadSpec(
+        sessions=SESSIONS_A_DRAW,
+        trace=f"{SYNTH}{KIND}",
+        turns=TURNS_A_SESSION,
+        prompt_tokens=gentle.prompt_tokens,
+        answer_tokens_max=gentle.answer_tokens,
+    )
     sessions: list[Session] = []
-    number = 0
-    while sum(len(session.turns) for session in sessions) < gentle.answers:
-        spec = LoadSpec(
-            sessions=SESSIONS_A_DRAW,
-            trace=f"{SYNTH}{KIND}",
-            turns=TURNS_A_SESSION,
-            prompt_tokens=gentle.prompt_tokens,
-            answer_tokens_max=gentle.answer_tokens,
-        )
-        sessions += sessions_of(spec, gentle.seed + number)
-        number += 1
+    for seed in count(gentle.seed):
+        if sum(len(session.turns) for session in sessions) >= gentle.answers:
+            break
+        sessions += sessions_of(spec, seed)
     return _first_turns(sessions, gentle.answers)
 
 
 def _first_turns(sessions: Sequence[Session], turns: int) -> list[Session]:
     """Return the first sessions that have so many turns together, the last one cut."""
-    kept: list[Session] = []
+    first: list[Session] = []
     for session in sessions:
-        left = turns - sum(len(each.turns) for each in kept)
-        if left <= 0:
-            break
-        kept.append(msgspec.structs.replace(session, turns=session.turns[:left]))
-    return kept
+        if turns > 0:
+            first.append(msgspec.structs.replace(session, turns=session.turns[:turns]))
+            turns -= len(session.turns)
+    return first
 
 
-def _learn(url: str, checks: Sequence[Check], api: Api, model: str, gentle: Gentle) -> Calibration:
-    scores: dict[Oracle, tuple[float, ...]] = {}
-    for oracle in ORACLES:
-        told = [judged(oracle, check) for check in checks]
-        scores[oracle] = tuple(sorted(each.score for each in told if each.score is not None))
-    if not scores["rerun"]:
-        why = next((judged("rerun", check).why for check in checks), "no answer had any text")
-        raise TargetError(
-            f"{url}: {why}; every oracle needs them. Another route may tell them (--api generate for SGLang); without, "
-            "`repro replay` still looks for garble, loops, rare tokens and other sessions' nonces"
-        )
-    return Calibration(
-        model, api, scores["rerun"], scores["surprisal"], scores["confidence"], answer_tokens=gentle.answer_tokens
-    )
-
-
-def _told(calibration: Calibration, target: Server, answered: int) -> Calibrated:
-    checks = target.checks.done
-    why = []
-    for oracle in ORACLES:
-        silent: list[Judged] = [each for check in checks if (each := judged(oracle, check)).score is None]
+def _left_out(checks: Checks, judgements: Mapping[Oracle, Sequence[Judged]]) -> tuple[str, ...]:
+    """Return which answers an oracle could not judge, and what may be wrong with the checks."""
+    why, done = [], len(checks.done)
+    for oracle, each in judgements.items():
+        silent = [judgement for judgement in each if judgement.score is None]
         if silent:
-            why.append(f"{oracle}: {len(silent)} of {len(checks)} answers were left out: {silent[0].why}")
-    unproved = sum(not check.bypassed for check in checks)
+            why.append(f"{oracle}: {len(silent)} of {done} answers were left out: {silent[0].why}")
+    unproved = sum(not check.bypassed for check in checks.done)
     if unproved:
         why.append(
-            f"{unproved} of {len(checks)} checks may have used the cache: the server does not drop it (/flush_cache) "
+            f"{unproved} of {done} checks may have used the cache: the server does not drop it (/flush_cache) "
             "and counts no cached tokens (vLLM does with --enable-prompt-tokens-details)"
         )
-    if target.checks.over_budget:
-        why.append(f"the token budget (--tokens) ended it after {len(checks)} of {target.checks.wanted} answers")
-    scores = [[judged(oracle, check).score or 0.0 for oracle in ORACLES] for check in checks]
-    unexplained = sum(max(each) >= DECISIVE_NATS for each in scores)
-    return Calibrated(calibration, answered, unexplained, tuple(why), target.checks.tokens)
+    if checks.over_budget:
+        why.append(f"the token budget (--tokens) ended it after {done} of {checks.wanted} answers")
+    return tuple(why)
