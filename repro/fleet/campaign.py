@@ -83,12 +83,12 @@ def exit_code(sides: Sequence[Side], seeds: int) -> int:
 
 def first_findings(side: Side) -> dict[str, tuple[int, str]]:
     """Return by layer of the truth how many runs found something there, and after how many requests, in words."""
-    told: dict[str, tuple[int, str]] = {}
+    found: dict[str, tuple[int, str]] = {}
     for layer in LAYERS:
         requests = sorted(verdict.first[layer].requests for verdict in side.verdicts if layer in verdict.first)
         if requests:
-            told[layer] = len(requests), f"{median(requests):g} ({requests[0]} to {requests[-1]})"
-    return told
+            found[layer] = len(requests), f"{median(requests):g} ({requests[0]} to {requests[-1]})"
+    return found
 
 
 def corrupted_rate(side: Side) -> str:

@@ -72,10 +72,8 @@ class Calibrated(msgspec.Struct, frozen=True):
         """Return what came of it, in sentences."""
         lines = []
         for oracle in ORACLES:
-            scores, words = (
-                self.calibration.scores(oracle),
-                "the target does not tell what it takes; it will not be used",
-            )
+            scores = self.calibration.scores(oracle)
+            words = "the target does not tell what it takes; it will not be used"
             if scores:
                 words = f"{len(scores):,} clean answers, the largest score {scores[-1]:.3g} nats; "
                 words += f"--false-alarm-rate can be {1 / (len(scores) + 1):.2g} at the least"

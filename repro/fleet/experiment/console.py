@@ -18,8 +18,8 @@ def print_experiment(result: Result, console: Console) -> None:
     for step in result.steps:
         if step.sensitivity:
             console.print(_sensitivity(step))
-    for told in result.why:
-        console.print(told, markup=False)
+    for reason in result.why:
+        console.print(reason, markup=False)
     for score in result.separation.scores:
         console.print(score_text(score), markup=False)
     console.print(f"report: {result.report}", markup=False, soft_wrap=True)

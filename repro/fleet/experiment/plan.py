@@ -158,11 +158,13 @@ def _check_source(step: Step, steps: tuple[Step, ...], place: str) -> None:
 
 def _parts(common: dict[str, Any], step: Step, where: str) -> list[Part]:
     """Return a step's parts, each parsed as a scenario once, so that a wrong key is told before anything runs."""
-    own = merged(common, {key: getattr(step, key) for key in MERGED})
-    _checked(own, where)
+    of_step = merged(common, {key: getattr(step, key) for key in MERGED})
+    _checked(of_step, where)
     variants = step.variant or (Variant(""),)
-    first = merged(own, _overrides(variants[0]))
-    named = [(variant, own, False) for variant in variants] + [(variant, first, True) for variant in step.sensitivity]
+    first = merged(of_step, _overrides(variants[0]))
+    named = [(variant, of_step, False) for variant in variants] + [
+        (variant, first, True) for variant in step.sensitivity
+    ]
     parts = []
     for variant, base, sensitivity in named:
         tables = merged(base, _overrides(variant))

@@ -111,8 +111,8 @@ def verdict_of_steps(steps: Sequence[StepCounts]) -> tuple[VerdictWord, tuple[st
 def _open(step: StepCounts) -> bool:
     """Return whether the runs that are missing or inconclusive may still make the step what it should be."""
     word = {"silent": "clean", "found": "anomaly"}[step.expect]
-    told = {each for part in step.parts for each in part.verdicts}
-    return told <= {word, "inconclusive"} and ("inconclusive" in told or any(part.missing for part in step.parts))
+    words = {each for part in step.parts for each in part.verdicts}
+    return words <= {word, "inconclusive"} and ("inconclusive" in words or any(part.missing for part in step.parts))
 
 
 def _conditions(step: Step) -> tuple[str, ...]:

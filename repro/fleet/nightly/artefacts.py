@@ -7,7 +7,7 @@ import msgspec
 
 from reports.night.night import CaseRow, GateRow, Night, PastNight
 from reports.night.page import render_markdown, render_night
-from repro.fleet.nightly.compare import FILE
+from repro.fleet.nightly.history import FILE
 from repro.fleet.nightly.journal import NEXT_STEP
 from repro.record.lines import write_whole
 
@@ -57,12 +57,12 @@ def _add_gate(suite: ElementTree.Element, gate: GateRow) -> None:
     _add_answer(case, gate.met, f"{gate.value}; {gate.limit}")
 
 
-def _add_answer(case: ElementTree.Element, met: bool | None, told: str) -> None:
+def _add_answer(case: ElementTree.Element, met: bool | None, words: str) -> None:
     """JUnit knows no "could not tell"; an error is what no reader takes for a pass."""
     if met is None:
-        _add(case, "error", told, "inconclusive")
+        _add(case, "error", words, "inconclusive")
     elif not met:
-        _add(case, "failure", told, told)
+        _add(case, "failure", words, words)
 
 
 def _add(case: ElementTree.Element, kind: str, message: str, text: str) -> None:

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import msgspec
 
-from reports.night.night import FORMAT, Comparison, PastNight
+from reports.night.night import Comparison, PastNight
 from reports.rates import rate_of, share_text
 from repro.base.errors import UsageError
 from repro.base.verdict_word import VerdictWord
+from repro.fleet.nightly.history import FILE, read_night
 from repro.fleet.nightly.statistics import SIGNIFICANT, effect_interval, exact_test, power
 from repro.record.counts import session_hits
 from repro.record.view import open_run
 
-FILE = "nightly.json"
 WRONG = "went wrong"
 SAME_WITHIN = 0.01  # two rates are the same when the interval of their difference lies within
-FALL_TO = 0.3  # of the rate before: the fall whose power is told
+FALL_TO = 0.3  # of the rate before: the fall whose power is reported
 
 Sessions = tuple[tuple[int, int], ...]
 
@@ -27,27 +27,11 @@ class Side(msgspec.Struct, frozen=True):
     name: str
     rows: dict[str, Sessions]
     signatures: frozenset[str]
-    digest: str = ""  # of all that counts, where it is known
+    digest: str = ""  # the hash of all that counts, where it is known
 
     def sessions(self, cases: Iterable[str]) -> Sessions:
         """Return the sessions of these cases."""
         return tuple(session for case in cases for session in self.rows.get(case, ()))
-
-
-def read_night(path: Path) -> PastNight:
-    """Return a night from its folder or its nightly.json. Raises UsageError for what is none."""
-    file = path / FILE if path.is_dir() else path
-    try:
-        night = msgspec.json.decode(file.read_bytes(), type=PastNight)
-    except OSError as error:
-        raise UsageError(
-            f"{file}: cannot be read ({error.strerror}); give the folder of a night, with {FILE}"
-        ) from error
-    except msgspec.DecodeError as error:
-        raise UsageError(f"{file}: not the {FILE} of a night of this version ({error})") from error
-    if night.format != FORMAT:
-        raise UsageError(f"{file}: written in format {night.format}, this version reads {FORMAT}; make the night again")
-    return night
 
 
 def side_of_night(night: PastNight, name: str) -> Side:
@@ -71,10 +55,8 @@ def compare(before: Side, after: Side, *, same_within: float = SAME_WITHIN) -> C
     """Return what differs in the cases that both have. Raises UsageError where they have none in common."""
     cases = [case for case in after.rows if case in before.rows]
     if not cases:
-        told = (
-            f"{before.name} has {', '.join(before.rows) or 'none'}; {after.name} has {', '.join(after.rows) or 'none'}"
-        )
-        raise UsageError(f"the two have no case in common, so nothing can be compared: {told}")
+        cases_of = "; ".join(f"{side.name} has {', '.join(side.rows) or 'none'}" for side in (before, after))
+        raise UsageError(f"the two have no case in common, so nothing can be compared: {cases_of}")
     old, new = before.sessions(cases), after.sessions(cases)
     old_rate, new_rate = rate_of(WRONG, old), rate_of(WRONG, new)
     low, high = effect_interval(old, new)
@@ -82,12 +64,12 @@ def compare(before: Side, after: Side, *, same_within: float = SAME_WITHIN) -> C
     fall_from = old_rate.sessions_hit / len(old) if old_rate.sessions_hit else same_within
     appeared = tuple(sorted(after.signatures - before.signatures))
     if before.digest and before.digest == after.digest:
-        answer, told = "same", "every run came out as before, event for event"
+        answer, why = "same", "every run came out as before, event for event"
     else:
-        answer, told = _answer(low, high, p_value, appeared, same_within)
+        answer, why = _answer(low, high, p_value, appeared, same_within)
     return Comparison(
         before.name, after.name, old_rate, new_rate, new_rate.share - old_rate.share, low, high, p_value, test,
-        power(fall_from, fall_from * FALL_TO, len(old), len(new)), fall_from * FALL_TO, answer, told,
+        power(fall_from, fall_from * FALL_TO, len(old), len(new)), fall_from * FALL_TO, answer, why,
         appeared, tuple(sorted(before.signatures - after.signatures)),
     )  # fmt: skip
 
@@ -98,23 +80,20 @@ def exit_code(comparison: Comparison) -> int:
     return words.get(comparison.answer, VerdictWord.CLEAN).exit_code
 
 
-def power_text(told: Comparison) -> str:
+def power_text(compared: Comparison) -> str:
     """Return what there was a chance to see, in a sentence."""
-    fall = f"a fall from {share_text(told.power_to / FALL_TO)} to {share_text(told.power_to)} of sessions hit"
-    units = f"{told.before_rate.sessions:,} and {told.after_rate.sessions:,} sessions"
-    return f"With {units}, {fall} is seen with probability {told.power:.2f}."
+    fall = f"a fall from {share_text(compared.power_to / FALL_TO)} to {share_text(compared.power_to)} of sessions hit"
+    units = f"{compared.before_rate.sessions:,} and {compared.after_rate.sessions:,} sessions"
+    return f"With {units}, {fall} is seen with probability {compared.power:.2f}."
 
 
 def _answer(low: float, high: float, p_value: float, appeared: tuple[str, ...], same_within: float) -> tuple[str, str]:
-    """Return the answer's word and why. Test and interval must agree before a change is told."""
+    """Return the answer's word and why. Test and interval must agree before a change is compared."""
     if appeared:
         return "worse", f"{len(appeared)} causes were found that were not found before"
     if p_value <= SIGNIFICANT and (low > 0 or high < 0):
-        word = "worse" if low > 0 else "better"
-        return (
-            word,
-            f"the rate {'rose' if low > 0 else 'fell'}, and neither the test nor the interval allows for chance",
-        )
+        word, moved = ("worse", "rose") if low > 0 else ("better", "fell")
+        return word, f"the rate {moved}, and neither the test nor the interval allows for chance"
     if -same_within <= low and high <= same_within:
         return "same", f"the interval of the difference lies within {share_text(same_within)} either way"
     return "inconclusive", (

@@ -1,4 +1,4 @@
-"""What stays on the disk: the evidence of runs that found something, within a bound; clean and vacuous runs go."""
+"""Decides what stays on the disk: evidence of runs that found something, within a bound; other runs are removed."""
 
 import shutil
 from pathlib import Path
@@ -13,14 +13,14 @@ REPORT = "report.html"
 
 
 class Evidence:
-    """Owns the run folders of a night. All figures in its JSON stay when a folder goes."""
+    """Owns the run folders of a night. The figures in the night's JSON do not need the folders."""
 
     def __init__(self, root: Path, bytes_max: int) -> None:
         self.pruned = Pruned()
         self._root = root
         self._bytes_max = bytes_max
         self._bytes = 0
-        self.shown: dict[str, str] = {}  # by cause: the folder of a run that is kept whole
+        self.examples: dict[str, str] = {}  # by cause: the folder of a run that stays whole
 
     def tidy(self, results: dict[str, JobResult]) -> None:
         """Take over what an earlier start left: its results' runs, and drop those that nobody counts."""
@@ -32,9 +32,9 @@ class Evidence:
                 self._remove(folder)
 
     def keep(self, result: JobResult) -> None:
-        """Keep a run's evidence, or prune it: a clean or vacuous run goes, and a log whose causes another shows.
+        """Keep a run's evidence or remove it: a clean or vacuous run, and a log whose causes another run shows.
 
-        A run that shows a new cause gets its report now, for the page of the night to lead to.
+        A run that shows a new cause gets its report now; the page of the night links to it.
         """
         folder = Path(result.run_dir)
         if not result.run_dir or not folder.is_dir():
@@ -43,8 +43,8 @@ class Evidence:
             self._remove(folder)
             return
         fits = self._bytes + _size(folder) <= self._bytes_max
-        if result.role == "silent" and fits and result.signatures.keys() - self.shown.keys():
-            self.shown = dict.fromkeys(result.signatures, result.run_dir) | self.shown
+        if result.role == "silent" and fits and result.signatures.keys() - self.examples.keys():
+            self.examples = dict.fromkeys(result.signatures, result.run_dir) | self.examples
             if not (folder / REPORT).exists():
                 write_report(open_run(folder))
         else:
@@ -57,16 +57,17 @@ class Evidence:
     def _remove(self, folder: Path) -> None:
         size = _size(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        pruned = self.pruned
-        self.pruned = Pruned(pruned.runs + 1, pruned.logs, pruned.bytes + size)
+        self._count(size, runs=1)
 
     def _remove_log(self, folder: Path) -> None:
         log = folder / LOG
         if log.exists():
             size = log.stat().st_size
             log.unlink()
-            pruned = self.pruned
-            self.pruned = Pruned(pruned.runs, pruned.logs + 1, pruned.bytes + size)
+            self._count(size, logs=1)
+
+    def _count(self, size: int, *, runs: int = 0, logs: int = 0) -> None:
+        self.pruned = Pruned(self.pruned.runs + runs, self.pruned.logs + logs, self.pruned.bytes + size)
 
 
 def _size(folder: Path) -> int:

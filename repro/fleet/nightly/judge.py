@@ -81,9 +81,9 @@ def _throughput(least: float, cases: Sequence[CaseRow]) -> GateRow:
     """Return tokens per second against the reference, over the cases that both sides ran in this job."""
     speeds = {(row.case, row.role): row.tokens_per_s for row in cases}
     ratios = [
-        own / reference
+        silent / reference
         for (case, role), reference in speeds.items()
-        if role == "reference" and reference and (own := speeds.get((case, "silent")))
+        if role == "reference" and reference and (silent := speeds.get((case, "silent")))
     ]
     limit = f"at least {least:g} of the reference in every case"
     if not ratios:

@@ -196,7 +196,7 @@ def _night(
 ) -> Night:
     counted = plan.counted(journal.results)
     cases = case_rows(plan, counted)
-    findings = finding_rows(counted, history, evidence.shown)
+    findings = finding_rows(counted, history, evidence.examples)
     rate = rate_of(WRONG, [session for row in cases if row.role == "silent" for session in row.sessions])
     id_ = journal.night
     night = Night(

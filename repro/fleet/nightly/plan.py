@@ -152,5 +152,5 @@ class Plan:
 def _for_server(tables: dict[str, Any]) -> dict[str, Any]:
     """Return a scenario without what only the bundled stack has: its defects, points and floors."""
     faults = [fault for fault in tables.get("fault", ()) if fault["at"].startswith(CLIENT_POINTS)]
-    kept = {key: value for key, value in tables.items() if key not in ("fault", "exercise", "defects")}
-    return kept | ({"fault": faults} if faults else {})
+    rest = {key: value for key, value in tables.items() if key not in ("fault", "exercise", "defects")}
+    return rest | ({"fault": faults} if faults else {})

@@ -39,8 +39,8 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def applied_to(self, tables: dict[str, Any]) -> dict[str, Any]:
         """Return a scenario's tables with these on top, down to the keys of inner tables such as target.pd."""
-        own = {"target": self.target, "load": self.load, "detect": self.detect, "limits": self.limits}
-        result = merged(tables, {key: value for key, value in own.items() if value})
+        merged_tables = {"target": self.target, "load": self.load, "detect": self.detect, "limits": self.limits}
+        result = merged(tables, {key: value for key, value in merged_tables.items() if value})
         replaced = {"exercise": self.exercise, "fault": None if self.fault is None else list(self.fault)}
         return result | {key: value for key, value in replaced.items() if value is not None}
 
@@ -106,12 +106,9 @@ class Suite(msgspec.Struct, frozen=True):
 
     def with_budget(self, *, time_s: float | None, requests: int | None) -> Self:
         """Return the suite with what the command line sets instead."""
-        budget = self.budget
-        if time_s is not None:
-            budget = msgspec.structs.replace(budget, time_s=time_s)
-        if requests is not None:
-            budget = msgspec.structs.replace(budget, requests=requests)
-        return msgspec.structs.replace(self, budget=budget)
+        given = {"time_s": time_s, "requests": requests}
+        changes = {key: value for key, value in given.items() if value is not None}
+        return msgspec.structs.replace(self, budget=msgspec.structs.replace(self.budget, **changes))
 
 
 def suite_names() -> list[str]:

@@ -27,16 +27,16 @@ def case_rows(plan: Plan, counted: Sequence[JobResult]) -> tuple[CaseRow, ...]:
 
 
 def finding_rows(
-    counted: Sequence[JobResult], history: Sequence[PastNight], shown: Mapping[str, str]
+    counted: Sequence[JobResult], history: Sequence[PastNight], examples: Mapping[str, str]
 ) -> tuple[FindingRow, ...]:
-    """Return the causes found in silent cases, new ones first; `shown` names for each a run that is kept whole."""
+    """Return the causes found in silent cases, new ones first; `examples` names for each a run that stays whole."""
     before = Counter(finding.signature for night in history for finding in night.findings)
     silent = [result for result in counted if result.role == "silent"]
     signatures = sorted({signature for result in silent for signature in result.signatures})
     rows = []
     for signature in signatures:
         runs = [result for result in silent if signature in result.signatures]
-        example = shown.get(signature, runs[0].run_dir)
+        example = examples.get(signature, runs[0].run_dir)
         rows.append(
             FindingRow(
                 signature,
@@ -71,13 +71,13 @@ def _row(case: Case, role: Role, title: str, runs: Sequence[JobResult], known: t
     sessions = tuple(session for run in judged for session in run.sessions)
     duration_s = sum(run.duration_s for run in judged)
     found = [number for number, run in enumerate(runs, start=1) if run.verdict == "anomaly"]
-    met, told = (_silent if role == "silent" else _found if role == "found" else _measured)(case, runs)
+    met, words = (_silent if role == "silent" else _found if role == "found" else _measured)(case, runs)
     if known is not None:
-        told += f"; stopped after {known[0]} runs: the share of sessions hit is {known[1]}"
+        words += f"; stopped after {known[0]} runs: the share of sessions hit is {known[1]}"
     return CaseRow(
         case.label, role, title, case.seeds, len(runs), dict(sorted(Counter(run.verdict for run in runs).items())),
         tuple(f"seed {run.seed}: {'; '.join(run.why)}" for run in runs if run.verdict in ("died", "failed")),
-        met, told,
+        met, words,
         rate=rate_of(WRONG, sessions),
         runs_hit=sum(any(hit for hit, _ in run.sessions) for run in judged),
         sessions=sessions,
@@ -95,10 +95,10 @@ def _silent(case: Case, runs: Sequence[JobResult]) -> tuple[bool | None, str]:
     if not runs:
         return None, "not run"
     clean, vacuous = (sum(run.verdict == word for run in runs) for word in ("clean", "vacuous"))
-    told = f"{clean} of {len(runs)} runs silent" + (f", {vacuous} vacuous ({_reason(runs)})" if vacuous else "")
+    words = f"{clean} of {len(runs)} runs silent" + (f", {vacuous} vacuous ({_reason(runs)})" if vacuous else "")
     if not clean or clean + vacuous < len(runs):  # how many may be vacuous is for the gate to say
-        return None, f"{told}; the others do not tell"
-    return True, told
+        return None, f"{words}; the others do not tell"
+    return True, words
 
 
 def _reason(runs: Sequence[JobResult]) -> str:
@@ -113,11 +113,11 @@ def _found(case: Case, runs: Sequence[JobResult]) -> tuple[bool | None, str]:
     if most is not None:
         hits = [run for run in hits if run.first_requests is not None and run.first_requests <= most]
     within = f" within {most} requests" if most is not None else ""
-    told = f"{len(hits)} of {len(runs)} runs found it{within}, {wanted} asked"
+    words = f"{len(hits)} of {len(runs)} runs found it{within}, {wanted} asked"
     if len(hits) >= wanted:
-        return True, told
+        return True, words
     open_runs = case.seeds - sum(run.verdict in JUDGED for run in runs)
-    return (None if len(hits) + open_runs >= wanted else False), told
+    return (None if len(hits) + open_runs >= wanted else False), words
 
 
 def _measured(case: Case, runs: Sequence[JobResult]) -> tuple[bool | None, str]:

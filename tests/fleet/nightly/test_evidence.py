@@ -51,7 +51,7 @@ def test_clean_and_vacuous_runs_go_and_a_cause_keeps_one_log(tmp_path: Path) -> 
         evidence.keep(result)
     assert kept(tmp_path) == {"run-2": True, "run-3": False, "run-4": True, "run-5": False}
     assert (evidence.pruned.runs, evidence.pruned.logs, evidence.pruned.bytes) == (2, 2, 2 * 600 + 2 * 500)
-    assert {cause: Path(path).name for cause, path in evidence.shown.items()} == {"a": "run-2", "b": "run-4"}
+    assert {cause: Path(path).name for cause, path in evidence.examples.items()} == {"a": "run-2", "b": "run-4"}
 
 
 def test_the_bound_holds_for_logs_and_then_for_folders(tmp_path: Path) -> None:
