@@ -162,9 +162,8 @@ def _parts(common: dict[str, Any], step: Step, where: str) -> list[Part]:
     _checked(of_step, where)
     variants = step.variant or (Variant(""),)
     first = merged(of_step, _overrides(variants[0]))
-    named = [(variant, of_step, False) for variant in variants] + [
-        (variant, first, True) for variant in step.sensitivity
-    ]
+    named = [(variant, of_step, False) for variant in variants]
+    named += [(variant, first, True) for variant in step.sensitivity]
     parts = []
     for variant, base, sensitivity in named:
         tables = merged(base, _overrides(variant))
