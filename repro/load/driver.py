@@ -94,7 +94,7 @@ class _Driver:
             await self._stop()
         if self._error is not None:
             raise self._error
-        return self._tally.result(interrupted=interrupted, target_lost=self._target_lost)
+        return self._tally.closed(interrupted=interrupted, target_lost=self._target_lost)
 
     def sending(self) -> None:
         """A request goes out."""
@@ -116,7 +116,7 @@ class _Driver:
 
     def found(self, request: str, finding: OnlineFinding) -> None:
         """An online detector is sure."""
-        self._tally.findings += 1
+        self._tally.result.findings += 1
         for listener in self._listeners:
             listener.on_finding(request, finding)
 
@@ -185,7 +185,7 @@ class _Driver:
                 due_s = self._clock()  # a closed load has no due times, so nobody is late
             run = SessionRun(session, self._client, self._plan, self)
             task = self._loop.create_task(run.run(due_s), name=f"session {session.id}")
-            self._tally.sessions_started += 1
+            self._tally.result.sessions_not_started -= 1
             self._active[task] = session
             task.add_done_callback(self._session_over)
         if not (self._active or self._arrivals or self._called or self._due):
@@ -198,7 +198,7 @@ class _Driver:
             self._error = self._error or error
             self._finish()
         elif not task.cancelled():
-            self._tally.sessions_done += 1
+            self._tally.result.sessions_done += 1
         self._fill()
 
     def _finish(self) -> None:

@@ -11,9 +11,6 @@ import msgspec
 from repro.base.probe import Decision, Probes
 
 ClientPoint = Literal["client.abort", "client.disconnect", "client.slow_reader", "client.burst", "client.order"]
-# Asked before a request is sent, in this order; then those that act on its answer.
-BEFORE_SENDING: tuple[ClientPoint, ...] = ("client.order", "client.burst")
-ON_THE_ANSWER: tuple[ClientPoint, ...] = ("client.abort", "client.disconnect", "client.slow_reader")
 
 RECONNECT_AFTER_S = 0.05
 OTHERS_WAIT_MAX_S = 5.0

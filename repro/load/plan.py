@@ -59,26 +59,26 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
                 raise UsageError(f"load: {name} is {value}; expected at least {least}")
 
 
-class LoadResult(msgspec.Struct, frozen=True):
+class LoadResult(msgspec.Struct, kw_only=True):
     """What came of a load. Requests were delivered one by one and are not repeated here."""
 
-    sessions: int
-    sessions_done: int
-    sessions_not_started: int
-    requests: int
-    answered: int
-    aborted: int
-    errors: dict[str, int]  # ErrorKind -> count
-    retries: int
-    prompt_tokens: int
-    completion_tokens: int
-    requests_cut: int  # requests whose history was cut to fit the model's limit
-    dropped_turns: int  # summed over the sessions
-    dropped_characters: int
-    findings: int
-    duration_s: float
-    ttft: Quantiles
-    gaps: Quantiles
-    lag: Quantiles
+    sessions: int = 0
+    sessions_done: int = 0
+    sessions_not_started: int = 0
+    requests: int = 0
+    answered: int = 0
+    aborted: int = 0
+    errors: dict[str, int] = {}  # ErrorKind -> count
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    requests_cut: int = 0  # requests whose history was cut to fit the model's limit
+    dropped_turns: int = 0  # summed over the sessions
+    dropped_characters: int = 0
+    findings: int = 0
+    duration_s: float = 0.0
+    ttft: Quantiles = Quantiles()
+    gaps: Quantiles = Quantiles()
+    lag: Quantiles = Quantiles()
     interrupted: bool = False  # Ctrl-C or a cancelled task ended the load early
     target_lost: str = ""  # the last error of a server that stopped answering; "" for none

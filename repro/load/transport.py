@@ -64,11 +64,6 @@ class PushTransport(httpx.AsyncBaseTransport):
         for connection in list(self._open):
             connection.hang_up()
 
-    @property
-    def open_connections(self) -> int:
-        """The number of connections, idle ones included."""
-        return len(self._open)
-
     def opened(self, connection: "_Connection") -> None:
         """A connection was made."""
         self._open[connection] = None

@@ -28,7 +28,6 @@ from repro.schedule.schedule import Schedule
 VERSION = 3
 TOKEN_CHARACTERS_MAX = 64
 FINGERPRINT_DIGITS = 16
-SEED_MAX = 2**63 - 1
 _CONTROL, _NO_FAULTS, _ELSEWHERE = 1, 2, 4
 _PAYLOAD_AT = 21  # bytes before the payload
 _PAYLOAD_BYTES_MAX = TOKEN_CHARACTERS_MAX * 6 // 8 - _PAYLOAD_AT - 3

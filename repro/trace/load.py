@@ -8,8 +8,7 @@ import msgspec
 from repro.base.errors import TraceError, nearest
 from repro.trace.format import Session
 from repro.trace.importers import IMPORTERS, ImportOptions, importer_of
-from repro.trace.importers.base import has_keys
-from repro.trace.importers.documents import read_document
+from repro.trace.importers.base import has_keys, read_document
 from repro.trace.scale import scale_session
 from repro.trace.store import DECODE_ERRORS, numbered_lines, parent_turn, read_sessions
 

@@ -127,7 +127,7 @@ def test_a_connection_closed_by_the_server_is_not_used_again(run: Run) -> None:
             async with client(url, transport) as http:
                 for _ in range(5):
                     await push(http, lambda chunk: None)
-                    while transport.open_connections:
+                    while transport._open:
                         await asyncio.sleep(0.002)
 
     run(main())
@@ -274,7 +274,7 @@ def test_a_sink_that_says_close_hangs_up_at_once(run: Run) -> None:
         async with tcp_server(script) as url, client(url, transport) as http:
             await push(http, sink)
             await asyncio.wait_for(lost, 5)
-            assert seen == [b"one", b"two"] and transport.open_connections == 0
+            assert seen == [b"one", b"two"] and not transport._open
 
     run(main())
 

@@ -20,8 +20,7 @@ import msgspec
 from repro.base.errors import TraceError
 from repro.trace.filler import block_text, scaled_span
 from repro.trace.format import Message, Session, Turn
-from repro.trace.importers.base import Importer, ImportOptions, has_keys
-from repro.trace.importers.documents import decode_document
+from repro.trace.importers.base import Importer, ImportOptions, decode_document, has_keys
 
 EXPECTED = "a kv-cache-tester trace (id, block_size, tool_tokens, system_tokens, requests)"
 NEW_TEXT_TOKENS_MIN = 16  # the shortest tool result or question

@@ -12,8 +12,7 @@ import msgspec
 
 from repro.trace.filler import block_text, scaled_span
 from repro.trace.format import Message, Session, Turn
-from repro.trace.importers.base import Importer, ImportOptions, has_keys
-from repro.trace.importers.documents import decode_lines
+from repro.trace.importers.base import Importer, ImportOptions, decode_lines, has_keys
 
 EXPECTED = "a Mooncake request (timestamp in ms, input_length, output_length, hash_ids)"
 BLOCK_TOKENS = 512

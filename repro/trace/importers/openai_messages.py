@@ -12,9 +12,8 @@ import msgspec
 
 from repro.base.errors import TraceError
 from repro.trace.format import Session
-from repro.trace.importers.base import Importer, ImportOptions
+from repro.trace.importers.base import Importer, ImportOptions, decode_document, decode_lines, read_document
 from repro.trace.importers.chat import RecordedMessage, message_of, session_of, turns_of
-from repro.trace.importers.documents import decode_document, decode_lines, read_document
 from repro.trace.store import DECODE_ERRORS
 
 EXPECTED = "a list of chat messages, or an object with `messages`"

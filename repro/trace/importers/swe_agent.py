@@ -7,9 +7,8 @@ from typing import Any
 import msgspec
 
 from repro.trace.format import Message, Session
-from repro.trace.importers.base import Importer, ImportOptions, has_keys
+from repro.trace.importers.base import Importer, ImportOptions, decode_document, has_keys
 from repro.trace.importers.chat import RecordedMessage, message_of, session_of, turns_of
-from repro.trace.importers.documents import decode_document
 
 EXPECTED = "a SWE-agent trajectory (history: messages; trajectory: steps with execution_time)"
 

@@ -10,7 +10,6 @@ from detectors.base import Answer, Finding, Verdict
 from repro.base.verdict_word import VerdictWord
 from repro.fault.kinds import Abort, Delay, Flip
 from repro.fault.plan import Fault
-from repro.load.lag import Quantiles
 from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
 from repro.record.requests import RequestRecord
@@ -21,13 +20,10 @@ from tests.builders import make_request
 DELAY = Fault("loadback.copy_layer", Delay(5))
 FLIP = Fault("memory.host", Flip())
 ABORT = Fault("client.abort", Abort(5))
-NONE = Quantiles(0, 0.0, 0.0, 0.0)
 
 
 def result(**changes: Any) -> LoadResult:
-    fields: dict[str, Any] = {name: 0 for name in LoadResult.__struct_fields__}
-    fields |= {"answered": 3, "errors": {}, "ttft": NONE, "gaps": NONE, "lag": NONE}
-    return LoadResult(**(fields | {"interrupted": False, "target_lost": ""} | changes))
+    return LoadResult(**({"answered": 3} | changes))
 
 
 def judged(
