@@ -103,10 +103,9 @@ class _VirtualSelector(selectors.BaseSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop in virtual time: `loop.time()` is the world's clock in seconds.
 
-    `external=True` is for a loop in a separate thread that others feed through
-    `call_soon_threadsafe`: instead of a `DeadlockError`, an idle loop sleeps for real until woken.
-    Sockets, pipes and executors need an external loop; inside a purely virtual one nothing outside
-    the process can be waited for, or two runs would differ.
+    `external=True` is for a loop in a separate thread that others feed through `call_soon_threadsafe`: instead of a
+    `DeadlockError`, an idle loop sleeps for real until woken. Sockets, pipes and executors need an external loop;
+    inside a purely virtual one nothing outside the process can be waited for, or two runs would differ.
     """
 
     def __init__(self, world: World, *, external: bool = False, now_us: float = 0.0) -> None:
@@ -131,11 +130,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now_us / 1e6
 
     def call_at(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        *args: object,
-        context: contextvars.Context | None = None,
+        self, when: float, callback: Callable[..., object], *args: object, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """Set a timer; timers of one nanosecond fire in the order in which they were set."""
         if self.is_closed():

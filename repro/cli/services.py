@@ -26,8 +26,7 @@ def serve(
         list[str] | None, typer.Option(help="Serve a stack with this defect (see `repro list`).", metavar="NAME")
     ] = None,
     scenario: Annotated[
-        str | None,
-        typer.Option(help="Serve a scenario's stack, with its defect and its faults.", metavar="NAME"),
+        str | None, typer.Option(help="Serve a scenario's stack, with its defect and its faults.", metavar="NAME")
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -84,9 +83,7 @@ def list_all() -> None:
 
 
 @command("repro faults", "repro faults --json")
-def faults(
-    json: Annotated[bool, typer.Option("--json", help="Print all faults as one JSON object.")] = False,
-) -> None:
+def faults(json: Annotated[bool, typer.Option("--json", help="Print all faults as one JSON object.")] = False) -> None:
     """List every fault that a scenario's [[fault]] may ask for, by plane: its name, and what happens.
 
     Legal ones change times and orders: a correct server survives them. Corrupting ones change bytes: detectors must

@@ -59,13 +59,7 @@ class ChatClient:
     `extra` is merged into every body, e.g. SGLang's {"return_cached_tokens_details": True}.
     """
 
-    def __init__(
-        self,
-        http: httpx.AsyncClient,
-        *,
-        api: Api = "chat",
-        extra: Mapping[str, Any] = NOTHING,
-    ) -> None:
+    def __init__(self, http: httpx.AsyncClient, *, api: Api = "chat", extra: Mapping[str, Any] = NOTHING) -> None:
         self.http = http
         self.model = "default"  # servers of one model take any name
         self.ttft = Histogram()
@@ -115,11 +109,7 @@ class ChatClient:
             "X-Request-Id": ask.request,
         }
         return self.http.build_request(
-            "POST",
-            PATHS[self.api],
-            content=self.body(ask),
-            headers=headers,
-            extensions={"sink": stream.sink},
+            "POST", PATHS[self.api], content=self.body(ask), headers=headers, extensions={"sink": stream.sink}
         )
 
     def body(self, ask: Ask, *, stream: bool = True, extra: Mapping[str, Any] = NOTHING) -> bytes:

@@ -54,11 +54,7 @@ class _Driver:
     """The running load; the `Crowd` of its sessions."""
 
     def __init__(
-        self,
-        sessions: Sequence[Session],
-        client: ChatClient,
-        plan: LoadPlan,
-        listeners: Sequence[LoadListener],
+        self, sessions: Sequence[Session], client: ChatClient, plan: LoadPlan, listeners: Sequence[LoadListener]
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock = clock_of(self._loop)

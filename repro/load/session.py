@@ -14,15 +14,7 @@ from typing import Protocol
 from repro.load.answer import RETRIABLE, Answer, last_part
 from repro.load.client import Ask, ChatClient
 from repro.load.exchange import Close, Pause
-from repro.load.faults import (
-    Abort,
-    ClientAction,
-    ClientPoint,
-    Disconnect,
-    HoldForBurst,
-    LetOthersPass,
-    SlowReader,
-)
+from repro.load.faults import Abort, ClientAction, ClientPoint, Disconnect, HoldForBurst, LetOthersPass, SlowReader
 from repro.load.history import History, Prompt
 from repro.load.lag import clock_of
 from repro.load.listener import CountsDetector, OnlineFinding, TextDetector
@@ -74,13 +66,7 @@ class Crowd(Protocol):
 class SessionRun:
     """One session on its way."""
 
-    def __init__(
-        self,
-        session: Session,
-        client: ChatClient,
-        plan: LoadPlan,
-        crowd: Crowd,
-    ) -> None:
+    def __init__(self, session: Session, client: ChatClient, plan: LoadPlan, crowd: Crowd) -> None:
         self.session = session
         self.client = client
         self.plan = plan

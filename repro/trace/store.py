@@ -1,7 +1,6 @@
 """Reading and writing session files.
 
-The format is JSON Lines: UTF-8, one session per line, fields as in `format.py`, unknown fields
-refused. A small one:
+The format is JSON Lines: UTF-8, one session per line, fields as in `format.py`, unknown fields refused. A small one:
 
     {"id": "fix-1", "turns": [
       {"messages": [{"role": "system", "content": "You edit code."},
