@@ -84,7 +84,7 @@ def list_all() -> None:
 
 @command("repro faults", "repro faults --json")
 def faults(json: Annotated[bool, typer.Option("--json", help="Print all faults as one JSON object.")] = False) -> None:
-    """List every fault that a scenario's [[fault]] may ask for, by plane: its name, and what happens.
+    r"""List every fault that a scenario's [\[fault]] may ask for, by plane: its name, and what happens.
 
     Legal ones change times and orders: a correct server survives them. Corrupting ones change bytes: detectors must
     see them. `at` is the name up to its last point, `do.kind` the rest.

@@ -135,6 +135,10 @@ def test_faults_lists_every_fault_and_tells_corrupting_ones() -> None:
     assert [each["name"] for each in listed if not each["legal"]][:2] == ["memory.in_use.flip", "memory.in_use.zero"]
 
 
+def test_help_of_faults_names_the_table_and_takes_its_brackets_for_no_markup() -> None:
+    assert "a scenario's [[fault]] may ask for" in " ".join(repro("faults", "--help").stdout.split())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples(command: str) -> None:
     result = repro(command, "--help")
