@@ -31,6 +31,7 @@ from repro.scenario.schema import Scenario
 from repro.scenario.sessions import sessions_of
 from repro.schedule.strategies import Exploring
 from repro.serve.guards import Guards
+from repro.serve.stack import Build, build
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,17 @@ def run_scenario(
     utc: datetime,
     watch: Watch = Watch(),  # noqa: B008  (frozen)
     guards: Guards | None = None,
+    build: Build = build,
 ) -> Outcome:
     """Run a scenario on its target and return the outcome; everything is in its run folder.
 
-    `guards` take the place of those that the scenario's defects leave. A Ctrl-C ends the load, or the oracle, and
-    what was recorded is judged. Raises ScenarioError, TargetError, RecordError, HarnessError, and StoppedError for
-    a second Ctrl-C. Every error except UsageError carries the run folder's path.
+    `guards` take the place of those that the scenario's defects leave, and `build` makes the bundled stack. A Ctrl-C
+    ends the load, or the oracle, and what was recorded is judged. Raises ScenarioError, TargetError, RecordError,
+    HarnessError, and StoppedError for a second Ctrl-C. Every error except UsageError carries the run folder's path.
     """
     played = overridden(scenario, options.overrides)
     sessions = sessions_of(played.load, options.seed)
-    target = choose_target(played, options, sessions, guards)
+    target = choose_target(played, options, sessions, guards, build)
     needs = versions() | dict(target.versions) | {"sessions": hash_of(sessions)}
     meta = RunMeta(scenario.name, options.seed, utc_stamp(utc), versions=needs, config=msgspec.to_builtins(options))
     folder = RunFolder.create(root, meta, scenario.source, redact=options.redact)

@@ -7,7 +7,6 @@ then reads the samples of step N.
 """
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from repro.base.probe import NullProbes, Probes
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
-from repro.serve.guards import Guards, store_after_load
+from repro.serve.guards import Guards
+from repro.serve.guards.waits import store_after_load
 from repro.serve.kv.pool import KVPool, Names, PageSets
 from repro.serve.kv.tiers import HiCache
 from repro.serve.model.config import ModelConfig, read_config
@@ -78,7 +78,7 @@ def _check_drafts(config: EngineConfig, model: LoadedModel) -> None:
 def guards_of(config: EngineConfig, guards: Guards | None) -> Guards:
     """Return a stack's guards: the correct ones if none are given, with the store that `config` asks for."""
     guards = guards or Guards()
-    return dataclasses.replace(guards, before_index_store=store_after_load) if config.index_store_waits else guards
+    return guards.replaced(before_index_store=store_after_load) if config.index_store_waits else guards
 
 
 class Duties(Protocol):

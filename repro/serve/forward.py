@@ -10,7 +10,7 @@ With speculation, where a pass of the draft layer is [ store, index, attend, pro
 when the compute stream comes to it, and reads the pools as they are then.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from repro.base.probe import Access, Component
 from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
-from repro.serve.guards import Guards, LayerLoads
+from repro.serve.guards import Guards
+from repro.serve.guards.waits import LayerLoads
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.launches import Launches
@@ -56,8 +57,7 @@ class Forward(Launches):
         self._memory = memory
         self._check = check
         self._guards = guards
-        self._replayed = replace(
-            guards,
+        self._replayed = guards.replaced(
             before_index_store=_no_host_code,
             before_index_read=_no_host_code,
             before_latent_read=_no_host_code,
@@ -83,14 +83,14 @@ class Forward(Launches):
             self._draft(batch, guards, source, stored, context, len(batch.members), keys)
         self._put("forward.embed", work.embed, batch, cost.embed_us(tokens), declared=self._rows(batch))
         for layer in range(self._layers):
-            guards.before_index_store(self._compute, batch.loads, layer)
+            guards.waits.before_index_store(self._compute, batch.loads, layer)
             stores = self._stores(layer, stored)
             self._put("forward.store", work.at(layer).store, batch, cost.store_us(tokens, prefill), layer, stores)
-            guards.before_index_read(self._compute, batch.loads, layer)
+            guards.waits.before_index_read(self._compute, batch.loads, layer)
             scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
             duration_us = cost.index_us(batch.token_keys, prefill)
             self._put("forward.index", work.at(layer).index, batch, duration_us, layer, scores)
-            guards.before_latent_read(self._compute, batch.loads, layer)
+            guards.waits.before_latent_read(self._compute, batch.loads, layer)
             gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)
             self._put("forward.attend", work.at(layer).attend, batch, cost.attend_us(tokens, prefill), layer, gathers)
             duration_us = cost.feed_forward_us(tokens, prefill)
@@ -111,12 +111,12 @@ class Forward(Launches):
         used = [self._last_use[row] for row in staging.rows.tolist() if row in self._last_use]
         if used:
             _, last_use = max(used, key=lambda step: step[0])
-            self._guards.before_row_reuse(self._upload, last_use)
+            self._guards.waits.before_row_reuse(self._upload, last_use)
         declared = self._memory.rows.touched(staging.rows, write=True)
         duration_us = self._cost.embed_us(batch.num_tokens)
         self._put("forward.upload", work.upload, batch, duration_us, declared=declared, stream=self._upload)
         staging.uploaded.record(self._upload)
-        self._guards.before_row_read(self._compute, staging.uploaded)
+        self._guards.waits.before_row_read(self._compute, staging.uploaded)
 
     def _rows(self, batch: Batch) -> tuple[Access, ...]:
         """Return what a step may do to its members' rows."""
@@ -127,7 +127,7 @@ class Forward(Launches):
         """Return the guards of a step's layers, none where a graph is replayed: there all is awaited before it."""
         if not batch.replays:
             return self._guards
-        self._guards.before_graph_replay(self._compute, batch.loads)
+        self._guards.waits.before_graph_replay(self._compute, batch.loads)
         return self._replayed
 
     def _draft(
@@ -136,10 +136,10 @@ class Forward(Launches):
         """Enqueue a pass of the draft layer over at most so many tokens."""
         work = DraftPass(self._memory, self._check, source)
         layer, prefill, cost = work.layer, batch.prefill, self._cost
-        guards.before_index_store(self._compute, batch.loads, layer)
+        guards.waits.before_index_store(self._compute, batch.loads, layer)
         stores = self._stores(layer, stored) + self._rows(batch)
         self._put("spec.store", work.store, batch, cost.store_us(tokens, prefill), layer, stores)
-        guards.before_draft_read(self._compute, batch.loads, layer)
+        guards.waits.before_draft_read(self._compute, batch.loads, layer)
         scores = (Access(False, self._memory.pool.tier, "index", layer, context, ""),)
         self._put("spec.index", work.index, batch, cost.index_us(token_keys, prefill), layer, scores)
         gathers = (Access(False, self._memory.pool.tier, "latent", layer, context, ""),)

@@ -1,5 +1,7 @@
 """The stack that a configuration asks for: one engine, one over several ranks, or a router with its workers."""
 
+from collections.abc import Callable
+
 from repro.base.probe import Probes
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device
@@ -9,6 +11,7 @@ from repro.serve.layersplit.engine import SplitEngine
 from repro.serve.pd.router import Router
 
 Stack = Engine | Router
+Build = Callable[[EngineConfig, LoadedModel, Device, Guards | None, Probes | None], Stack]
 
 
 def build(

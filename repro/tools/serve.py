@@ -9,7 +9,7 @@ import torch
 
 from repro.base.clock import VirtualLoop
 from repro.base.errors import UsageError, nearest
-from repro.fault.defects import check, with_defects
+from repro.fault.defects import check, config_with_defects, with_defects
 from repro.fault.injector import Injector
 from repro.fault.plan import Fault
 from repro.run.checkpoint import load_checkpoint
@@ -38,8 +38,8 @@ def service_of(name: str, defects: tuple[str, ...]) -> Service:
 
 def serve_bundled(service: Service, *, host: str, port: int, seed: int, on_ready: Callable[[str], None]) -> None:
     """Serve a stack until Ctrl-C. Raises UsageError for defects that it cannot have, and for a port in use."""
-    config = service.config
-    check(service.defects, config, "--defect")
+    check(service.defects, service.config, "--defect")
+    config = config_with_defects(service.defects, service.config)
     guards = with_defects(service.defects, "--defect")
     checkpoint = load_checkpoint(config)
 

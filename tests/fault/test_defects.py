@@ -1,20 +1,16 @@
 """Defects: each leaves out exactly its own guards."""
 
-import dataclasses
-
 import pytest
 
 from repro.base.errors import ScenarioError
 from repro.fault.defects import DEFECTS, check, with_defects
 from repro.serve.config import EngineConfig
-from repro.serve.guards import Guards
+from repro.serve.guards import DECISIONS, WAITS, Guards
 from tests.litmus.platform import SimPlatform, nothing
-
-GUARDS = [field.name for field in dataclasses.fields(Guards)]
 
 
 def replaced(guards: Guards) -> set[str]:
-    return {name for name in GUARDS if getattr(guards, name) is not getattr(Guards(), name)}
+    return {name for name in (*WAITS, *DECISIONS) if guards[name] is not Guards()[name]}
 
 
 def test_without_defects_all_guards_are_in_place() -> None:
@@ -49,8 +45,8 @@ def test_a_defect_that_needs_a_setting_is_refused_without_it(name: str, setting:
 
 def test_without_a_draft_layer_every_layer_of_the_model_is_loaded_with_the_defect_too() -> None:
     guards = with_defects(("hicache_draft_not_restored",), "x.toml")
-    assert guards.loaded_layers(range(6), range(6, 6)) == (0, 1, 2, 3, 4, 5)
-    assert guards.loaded_layers(range(6), range(6, 7)) == (0, 1, 2, 3, 4, 5)
+    assert guards.decisions.loaded_layers(range(6), range(6, 6)) == (0, 1, 2, 3, 4, 5)
+    assert guards.decisions.loaded_layers(range(6), range(6, 7)) == (0, 1, 2, 3, 4, 5)
 
 
 class Loads:
@@ -75,7 +71,7 @@ def test_the_guard_holds_the_index_read_behind_the_load_and_the_defect_lets_it_p
 
     async def main() -> None:
         guards = with_defects(defects, "x.toml")
-        guards.before_index_read(compute, Loads(platform), 0)  # type: ignore[arg-type]
+        guards.waits.before_index_read(compute, Loads(platform), 0)  # type: ignore[arg-type]
         compute.enqueue("forward.index", nothing, duration_us=10)
 
     platform.run(main)

@@ -14,7 +14,7 @@ from repro.engines.sglang import pinned
 from repro.engines.sglang.classes.engine import SglangEngine
 from repro.fault.aftermath import Corruptions
 from repro.fault.corrupt import Corruptor
-from repro.fault.defects import with_defects
+from repro.fault.defects import config_with_defects, with_defects
 from repro.fault.injector import Injector
 from repro.load.asgi import AsgiStreamTransport
 from repro.load.client import open_client
@@ -34,7 +34,7 @@ from repro.serve.engine import checkpoint_folder
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import KVPool
 from repro.serve.server.app import create_app
-from repro.serve.stack import build
+from repro.serve.stack import Build, build
 from repro.serve.types import GenerateRequest, ServingEngine, Update
 from repro.trace.format import Session
 
@@ -54,16 +54,22 @@ class RunnableEngine(ServingEngine, Protocol):
 
 
 class BundledTarget:
-    """The bundled stack. `guards` take the place of those that the scenario's defects leave."""
+    """The bundled stack. `guards` take the place of those that the scenario's defects leave, and `build` makes it."""
 
     versions: Mapping[str, str] = MappingProxyType({})
     repeats = True
 
     def __init__(
-        self, scenario: Scenario, options: RunOptions, sessions: Sequence[Session], guards: Guards | None = None
+        self,
+        scenario: Scenario,
+        options: RunOptions,
+        sessions: Sequence[Session],
+        guards: Guards | None = None,
+        build: Build = build,
     ) -> None:
         """Load the checkpoint. Raises UsageError for one that cannot be read."""
-        self.config = scenario.config
+        self._defects = () if options.control else scenario.defects
+        self.config = config_with_defects(self._defects, scenario.config)
         self.checkpoint = load_checkpoint(scenario.config)
         self.context_tokens_max: int | None = scenario.config.context_tokens
         self.acceptance = acceptance_rules(scenario.acceptance, checkpoint_folder(scenario.config))
@@ -75,7 +81,7 @@ class BundledTarget:
         )
         self.explored: Exploring | None = explorer(options.schedule)
         self._options = options
-        self._defects = () if options.control else scenario.defects
+        self._build = build
         self._guards = guards or with_defects(self._defects, scenario.name)
         self._asked: dict[str, GenerateRequest] = {}  # by request id: the clean decode answers them again
         self._corruptor: Corruptor | None = None
@@ -136,7 +142,7 @@ class BundledTarget:
         return result
 
     def _build_engine(self) -> RunnableEngine:
-        return build(self.config, self.checkpoint.model, self.device, self._guards, self._injector)
+        return self._build(self.config, self.checkpoint.model, self.device, self._guards, self._injector)
 
     def _remembering(
         self, generate: Callable[[GenerateRequest], AsyncIterator[Update]]

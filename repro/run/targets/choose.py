@@ -9,17 +9,21 @@ from repro.run.targets.bundled import BundledTarget, SGLangClassesTarget
 from repro.run.targets.url import UrlTarget
 from repro.scenario.schema import Scenario
 from repro.serve.guards import Guards
+from repro.serve.stack import Build
 from repro.trace.format import Session
 
 
 def choose_target(
-    scenario: Scenario, options: RunOptions, sessions: Sequence[Session], guards: Guards | None
+    scenario: Scenario, options: RunOptions, sessions: Sequence[Session], guards: Guards | None, build: Build
 ) -> Target:
-    """Return the target of a run; `guards` are for the bundled stack. Raises UsageError for what it cannot do."""
+    """Return the target of a run. Raises UsageError for what it cannot do.
+
+    `guards` and `build` are for the bundled stack.
+    """
     if options.url:
         return UrlTarget(scenario, options, sessions)
     if options.redact:
         raise UsageError("--redact needs a server at a URL: every token of the bundled stack is among its events")
     if scenario.engine == "sglang":
         return SGLangClassesTarget(scenario, options, sessions)
-    return BundledTarget(scenario, options, sessions, guards)
+    return BundledTarget(scenario, options, sessions, guards, build)

@@ -8,24 +8,26 @@ the simulated device is asked for it, a pin by having its opposite in the radix 
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
-from unittest.mock import patch
 
 import msgspec
 
-from repro.base.probe import OpRef
-from repro.fault.defects import DEFECTS, Defect
-from repro.serve.device.base import Event, Stream
+from repro.base.probe import OpRef, Probes
+from repro.serve.config import EngineConfig
+from repro.serve.device.base import Device, Event, Stream
+from repro.serve.device.sim import SimDevice
 from repro.serve.device.streams import SimEvent, SimStream, query_why
-from repro.serve.guards import Guards
+from repro.serve.engine import LoadedModel
+from repro.serve.guards import DECISIONS, WAITS, Guards
 from repro.serve.kv.radix.tree import RadixTree
+from repro.serve.pd.router import Router
+from repro.serve.stack import Stack, build
 
 Kind = Literal["wait", "record", "synchronise", "acknowledge", "pin", "guard"]
-MUTANT = "mutant"  # the name under which a guard that is left out is known as a defect
+GUARDS = (*WAITS, *DECISIONS)
 Brought = tuple[str, OpRef]  # the why of an edge, and its source
 PINS = tuple(name for name in vars(RadixTree) if f"un{name}" in vars(RadixTree))
 
@@ -69,9 +71,9 @@ class Sites(msgspec.Struct):
         self.mutants.add(mutant)
         self.waits_for.setdefault(name, set()).add(mutant.name)
         self.edges_of.setdefault(name, set()).update((mutant.name, marker.ref) for marker in event.markers)
-        for guard in fields(Guards):
-            if getattr(guard.default, "__code__", None) is caller:
-                self.waits_of.setdefault(guard.name, set()).add(mutant.name)
+        for guard in GUARDS:
+            if getattr(Guards()[guard], "__code__", None) is caller:
+                self.waits_of.setdefault(guard, set()).add(mutant.name)
 
 
 def plain(event: str) -> str:
@@ -81,62 +83,75 @@ def plain(event: str) -> str:
 
 def static_mutants() -> list[Mutant]:
     """Return those that need no run to be found: pins and guards."""
-    return [Mutant("pin", name) for name in PINS] + [Mutant("guard", field.name) for field in fields(Guards)]
+    return [Mutant("pin", name) for name in PINS] + [Mutant("guard", name) for name in GUARDS]
 
 
-@contextmanager
-def watched(sites: Sites) -> Iterator[None]:
-    """Note every wait, record, synchronisation, acknowledgement and pin while this lasts, and in scenarios with
-    the defect `MUTANT` every guard that is called."""
-    wait, record, query = SimStream.wait, SimEvent.record, SimEvent.query
-    of_event, of_stream = SimEvent.synchronize, SimStream.synchronize
+@dataclass(frozen=True)
+class Altered:
+    """A stack in whose streams, events, prefix trees or guards something is watched, or taken away."""
 
-    def watched_wait(self: SimStream, event: Event, why: str) -> None:
-        assert isinstance(event, SimEvent)
-        sites.wait(Mutant("wait", why), event, sys._getframe(1).f_code)
-        wait(self, event, why)
+    guards: Guards | None = None  # None: those of the scenario
+    stream: type[SimStream] = SimStream
+    event: type[SimEvent] = SimEvent
+    pin: Callable[[str, Callable[..., Any]], Callable[..., Any]] | None = None  # (pin or unpin, method) -> method
 
-    def watched_record(self: SimEvent, stream: Stream) -> None:
-        sites.mutants.add(Mutant("record", plain(self.name)))
-        record(self, stream)
-
-    def watched_query(self: SimEvent) -> bool:
-        reached, name = query(self), plain(self.name)
-        sites.mutants.add(Mutant("acknowledge", name))
-        sites.learnt_of.setdefault(name, set()).add(query_why(self.name))
-        if not reached:
-            sites.refused.add(name)
-        return reached
-
-    async def watched_event(self: SimEvent, why: str) -> None:
-        sites.wait(Mutant("synchronise", why), self, sys._getframe(1).f_code)
-        await of_event(self, why)
-
-    async def watched_stream(self: SimStream, why: str) -> None:
-        sites.mutants.add(Mutant("synchronise", why))
-        await of_stream(self, why)
-
-    with (
-        patch.object(SimStream, "wait", watched_wait),
-        patch.object(SimEvent, "record", watched_record),
-        patch.object(SimEvent, "query", watched_query),
-        patch.object(SimEvent, "synchronize", watched_event),
-        patch.object(SimStream, "synchronize", watched_stream),
-        patch.dict(DEFECTS, {MUTANT: _watched_guards(sites)}),
-        ExitStack() as pins,
-    ):
-        for pin in PINS:
-            body = noted(getattr(RadixTree, pin), Mutant("pin", pin), sites)
-            pins.enter_context(patch.object(RadixTree, pin, body))
-        yield
+    def build(
+        self, config: EngineConfig, model: LoadedModel, device: Device, guards: Guards | None, probes: Probes | None
+    ) -> Stack:
+        """Return the stack, made of these parts."""
+        assert isinstance(device, SimDevice)
+        device.stream_type, device.event_type = self.stream, self.event
+        stack = build(config, model, device, guards, probes)
+        if self.pin is not None:
+            for tree in _trees(stack):
+                for name in (verb for pin in PINS for verb in (pin, f"un{pin}")):
+                    setattr(tree, name, self.pin(name, getattr(tree, name)))
+        return stack
 
 
-def _watched_guards(sites: Sites) -> Defect:
-    def noting(guards: Guards) -> Guards:
-        names = [field.name for field in fields(Guards)]
-        return replace(guards, **{name: noted(getattr(guards, name), Mutant("guard", name), sites) for name in names})
+def _trees(stack: Stack) -> list[RadixTree]:
+    if isinstance(stack, Router):
+        return [*(each.engine.cache.tree for each in stack.prefill), *(each.engine.cache.tree for each in stack.decode)]
+    return [stack.cache.tree]
 
-    return Defect(MUTANT, "nothing: its guards are in place, and watched", "", noting)
+
+def watched(sites: Sites) -> Altered:
+    """Return a stack that notes every wait, record, synchronisation, acknowledgement, pin and guard."""
+
+    class Watched(SimStream):
+        def wait(self, event: Event, why: str) -> None:
+            assert isinstance(event, SimEvent)
+            sites.wait(Mutant("wait", why), event, sys._getframe(1).f_code)
+            super().wait(event, why)
+
+        async def synchronize(self, why: str) -> None:
+            sites.mutants.add(Mutant("synchronise", why))
+            await super().synchronize(why)
+
+    class WatchedEvent(SimEvent):
+        def record(self, stream: Stream) -> None:
+            sites.mutants.add(Mutant("record", plain(self.name)))
+            super().record(stream)
+
+        def query(self) -> bool:
+            reached, name = super().query(), plain(self.name)
+            sites.mutants.add(Mutant("acknowledge", name))
+            sites.learnt_of.setdefault(name, set()).add(query_why(self.name))
+            if not reached:
+                sites.refused.add(name)
+            return reached
+
+        async def synchronize(self, why: str) -> None:
+            sites.wait(Mutant("synchronise", why), self, sys._getframe(1).f_code)
+            await super().synchronize(why)
+
+    guards = Guards()
+    noting = guards.replaced(**{name: noted(guards[name], Mutant("guard", name), sites) for name in GUARDS})
+
+    def pin(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        return noted(method, Mutant("pin", name), sites) if name in PINS else method
+
+    return Altered(noting, Watched, WatchedEvent, pin)
 
 
 def noted(function: Callable[..., Any], mutant: Mutant, sites: Sites) -> Callable[..., Any]:
@@ -149,59 +164,46 @@ def noted(function: Callable[..., Any], mutant: Mutant, sites: Sites) -> Callabl
     return body
 
 
-@contextmanager
-def applied(mutant: Mutant) -> Iterator[None]:
-    """Take one thing away while this lasts. A guard is gone in scenarios with the defect `MUTANT`."""
-    with ExitStack() as stack:
-        for owner, name, body in _replaced(mutant):
-            stack.enter_context(patch.object(owner, name, body))
-        if mutant.kind == "guard":
-            stack.enter_context(patch.dict(DEFECTS, {MUTANT: _defect(mutant.name)}))
-        yield
-
-
-def _replaced(mutant: Mutant) -> list[tuple[type, str, Callable[..., Any]]]:
-    """Return the methods that a mutant changes: (class, name, what it is instead)."""
-    name = mutant.name
+def applied(mutant: Mutant) -> Altered:
+    """Return a stack from which one thing is taken away."""
     match mutant.kind:
-        case "wait":
-            return [(SimStream, "wait", _unless(lambda self, event, why: why == name, SimStream.wait))]
-        case "record":
-            return [(SimEvent, "record", _unless(lambda self, stream: plain(self.name) == name, SimEvent.record))]
-        case "acknowledge":
-            body = _unless(lambda self: plain(self.name) == name, SimEvent.query, instead=True)
-            return [(SimEvent, "query", body)]
-        case "synchronise":
-            return [
-                (owner, "synchronize", _unless_awaited(lambda self, why: why == name, owner.synchronize))
-                for owner in (SimEvent, SimStream)
-            ]
-        case "pin":
-            return [(RadixTree, verb, lambda self, node: None) for verb in (name, f"un{name}")]
         case "guard":
-            return []
+            guards = Guards()
+            return Altered(guards.replaced(**{mutant.name: left_out(guards[mutant.name])}))
+        case "pin":
+            verbs = (mutant.name, f"un{mutant.name}")
+            return Altered(pin=lambda name, method: (lambda node: None) if name in verbs else method)
+        case _:
+            return Altered(stream=_stream_without(mutant), event=_event_without(mutant))
 
 
-def _unless(skips: Callable[..., bool], method: Callable[..., Any], instead: object = None) -> Callable[..., Any]:
-    def mutated(*arguments: Any) -> Any:
-        return instead if skips(*arguments) else method(*arguments)
+def _stream_without(mutant: Mutant) -> type[SimStream]:
+    class Mutated(SimStream):
+        def wait(self, event: Event, why: str) -> None:
+            if mutant != Mutant("wait", why):
+                super().wait(event, why)
 
-    return mutated
+        async def synchronize(self, why: str) -> None:
+            if mutant != Mutant("synchronise", why):
+                await super().synchronize(why)
 
-
-def _unless_awaited(skips: Callable[..., bool], method: Callable[..., Any]) -> Callable[..., Any]:
-    async def mutated(*arguments: Any) -> None:
-        if not skips(*arguments):
-            await method(*arguments)
-
-    return mutated
+    return Mutated
 
 
-def _defect(guard: str) -> Defect:
-    def without(guards: Guards) -> Guards:
-        return replace(guards, **{guard: left_out(getattr(guards, guard))})
+def _event_without(mutant: Mutant) -> type[SimEvent]:
+    class Mutated(SimEvent):
+        def record(self, stream: Stream) -> None:
+            if mutant != Mutant("record", plain(self.name)):
+                super().record(stream)
 
-    return Defect(MUTANT, f"the guard {guard} is left out", "", without)
+        def query(self) -> bool:
+            return mutant != Mutant("acknowledge", plain(self.name)) and super().query()
+
+        async def synchronize(self, why: str) -> None:
+            if mutant != Mutant("synchronise", why):
+                await super().synchronize(why)
+
+    return Mutated
 
 
 def left_out(guard: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,18 +5,15 @@ nobody notices is redundant, which the happens-before of a run proves by naming 
 alone, which it proves by the accesses that stay ordered; else it is a hole.
 """
 
-import dataclasses
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Literal
-from unittest.mock import patch
 
 import msgspec
 from msgspec.structs import replace
@@ -24,7 +21,7 @@ from msgspec.structs import replace
 from repro.base.errors import HarnessError
 from repro.base.probe import Event
 from repro.base.verdict_word import VerdictWord
-from repro.fault.defects import DEFECTS, Defect
+from repro.fault.defects import DEFECTS
 from repro.pool.call import alive
 from repro.pool.local import DAY_S, LocalPool
 from repro.record.view import open_run
@@ -33,7 +30,7 @@ from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario
 from repro.search.mutate.redundant import implied_by, orders_no_pages
 from repro.search.mutate.sites import (
-    MUTANT,
+    Altered,
     Brought,
     Mutant,
     Sites,
@@ -143,8 +140,7 @@ def watch(run: Watching) -> tuple[Sites, str]:
     workload, seed = run.workload, run.seed
     sites = Sites()
     started_s = time.process_time()
-    with watched(sites):
-        said = _noticed(replace(workload, defects=(MUTANT,)), seed)
+    said = _noticed(workload, seed, watched(sites))
     sites.took_s = time.process_time() - started_s
     return sites, f"{workload.name}, seed {seed}: {said}" if said else ""
 
@@ -156,20 +152,18 @@ def fate_of(examined: Examined) -> Row:
 
 def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
     """Return what became of a mutant; `reached` is what each workload comes by, by its name."""
-    if mutant.kind == "guard" and does_nothing(getattr(Guards(), mutant.name)):
+    if mutant.kind == "guard" and does_nothing(Guards()[mutant.name]):
         by = "does nothing by itself; a setting puts another in its place"
         return Row(mutant.kind, mutant.name, "redundant", by, 0)
-    if mutant.kind == "guard" and is_trap(getattr(Guards(), mutant.name)):
+    if mutant.kind == "guard" and is_trap(Guards()[mutant.name]):
         return _fate_of_trap(mutant, workloads, seeds, reached)
     runs, there = 0, [workload for workload in workloads if mutant in reached[workload.name].mutants]
-    with applied(mutant):
-        for seed in seeds:
-            for workload in there:
-                runs += 1
-                mutated = replace(workload, defects=(MUTANT,)) if mutant.kind == "guard" else workload
-                if noticed := _noticed(mutated, seed, reached[workload.name].took_s):
-                    outcome: Outcome = "undecided" if noticed == NO_END else "caught"
-                    return Row(mutant.kind, mutant.name, outcome, noticed, runs)
+    for seed in seeds:
+        for workload in there:
+            runs += 1
+            if noticed := _noticed(workload, seed, applied(mutant), reached[workload.name].took_s):
+                outcome: Outcome = "undecided" if noticed == NO_END else "caught"
+                return Row(mutant.kind, mutant.name, outcome, noticed, runs)
     if not there:
         return Row(mutant.kind, mutant.name, "survived", "no workload comes by it", 0)
     if by := _redundant(mutant, there, seeds[0], reached):
@@ -189,7 +183,7 @@ def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[i
                 if not _springs(trap, in_place, workload, seed, usual_s):
                     continue
                 runs += 1
-                noticed = _noticed(replace(workload, defects=(name,)), seed, usual_s)
+                noticed = _noticed(replace(workload, defects=(name,)), seed, Altered(), usual_s)
                 if noticed not in ("", NO_END):
                     by = f"only raises; {name}, which springs it, is caught without it by {noticed}"
                     return Row(trap.kind, trap.name, "redundant", by, runs)
@@ -201,7 +195,7 @@ def _springing(trap: Mutant) -> Iterator[tuple[str, Guards]]:
     correct = Guards()
     for defect in DEFECTS.values():
         guards = defect.apply(correct)
-        in_place = dataclasses.replace(guards, **{trap.name: getattr(correct, trap.name)})
+        in_place = guards.replaced(**{trap.name: correct[trap.name]})
         if guards != in_place != correct:
             yield defect.name, in_place
 
@@ -209,15 +203,9 @@ def _springing(trap: Mutant) -> Iterator[tuple[str, Guards]]:
 def _springs(trap: Mutant, guards: Guards, workload: Scenario, seed: int, usual_s: float) -> bool:
     """Run once with these guards; return whether the trap was called."""
     sprung = Sites()
-    watched_trap = {trap.name: noted(getattr(guards, trap.name), trap, sprung)}
-    kept = partial(_instead, dataclasses.replace(guards, **watched_trap))
-    with patch.dict(DEFECTS, {MUTANT: Defect(MUTANT, "what springs a trap", "", kept)}):
-        _noticed(replace(workload, defects=(MUTANT,)), seed, usual_s)
+    noting = guards.replaced(**{trap.name: noted(guards[trap.name], trap, sprung)})
+    _noticed(workload, seed, Altered(noting), usual_s)
     return trap in sprung.mutants
-
-
-def _instead(guards: Guards, correct: Guards) -> Guards:
-    return guards
 
 
 def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
@@ -274,20 +262,23 @@ def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
             return frozenset()
 
 
-def _noticed(workload: Scenario, seed: int, usual_s: float | None = None) -> str:
+def _noticed(workload: Scenario, seed: int, altered: Altered, usual_s: float | None = None) -> str:
     """Run once; return who noticed something. `usual_s` is the processor time that it takes with nothing taken away,
     None where nobody knows yet."""
     bound_s = None if usual_s is None else max(PROCESSOR_S_MIN, TIMES_MAX * usual_s)
     said = ""
     with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded(bound_s) as over:
-        said = _said(workload, seed, Path(root))
+        said = _said(workload, seed, altered, Path(root))
     return over[0] if over else said
 
 
-def _said(workload: Scenario, seed: int, root: Path) -> str:
+def _said(workload: Scenario, seed: int, altered: Altered, root: Path) -> str:
     """Run once; return what the stack or the detectors said."""
     try:
-        outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC))
+        outcome = run_scenario(
+            workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC), guards=altered.guards,
+            build=altered.build,
+        )  # fmt: skip
     except (HarnessError, AssertionError) as error:
         cause = error.__cause__ or error
         return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]

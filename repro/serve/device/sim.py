@@ -76,7 +76,7 @@ class SimHost:
 
     def event(self, name: str) -> SimEvent:
         """Make an event that was never recorded."""
-        return SimEvent(self, self.named(name))
+        return self._world.event_type(self, self.named(name))
 
     def capture(self, name: str, function: Capture) -> SimGraph:
         """Run host code once and return what it enqueued, to be replayed without it."""
@@ -133,6 +133,7 @@ class SimDevice(SimHost):
         self.pick = pick
         self.time_us = 0.0
         self.streams: list[SimStream] = []
+        self.stream_type, self.event_type = SimStream, SimEvent  # what streams and events are made of
         self.reordered: dict[str, int] = {}  # fault name -> operations whose order it changed
         self._queue_operations_max = queue_operations_max
         self._engines: dict[str, CopyEngine] = {}
@@ -142,7 +143,7 @@ class SimDevice(SimHost):
     def add_stream(self, host: SimHost, name: str, engine: str | None) -> SimStream:
         """Make a stream that `host` enqueues on."""
         shared = None if engine is None else self._engines.setdefault(engine, CopyEngine(engine))
-        stream = SimStream(host, name, len(self.streams), shared, self._queue_operations_max)
+        stream = self.stream_type(host, name, len(self.streams), shared, self._queue_operations_max)
         self.streams.append(stream)
         if shared is not None:
             shared.streams.append(stream)

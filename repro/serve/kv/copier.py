@@ -117,7 +117,7 @@ class TierCopier:
     def load(self, number: int, source: Pages, target: Pages, last_step: int) -> Loading:
         """Start to load host pages into device pages."""
         events, done = self._loaded.produce(number), self._device.event("load.done")
-        self._guards.on_load_start(lambda: self._load_layers(number, source, target, last_step, events, done))
+        self._guards.waits.on_load_start(lambda: self._load_layers(number, source, target, last_step, events, done))
         return Loading(events, done)
 
     def _load_layers(
@@ -126,9 +126,9 @@ class TierCopier:
         """Put the copies of a load-back on its stream, and record its events behind them."""
         last_use = self.step_done(last_step)
         if last_use is not None:
-            self._guards.before_page_reuse(self._load, last_use)
+            self._guards.waits.before_page_reuse(self._load, last_use)
         model = len(self._layers) - (self._config.speculative_drafts > 0)
-        copied = self._guards.loaded_layers(self._layers[:model], self._layers[model:])
+        copied = self._guards.decisions.loaded_layers(self._layers[:model], self._layers[model:])
         held = self._pools["device"].layer_numbers
         for layer in self._layers:
             if layer in copied and layer in held:
@@ -140,7 +140,7 @@ class TierCopier:
         """Start to write device pages into host pages."""
         stored = self._device.event("write.start")
         stored.record(self._compute)
-        self._guards.before_write_back(self._write, stored)
+        self._guards.waits.before_write_back(self._write, stored)
         copies = 0
         for layer in self._pools["device"].layer_numbers:
             copies += self._copy_layer(self._write, WRITE_BACK, number, layer, source, target)
@@ -163,7 +163,7 @@ class TierCopier:
         size = self._config.page_tokens
         group_pages = max(self._config.copy_group_pages, -(-len(source) // COPY_GROUPS_MAX))
         groups = [slice(start, start + group_pages) for start in range(0, len(source), group_pages)]
-        components = self._guards.loaded_components(COMPONENTS) if way is LOAD_BACK else COMPONENTS
+        components = self._guards.decisions.loaded_components(COMPONENTS) if way is LOAD_BACK else COMPONENTS
         for component in components:
             row_bytes = self._cost.row_bytes(component)
             for group in groups:

@@ -10,7 +10,7 @@ RING_SLOTS = 3
 
 
 class LayerEvents:
-    """One load-back operation: an event behind the copies of each layer (`guards.LayerLoads`)."""
+    """One load-back operation: an event behind the copies of each layer (`guards.waits.LayerLoads`)."""
 
     def __init__(self, device: Device, slot: int, layers: int) -> None:
         self.transfer = 0  # the load-back that took this slot last

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from repro.serve.guards import FreeGuard, refuse_double_free
+from repro.serve.guards.decisions import FreeGuard, refuse_double_free
 from repro.serve.kv.pool import NO_PAGES, Pages
 
 FreeListPolicy = Literal["lifo", "fifo", "deferred_sorted"]

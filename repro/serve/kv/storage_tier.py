@@ -6,7 +6,7 @@
 
 A request that comes is matched against the files too: what continues its prefix there is prefetched into host pages
 while it waits, and becomes an evicted node, which is loaded back like any other. It waits PATIENCE_S at most; then
-what has arrived counts. A page counts when all its components have arrived (`Guards.page_restored`).
+what has arrived counts. A page counts when all its components have arrived (`Decisions.page_restored`).
 """
 
 from collections.abc import Callable
@@ -241,7 +241,7 @@ class StorageTier:
     def _take(self, prefetch: Prefetch, arrived: int) -> None:
         """Give the tree what is whole of the first pages that have arrived."""
         count = prefetch.taken
-        while count < arrived and self._guards.page_restored(frozenset(prefetch.failed[count])):
+        while count < arrived and self._guards.decisions.page_restored(frozenset(prefetch.failed[count])):
             count += 1
         if count == prefetch.taken:
             return

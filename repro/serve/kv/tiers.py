@@ -90,7 +90,9 @@ class HiCache:
             number = self.page_sets.intern(changed_pages)
             self._probes.emit(PageEvent(what, self._pools[place].tier, number, owner, tick, now_us))
 
-        return PageAllocator(pages, self._config.free_list, changed, on_double_free=self._guards.on_double_free)
+        return PageAllocator(
+            pages, self._config.free_list, changed, on_double_free=self._guards.decisions.on_double_free
+        )
 
     def _storage(self, names: Names) -> StorageTier:
         return StorageTier(
@@ -188,26 +190,18 @@ class HiCache:
             self.tree.set_device_pages(node, pages)
         self.tree.pin(match.host_node)
         self.tree.unpin(ancestor)
-        source = np.concatenate([node.host_pages for node in nodes if node.host_pages is not None])
-        again_source, again_target = self._loaded_again(match)
-        loaded = np.concatenate((again_source, source)), np.concatenate((again_target, target))
-        released = self._guards.before_host_release(False)
+        prefix, source = np.concatenate((match.device_pages, target)), match.host_node.host_tail()
+        first = self._guards.decisions.first_loaded(len(match.device_pages))
+        count_loaded = min(len(prefix) - first, len(source))
+        released = self._guards.decisions.release_host_at_enqueue()
         if released:
             self.tree.unpin_host(match.host_node)
+        loaded = source[-count_loaded:], prefix[-count_loaded:]
         self._load_queue.append(Transfer(match.host_node, *loaded, host_pinned=not released))
         tokens = count * self._config.page_tokens
         self.load_back_tokens += tokens
         self._probes.emit(CacheEvent("load_back", tokens, self._device.now_us, request))
         return target
-
-    def _loaded_again(self, match: Match) -> tuple[Pages, Pages]:
-        """Return (host pages, device pages) of what is on the device already and loaded all the same."""
-        hit = len(match.device_pages)
-        first = self._guards.first_loaded(hit)
-        copy = match.device_node.host_copy() if first < hit else None
-        if copy is None:
-            return match.device_pages[:0], match.device_pages[:0]
-        return copy[first:hit], match.device_pages[first:]
 
     def start_loading(self) -> LayerEvents | None:
         """Merge all queued load-backs into one operation and return the layer events that a batch of now has to

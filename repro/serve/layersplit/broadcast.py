@@ -16,10 +16,11 @@ import torch
 from repro.base.probe import Access, Component
 from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
-from repro.serve.guards import Guards, LayerLoads
+from repro.serve.guards import Guards
+from repro.serve.guards.waits import LayerLoads
 from repro.serve.kv.pool import COMPONENTS, Names, Pages, Rows
 from repro.serve.layersplit.collective import Collective, Exchange, Payload
-from repro.serve.layersplit.partition import Partition
+from repro.serve.layersplit.partition import Partition, owner_of
 from repro.serve.memory import Memory
 
 
@@ -66,23 +67,24 @@ class LayerBroadcast:
             return
         keeps, guards = layer in self._partition.kept, self._guards
         if keeps:  # also where nothing is sent now: the load-back's pages may be sent in a later step
-            guards.before_broadcast(self._stream, loads, layer)
+            guards.waits.before_broadcast(self._stream, loads, layer)
         if not len(pages):
             return
         if not keeps:
-            guards.before_scratch_reuse(self._stream, self._last_use[component][self._partition.buffer(layer)])
-        guards.before_broadcast_call(self._collective)
-        root = guards.broadcast_root(layer, self._partition.layers, self._partition.settings.ranks)
+            guards.waits.before_scratch_reuse(self._stream, self._last_use[component][self._partition.buffer(layer)])
+        guards.decisions.before_broadcast_call(self._collective)
+        layers, ranks = self._partition.layers, self._partition.settings.ranks
+        root = guards.decisions.broadcast_root(owner_of(layer, layers, ranks), layer, layers, ranks)
         self._collective.broadcast(self._stream, self._exchange(layer, component, pages, step, requests), root)
         self._arrived[component][layer].record(self._stream)
 
     def before_patch(self, compute: Stream, layer: int, component: Component) -> None:
         """Let `compute` write new rows of a layer."""
-        self._guards.before_patch(compute, self._arrived[component][layer])
+        self._guards.waits.before_patch(compute, self._arrived[component][layer])
 
     def before_read(self, compute: Stream, layer: int, component: Component) -> None:
         """Let `compute` read a layer."""
-        self._guards.before_scratch_read(compute, self._arrived[component][layer])
+        self._guards.waits.before_scratch_read(compute, self._arrived[component][layer])
 
     def was_read(self, compute: Stream, layer: int, component: Component) -> None:
         """Note that a layer has been read by what is on `compute` so far."""

@@ -87,9 +87,9 @@ class RankForward(Launches):
         if not prefetch:
             self._send(batch, touched, layer, "latent")
         self._compute.wait(self._gathered, "the new rows of all ranks are here")
-        guards.before_index_store(self._compute, batch.loads, layer)
+        guards.waits.before_index_store(self._compute, batch.loads, layer)
         self._patch(work, touched, layer, "index")
-        guards.before_index_read(self._compute, batch.loads, layer)
+        guards.waits.before_index_read(self._compute, batch.loads, layer)
         self._broadcast.before_read(self._compute, layer, "index")
         scored_us = cost.index_us(part.token_keys, prefill)
         self._put(
@@ -97,7 +97,7 @@ class RankForward(Launches):
         )
         self._broadcast.was_read(self._compute, layer, "index")
         self._patch(work, touched, layer, "latent")
-        guards.before_latent_read(self._compute, batch.loads, layer)
+        guards.waits.before_latent_read(self._compute, batch.loads, layer)
         self._broadcast.before_read(self._compute, layer, "latent")
         gathers = self._reads(layer, "latent", touched)
         attend_us = cost.attend_us(own_tokens, prefill)

@@ -172,7 +172,7 @@ class DecodeWorker:
         """Tell the prefill worker of the pages, once no step of ours touches them any more."""
         last_use = self.engine.cache.last_use(held.pages)
         if last_use is not None:
-            await self._guards.before_pages_offered(last_use)
+            await self._guards.waits.before_pages_offered(last_use)
         if held.request.state == "finished":  # given up meanwhile, and nobody knows of the pages
             self._reclaim_slot(held)
             self._reclaim_pages(held)
@@ -205,8 +205,8 @@ class DecodeWorker:
             self._work.start(self._reclaim(held))
 
     async def _reclaim(self, held: _Reservation) -> None:
-        safe = self._work.start(self._guards.before_reclaim(lambda: self._ask_for_safety(held)))
-        if await self._guards.before_slot_reuse(safe):
+        safe = self._work.start(self._guards.waits.before_reclaim(lambda: self._ask_for_safety(held)))
+        if await self._guards.waits.before_slot_reuse(safe):
             self._reclaim_slot(held)
         if await safe:
             self._reclaim_pages(held)

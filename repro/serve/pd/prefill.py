@@ -179,7 +179,7 @@ class PrefillWorker:
     async def _give_up(self, send: _Send) -> None:
         """Say that an aborted prompt's pages are safe once they are, and drop it."""
         drained = asyncio.ensure_future(send.drained())
-        await self._guards.before_safe_to_reclaim(drained)
+        await self._guards.waits.before_safe_to_reclaim(drained)
         self._network.send(self.device, send.decode, Safe(send.room))
         await drained
         send.ownership.move(Stage.DRAINED)
@@ -253,7 +253,7 @@ class PrefillWorker:
             return
         assert send.request is not None and send.destination is not None
         failed = frozenset(component for flight in send.flights for component in flight.failed)
-        arrived = self._guards.transfer_arrived(failed)
+        arrived = self._guards.decisions.transfer_arrived(failed)
         if arrived:
             memory = self._remote[send.decode]
             send.flights.append(self._lanes.write_slot(memory, send.destination, send.request.id, first))
@@ -267,7 +267,7 @@ class PrefillWorker:
         self._forget(send)
 
     async def _release(self, request: Request, written: "asyncio.Task[None]") -> None:
-        await self._guards.before_source_release(asyncio.shield(written))
+        await self._guards.waits.before_source_release(asyncio.shield(written))
         self.engine.scheduler.let_go(request)
         self.engine.wake()
 

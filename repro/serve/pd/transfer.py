@@ -95,7 +95,7 @@ class Lanes:
     ) -> Flight:
         """Post the writes of a prompt's chunk: `source`, whose first page is the prompt's `first_page`."""
         lane = self._lanes[number % len(self._lanes)]
-        self._guards.before_transfer_read(lane, stored, last)
+        self._guards.waits.before_transfer_read(lane, stored, last)
         target = destination.pages[first_page : first_page + len(source)]
         group = max(self._group_pages, -(-len(source) // COPY_GROUPS_MAX))
         groups = [slice(start, start + group) for start in range(0, len(source), group)]

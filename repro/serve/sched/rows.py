@@ -156,7 +156,7 @@ class StagingRing:
         """Return the next buffer, empty; waits until its last upload has run."""
         staging = self._ring[self._next]
         self._next = (self._next + 1) % len(self._ring)
-        await self._guards.before_staging_reuse(staging.uploaded)
+        await self._guards.waits.before_staging_reuse(staging.uploaded)
         staging.pages.clear()
         staging.prompts.clear()
         return staging

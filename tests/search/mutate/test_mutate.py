@@ -5,22 +5,30 @@ from dataclasses import fields
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from repro.base.errors import UsageError
-from repro.base.probe import Edge, Op
+from repro.base.probe import Edge, NullProbes, Op
 from repro.fault.kinds import Abort
 from repro.fault.plan import Fault, When
+from repro.run.checkpoint import load_checkpoint
 from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario, find
 from repro.schedule.overrides import Overrides
 from repro.search.mutate import study
 from repro.search.mutate.command import run_mutate
 from repro.search.mutate.redundant import implied_by, orders_no_pages
-from repro.search.mutate.sites import Mutant, Sites, applied, does_nothing, left_out, plain, static_mutants
-from repro.search.mutate.study import Watching, fate, watch
+from repro.search.mutate.sites import Altered, Mutant, Sites, applied, does_nothing, left_out, plain, static_mutants
+from repro.search.mutate.study import Watching, fate, in_stamps, watch
+from repro.serve.device.sim import SimDevice
+from repro.serve.device.streams import SimEvent, SimStream
+from repro.serve.engine import Engine
 from repro.serve.guards import Guards
+from repro.serve.guards.decisions import Decisions
+from repro.serve.guards.waits import Waits
 from repro.serve.kv.radix.tree import RadixTree
+from repro.serve.stack import build
 from tests.small import small_scenario
 
 INDEX = "index keys of this layer are loaded back"
@@ -49,7 +57,7 @@ def test_waits_records_and_acknowledgements_are_found_by_watching(sites: Sites) 
 
 def test_every_guard_and_every_pin_is_a_mutant() -> None:
     assert {mutant.name for mutant in static_mutants() if mutant.kind == "guard"} == {
-        field.name for field in fields(Guards)
+        field.name for group in (Waits, Decisions) for field in fields(group)
     }
     assert {mutant.name for mutant in static_mutants() if mutant.kind == "pin"} == {"pin", "pin_host"}
 
@@ -103,25 +111,33 @@ def test_an_acknowledgement_that_never_had_to_wait_is_asked_for_its_orders(sites
     assert all(why.startswith("query load") for why in sites.learnt_of["loadN.layerN"])
 
 
-def test_a_mutant_ends_with_its_run(sites: Sites) -> None:
-    before = RadixTree.pin
-    with applied(Mutant("pin", "pin")):
-        assert RadixTree.pin is not before
-    assert RadixTree.pin is before
+def test_a_mutant_is_of_one_stack_and_leaves_the_classes_as_they_are(workload: Scenario) -> None:
+    parts = SimStream.wait, SimEvent.record, RadixTree.pin
+    altered = applied(Mutant("pin", "pin"))
+    stacks = [
+        make(in_stamps(workload).config, load_checkpoint(workload.config).model, SimDevice(), Guards(), NullProbes())
+        for make in (altered.build, build)
+    ]
+    trees = [stack.cache.tree for stack in stacks if isinstance(stack, Engine)]
+    nodes = [tree.insert(range(tree.page_tokens), np.array([1], np.int32)).node for tree in trees]
+    for tree, node in zip(trees, nodes, strict=True):
+        tree.pin(node)
+    assert [node.pins for node in nodes] == [0, 1]
+    assert parts == (SimStream.wait, SimEvent.record, RadixTree.pin)
 
 
 def test_a_guard_that_is_left_out_says_yes_and_nothing_else() -> None:
     guards = Guards()
-    assert left_out(guards.transfer_arrived)(frozenset({"latent"})) is True
-    assert left_out(guards.loaded_layers)(range(6), range(0)) == ()
-    assert left_out(guards.first_loaded)(5) == 0
-    assert left_out(guards.on_double_free)("page 3") is None
+    assert left_out(guards.decisions.transfer_arrived)(frozenset({"latent"})) is True
+    assert left_out(guards.decisions.loaded_layers)(range(6), range(0)) == ()
+    assert left_out(guards.decisions.first_loaded)(5) == 0
+    assert left_out(guards.decisions.on_double_free)("page 3") is None
 
 
 def test_a_guard_that_is_empty_is_told_from_one_that_waits() -> None:
-    assert does_nothing(Guards().before_index_store)
-    assert not does_nothing(Guards().before_index_read) and not does_nothing(Guards().on_double_free)
-    assert not does_nothing(Guards().still_owner), "it answers False"
+    assert does_nothing(Guards().waits.before_index_store)
+    assert not does_nothing(Guards().waits.before_index_read) and not does_nothing(Guards().decisions.on_double_free)
+    assert not does_nothing(Guards().decisions.still_owner), "it answers False"
 
 
 def op(stream: str, index: int, *after: Edge) -> Op:
@@ -184,7 +200,7 @@ def test_a_run_that_goes_round_in_circles_ends_by_its_processor_time() -> None:
 def test_a_run_that_swallows_what_was_to_end_it_is_not_believed(
     workload: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def swallowing(workload: Scenario, seed: int, root: Path) -> str:
+    def swallowing(workload: Scenario, seed: int, altered: Altered, root: Path) -> str:
         try:
             while True:
                 pass
@@ -193,15 +209,15 @@ def test_a_run_that_swallows_what_was_to_end_it_is_not_believed(
 
     monkeypatch.setattr(study, "PROCESSOR_S_MIN", 0.05)
     monkeypatch.setattr(study, "_said", swallowing)
-    assert study._noticed(workload, 7, 0.0) == study.CIRCLES
+    assert study._noticed(workload, 7, Altered(), 0.0) == study.CIRCLES
 
 
 def test_a_workload_whose_usual_time_nobody_knows_has_no_processor_bound(
     workload: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def armed(workload: Scenario, seed: int, root: Path) -> str:
+    def armed(workload: Scenario, seed: int, altered: Altered, root: Path) -> str:
         return repr([signal.getitimer(timer)[0] > 0 for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL)])
 
     monkeypatch.setattr(study, "_said", armed)
-    assert study._noticed(workload, 7) == "[False, True]"
-    assert study._noticed(workload, 7, 0.0) == "[True, True]"
+    assert study._noticed(workload, 7, Altered()) == "[False, True]"
+    assert study._noticed(workload, 7, Altered(), 0.0) == "[True, True]"

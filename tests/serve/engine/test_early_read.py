@@ -4,7 +4,7 @@ The rows that it ought to read, and those of the pages' previous owner, come fro
 engine has touched (tests/serve/model/builders.py); they are compared bit for bit.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from unittest import mock
 
 import pytest
@@ -126,4 +126,4 @@ def test_otherwise_the_rows_are_the_right_ones(
 
 
 def test_the_defect_is_one_guard_and_no_other() -> None:
-    assert replace(DEFECT, before_index_read=Guards().before_index_read) == Guards()
+    assert DEFECT.replaced(before_index_read=Guards().waits.before_index_read) == Guards()

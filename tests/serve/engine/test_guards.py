@@ -5,7 +5,7 @@ Each story below brings one hazard about: what is delayed there is what the guar
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -123,7 +123,7 @@ def run_side(side: Side, guards: Guards, pick: Pick = timed, faults: tuple[Fault
 
 
 def without(name: str, **more: Any) -> Guards:
-    return replace(Guards(), **SIDES[name].without, **more)
+    return Guards().replaced(**SIDES[name].without, **more)
 
 
 @pytest.mark.parametrize("name", SIDES)
@@ -159,7 +159,7 @@ def test_a_late_load_is_only_read_early_by_the_reader_whose_guard_is_missing(nam
 
 
 def test_the_wait_for_index_keys_orders_the_latents_of_the_same_layer() -> None:
-    guards = replace(Guards(), before_latent_read=never)
+    guards = Guards().replaced(before_latent_read=never)
     run_side(SIDES["before_latent_read"], guards, faults=(delay("loadback.copy_layer", LATE_US),)).assert_clean()
 
 
@@ -189,14 +189,14 @@ def test_an_index_store_that_waits_hides_the_missing_wait_of_the_read(schedule: 
 
 def test_a_replayed_graph_waits_for_the_whole_load_and_runs_no_guard_between_its_kernels() -> None:
     side = SIDES["before_graph_replay"]
-    missing = replace(Guards(), before_index_read=never, before_latent_read=never)
+    missing = Guards().replaced(before_index_read=never, before_latent_read=never)
     run_side(side, missing, faults=(delay(side.late, LATE_US),)).assert_clean()
     eager = Stack(guards=missing, faults=(delay(side.late, LATE_US),)).run(returning)
     assert eager.bad_reads
 
 
 def test_index_keys_that_are_not_loaded_back_are_the_previous_owners() -> None:
-    guards = replace(Guards(), loaded_components=lambda components: components[:1])
+    guards = Guards().replaced(loaded_components=lambda components: components[:1])
     stack = Stack(guards=guards).run(returning)
     assert not stack.signatures  # nothing is unordered: it is just not there
     assert {bad.component for bad in stack.bad_reads if not bad.origin} == {"index"}
@@ -217,12 +217,12 @@ def test_a_single_staging_buffer_is_enough_as_long_as_its_guard_is_there() -> No
 
 @pytest.mark.parametrize("prompt_upload", [10, 20, 30])
 def test_a_rewritten_buffer_gives_a_request_another_ones_row_and_the_canary_sees_it(prompt_upload: int) -> None:
-    guards = replace(Guards(), before_staging_reuse=no_wait)
+    guards = Guards().replaced(before_staging_reuse=no_wait)
     tell(guards).assert_clean()  # nothing is late
     stack = tell(guards, delay("forward.upload", LATE_US, skip=prompt_upload, times=1))
     assert set(stack.canary.corrupted) == {f"r{prompt_upload // 10}"}
 
 
 def test_three_staging_buffers_need_no_guard() -> None:
-    guards = replace(Guards(), before_staging_reuse=no_wait)
+    guards = Guards().replaced(before_staging_reuse=no_wait)
     tell(guards, delay("forward.upload", LATE_US), buffers=3).assert_clean()

@@ -1,7 +1,6 @@
 """A schedule is a list of choices: the same list, the same run, event for event."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -17,7 +16,7 @@ FAULTS = (
     Fault("forward.attend", Reorder(), When(probability=0.1)),
     Fault("memory.evict", Evict(6 * PAGE), When(probability=0.5)),
 )
-DEFECTIVE = replace(Guards(), before_index_read=never)
+DEFECTIVE = Guards().replaced(before_index_read=never)
 
 
 async def busy(stack: Stack) -> None:

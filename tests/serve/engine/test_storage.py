@@ -1,7 +1,6 @@
 """An engine with a storage tier: what is in files comes back right, and nobody waits for it for long."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,7 +70,7 @@ def test_index_keys_that_are_not_read_cut_the_prefix_and_without_the_guard_are_t
     stack = run(returning, UNREAD)
     stack.assert_clean()
     assert storage_hits(stack) == {"again": 8}
-    stack = run(returning, UNREAD, guards=replace(Guards(), page_restored=lambda failed: "latent" not in failed))
+    stack = run(returning, UNREAD, guards=Guards().replaced(page_restored=lambda failed: "latent" not in failed))
     assert storage_hits(stack) == {"again": 24} and not stack.signatures
     assert {bad.component for bad in stack.bad_reads if not bad.origin} == {"index"}
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +206,7 @@ def test_a_page_of_which_a_component_was_not_read_is_not_restored_nor_any_behind
 
 
 def test_without_its_guard_a_page_keeps_the_index_keys_of_its_previous_owner() -> None:
-    guards = replace(Guards(), page_restored=lambda failed: "latent" not in failed)
+    guards = Guards().replaced(page_restored=lambda failed: "latent" not in failed)
     tiers = Stored(guards=guards, faults=(fails("storage.index", skip=1, times=1),))
 
     async def main() -> None:

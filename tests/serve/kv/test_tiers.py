@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -197,7 +196,7 @@ def test_the_first_copy_waits_for_the_last_step_that_used_the_pages_and_no_other
 
 
 def test_without_its_guard_a_load_overwrites_pages_that_a_step_still_uses() -> None:
-    tiers = Tiers(guards=replace(Guards(), before_page_reuse=never))
+    tiers = Tiers(guards=Guards().replaced(before_page_reuse=never))
     found: list[bool] = []
 
     async def main() -> None:
@@ -527,7 +526,7 @@ def test_a_queued_load_back_keeps_its_host_pages_from_being_reclaimed() -> None:
 
 
 def test_without_its_guard_a_write_back_overwrites_what_a_load_back_is_still_to_read() -> None:
-    guards = replace(Guards(), before_host_release=lambda ended: True)
+    guards = Guards().replaced(release_host_at_enqueue=lambda: True)
     tiers = Tiers(guards=guards, faults=(delay("loadback.copy_layer", 5000),), **SHORT)
 
     async def main() -> None:
@@ -581,7 +580,7 @@ def test_a_write_waits_for_the_kernels_that_store_the_pages_and_its_first_copy_o
 
 
 def test_without_its_guard_the_host_keeps_the_pages_previous_bytes() -> None:
-    tiers = Tiers(guards=replace(Guards(), before_write_back=never))
+    tiers = Tiers(guards=Guards().replaced(before_write_back=never))
 
     async def main() -> None:
         tiers.write("device", np.arange(8, dtype=np.int32), 9)

@@ -19,7 +19,7 @@ SEEDS = [0, 1]
 
 def crowded(guards: Guards, seed: int) -> Stack:
     """Return a stack of few pages whose clients ask long prompts again, and get long answers."""
-    stack = Stack(make_config(device_pages=20, rows=6, retract=True), guards=guards)
+    stack = Stack(make_config(device_pages=20, rows=6, retract=True, cache_check=guards is not DEFECT), guards=guards)
 
     async def client(number: int) -> None:
         draw = rng.generator(seed, "crowded", number)
@@ -75,7 +75,9 @@ def interrupted(guards: Guards) -> tuple[Stack, Answer]:
         await asyncio.gather(*growing)
 
     answers: list[Answer] = []
-    stack = Stack(make_config(device_pages=20, chunk_tokens=2, retract=True), guards=guards).run(main)
+    stack = Stack(
+        make_config(device_pages=20, chunk_tokens=2, retract=True, cache_check=guards is not DEFECT), guards=guards
+    ).run(main)
     return stack, answers[0]
 
 

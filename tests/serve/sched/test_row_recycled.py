@@ -1,7 +1,5 @@
 """sched_row_recycled: uploads run beside the forward, and a row gets its next request under a step in flight."""
 
-from dataclasses import replace
-
 import pytest
 
 from repro.fault.defects import DEFECTS
@@ -53,7 +51,7 @@ def test_ordering_convicts_in_the_natural_schedule_too(drafts: int) -> None:
 
 
 def test_a_step_that_does_not_wait_for_its_upload_computes_the_previous_request() -> None:
-    stack = run(replace(Guards(), before_row_read=never), late=True)
+    stack = run(Guards().replaced(before_row_read=never), late=True)
     assert "ordering: forward.upload write x forward.embed read of rows row, " + OVERTAKEN in stack.signatures
     assert stack.bad_reads
 

@@ -1,7 +1,6 @@
 """Request rows on the device, and the pinned buffers by which the host tells them."""
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,9 +84,9 @@ def test_a_buffer_is_rewritten_only_after_its_last_upload() -> None:
 
 def test_without_its_guard_a_late_upload_finds_the_next_steps_contents() -> None:
     steps = 3 * BUFFERS
-    wrong = uploads(replace(Guards(), before_staging_reuse=no_wait), steps)
+    wrong = uploads(Guards().replaced(before_staging_reuse=no_wait), steps)
     assert wrong[BUFFERS - 1] != [BUFFERS - 1]
-    assert uploads(replace(Guards(), before_staging_reuse=no_wait), BUFFERS) == [[0], [1], [2]]
+    assert uploads(Guards().replaced(before_staging_reuse=no_wait), BUFFERS) == [[0], [1], [2]]
 
 
 def member(first: int, count: int, samples: bool) -> Member:

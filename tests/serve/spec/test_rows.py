@@ -1,7 +1,6 @@
 """Rows of the draft layer and of refused drafts, in stamps: what is cached, backed up and read is always right."""
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,7 +173,7 @@ def test_the_draft_layer_is_copied_by_operations_of_its_own_and_awaited() -> Non
 @pytest.mark.parametrize(
     ("guards", "race"),
     [
-        (replace(Guards(), before_draft_read=never), True),
+        (Guards().replaced(before_draft_read=never), True),
         (DEFECTS["hicache_draft_not_restored"].apply(Guards()), False),
     ],
     ids=["not awaited", "not copied"],

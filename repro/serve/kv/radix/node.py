@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -87,10 +88,10 @@ class Node:
         """Return all tokens from the root to the end of this node."""
         return np.concatenate([np.empty(0, np.int64), *(node.key for node in self.path())])
 
-    def host_copy(self) -> Pages | None:
-        """Return the host pages of all tokens up to the end of this node; None where a part has no copy."""
-        copies = [node.host_pages for node in self.path()]
-        return None if any(pages is None for pages in copies) else joined(copies)
+    def host_tail(self) -> Pages:
+        """Return the host pages of the longest run of tokens that ends with this node and is all on the host."""
+        copies = takewhile(lambda pages: pages is not None, (node.host_pages for node in reversed(self.path())))
+        return joined(list(copies)[::-1])
 
     def due_for_backup(self, threshold: int) -> list["Node"]:
         """Return the nodes on the path to this one that are due for a host copy, top-down.
