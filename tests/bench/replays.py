@@ -50,7 +50,9 @@ def main() -> None:
             counts[told if told == SAME else "differs"] += 1
             if told != SAME:
                 print(told, flush=True)
-    show(options, f"{counts.pop(SAME, 0)} of {options.tokens} are the same run in a new process; {dict(counts)}")
+    same = f"{counts.pop(SAME, 0)} of {options.tokens} are the same run in a new process."
+    others = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    show(options, f"{same} Schedules that gave none: {others or 'none'}.")
 
 
 def findings(scenarios: list[Scenario], tokens: int, root: Path, counts: Counter[str]) -> Iterator[Played]:
