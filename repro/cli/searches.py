@@ -38,7 +38,7 @@ def hunt(
             raise UsageError(f'--layer "{each}": give one of {", ".join(HUNTED)}')
     from repro.run.options import RunOptions
     from repro.search.console import print_hunt, progress_line
-    from repro.search.hunt import Quarry, read_corpus, result_of
+    from repro.search.hunt import Quarry, read_corpus
     from repro.search.hunt import hunt as search
 
     quarry = msgspec.convert(
@@ -54,12 +54,11 @@ def hunt(
             found, options, quarry, read_corpus(play.corpus), root=results.runs, workers=play.workers,
             clock_s=time.monotonic, on_progress=lambda tally: show(progress_line(tally, goal.budget)),
         )  # fmt: skip
-    result = result_of(tally)
     if results.json:
-        print_json(result)
+        print_json(tally.as_json)
     else:
         print_hunt(tally, Output(highlight=False))
-    raise typer.Exit(result.exit_code)
+    raise typer.Exit(tally.verdict.exit_code)
 
 
 @command("repro shrink AwBzIKh1tn-w6nJTBdNnJS7b79yAAOANPw...", "repro shrink runs/my_race/20261124T101500Z-7")

@@ -21,7 +21,7 @@ from repro.run.run import Outcome, run_scenario
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule
 
-STOP_S = 20.0  # for runs under way to judge what they have, after a Ctrl-C
+STOP_S = 20.0  # after a Ctrl-C, the runs under way have this long to judge what they have
 
 
 class PlannedRun(msgspec.Struct, frozen=True):
@@ -33,9 +33,9 @@ class PlannedRun(msgspec.Struct, frozen=True):
     control: bool = False
     no_faults: bool = False
     picker: Literal["timed", "random"] = "timed"
-    url: str = ""  # of a server; "" for the bundled stack
+    url: str = ""  # a server's; "" for the bundled stack
     api: Api = "chat"
-    root: str = ""  # where its run folder goes
+    root: str = ""  # folder that the run folder goes into
     report: bool = False  # the folder gets its HTML page
 
 

@@ -15,7 +15,7 @@ from repro.base.errors import HarnessError, UsageError
 from repro.pool.call import Argument, Died, Result, decoded_answer, encoded_call, made
 from repro.pool.local import CALL_TIMEOUT_S
 
-TRIES_MAX = 4  # of a call whose machine died under it; one that kills each of them has died
+TRIES_MAX = 4  # a call that kills this many machines or processes has died
 POLL_S = 1.0
 CONNECT_TIMEOUT_S = 10.0
 NEXT_STEP = "start one with `ray start --head`, and give its address, or auto on one of its machines"

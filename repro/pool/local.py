@@ -14,7 +14,7 @@ from repro.base.errors import HarnessError
 from repro.pool.call import Argument, Died, Result, decoded_answer, encoded_call
 
 CALL_TIMEOUT_S = 1800.0
-DAY_S = 86_400.0  # for calls that bound their own time
+DAY_S = 86_400.0  # the limit for calls that bound their own time
 CALLS_OF_A_PROCESS_MAX = 50  # bounds whatever leaks from run to run
 LAST_WORDS_BYTES = 4096
 

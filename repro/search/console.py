@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from repro.search.hunt import Tally
+from repro.search.hunt import ERRORS_MAX, Tally
 from repro.search.shrink.shrink import Result as Shrunk
 
 HEADLINES = {
@@ -17,7 +17,6 @@ PROVED = {
     False: "  A NEW PROCESS CAME TO ANOTHER RUN: a bug of the harness",
     None: "  NOT PROVED: the hunt was stopped before a new process could play it",
 }
-ERRORS_SHOWN = 10
 
 
 def progress_line(tally: Tally, budget: int) -> str:
@@ -36,7 +35,7 @@ def print_hunt(tally: Tally, console: Console) -> None:
         lines += ["", f"{each.signature}{PROVED[each.proved]}", f"  {each.claim}"]
         lines += [f"  schedule {each.schedule_number}, {each.strategy}: {each.run_dir}"]
         lines += [f"  repro reproduce {each.token}"]
-    lines += [f"a schedule died: {error}" for error in tally.errors[:ERRORS_SHOWN]]
+    lines += [f"a schedule died: {error}" for error in tally.errors[:ERRORS_MAX]]
     if tally.unknown:
         lines.append(f"{tally.unknown} of them failed or were inconclusive: they prove nothing")
     if tally.interrupted:

@@ -24,7 +24,7 @@ from repro.search.searcher import Corpus, Search, Searcher
 
 CORPUS_FILE = "corpus.json"
 FINDINGS_MAX = 1_000  # causes; more of them is one bug that names itself anew each time
-ERRORS_MAX = 10  # in the result
+ERRORS_MAX = 10  # shown of all errors
 
 
 class Quarry(msgspec.Struct, frozen=True):
@@ -88,22 +88,16 @@ class Tally(msgspec.Struct):
             return VerdictWord.VACUOUS
         return VerdictWord.INCONCLUSIVE if self.unknown else VerdictWord.CLEAN
 
-
-class Result(msgspec.Struct, frozen=True):
-    """What `repro hunt --json` prints."""
-
-    verdict: VerdictWord
-    runs: int
-    findings: list[Caught]
-    token: str  # of the first finding
-    orders: int
-    vacuous: int
-    unknown: int
-    died: int
-    errors: list[str]
-    seconds: float
-    corpus: str
-    exit_code: int
+    @property
+    def as_json(self) -> dict[str, object]:
+        """Return what `repro hunt --json` prints; the token is the first finding's."""
+        word = self.verdict
+        return {
+            "verdict": word, "runs": self.runs, "findings": self.caught,
+            "token": self.caught[0].token if self.caught else "", "orders": self.orders, "vacuous": self.vacuous,
+            "unknown": self.unknown, "died": self.died, "errors": self.errors[:ERRORS_MAX],
+            "seconds": round(self.seconds, 3), "corpus": self.corpus, "exit_code": word.exit_code,
+        }  # fmt: skip
 
 
 class _Proposed(Trial, frozen=True, kw_only=True):
@@ -146,15 +140,6 @@ def hunt(
     return tally
 
 
-def result_of(tally: Tally) -> Result:
-    """Return what `--json` prints of a hunt that has ended."""
-    token = tally.caught[0].token if tally.caught else ""
-    return Result(
-        tally.verdict, tally.runs, tally.caught, token, tally.orders, tally.vacuous, tally.unknown, tally.died,
-        tally.errors[:ERRORS_MAX], round(tally.seconds, 3), tally.corpus, tally.verdict.exit_code,
-    )  # fmt: skip
-
-
 def read_corpus(path: Path | None) -> Corpus:
     """Return the corpus in a hunt's folder or file; an empty one for None. Raises UsageError for what is none."""
     if path is None:
@@ -192,7 +177,7 @@ class Hunt:
         self._on_progress = on_progress
         self._started_s = clock_s()
         self._proposed = 0
-        self._killed = False  # a worker: another one would need as much memory
+        self._killed = False  # a worker was killed; another one would need as much memory
         self._known: set[str] = set()
 
     def run(self) -> Tally:

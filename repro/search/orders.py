@@ -1,4 +1,4 @@
-"""Which operation came right after which other at a page: what a new schedule has to show for itself."""
+"""Which operation came right after which other at a page: a schedule is new if it brings an order that is new."""
 
 from collections import Counter, defaultdict
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from repro.base.probe import Access, Event, Op
 NOBODY = -1
 
 
-class _Who(NamedTuple):
+class _Accessor(NamedTuple):
     """What an order names of an access."""
 
     stream: str
@@ -20,21 +20,17 @@ class _Who(NamedTuple):
 class _Last(NamedTuple):
     """The last access to a page."""
 
-    who: _Who
+    accessor: _Accessor
     enqueued_us: float
     end_us: float
-
-
-def _untouched() -> Grid:
-    return Grid(NOBODY)
 
 
 class Orders:
     """Collects the orders of conflicting accesses of different streams; feed it the events of a run.
 
-    An order names the two operations, component and layer, whether they came as they were enqueued, and
-    whether they overlapped; no page, time or worker, so that one that is seen again is known. It is text,
-    so that it means the same in another process.
+    An order names the two operations, component and layer, whether they came as they were enqueued, and whether they
+    overlapped. It names no page, time or worker, so that an order is recognised in another run. It is text, so that it
+    means the same in another process.
     """
 
     def __init__(self) -> None:
@@ -43,7 +39,7 @@ class Orders:
         self._times: Counter[str] = Counter()
         self._sets = PageSetTable()
         self._accesses: list[_Last] = []
-        self._last: defaultdict[tuple[str, str], Grid] = defaultdict(_untouched)
+        self._last: defaultdict[tuple[str, str], Grid] = defaultdict(lambda: Grid(NOBODY))
         self._known: set[tuple[object, ...]] = set()
 
     def feed(self, event: Event) -> None:
@@ -61,20 +57,20 @@ class Orders:
         return tuple(sorted(self._met, key=lambda name: (self._times[name], name)))
 
     def _follow(self, op: Op, access: Access) -> None:
-        who = _Who(op.stream, op.name, access.write)
+        accessor = _Accessor(op.stream, op.name, access.write)
         pages, stop = self._sets.union((access.pages,))
         row = self._last[access.tier, access.component].row(access.layer, stop)
         for before in set(row.take(pages).tolist()):
             if before == NOBODY:
                 continue
             last = self._accesses[before]
-            if last.who.stream != op.stream and (last.who.writes or access.write):
+            if last.accessor.stream != op.stream and (last.accessor.writes or access.write):
                 relation = (op.enqueued_us < last.enqueued_us, op.start_us < last.end_us)
-                self._note((last.who, who, relation, access.tier, access.component, access.layer))
+                self._note((last.accessor, accessor, relation, access.tier, access.component, access.layer))
         row[pages] = len(self._accesses)
-        self._accesses.append(_Last(who, op.enqueued_us, op.end_us))
+        self._accesses.append(_Last(accessor, op.enqueued_us, op.end_us))
 
-    def _note(self, order: tuple[_Who, _Who, tuple[bool, bool], str, str, int]) -> None:
+    def _note(self, order: tuple[_Accessor, _Accessor, tuple[bool, bool], str, str, int]) -> None:
         if order in self._known:
             return
         self._known.add(order)

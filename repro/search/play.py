@@ -26,7 +26,7 @@ class Trial(msgspec.Struct, frozen=True):
 
     scenario: Scenario
     options: RunOptions
-    root: str  # where its run folder goes
+    root: str  # folder that the run folder goes into
 
 
 class Played(msgspec.Struct, frozen=True):
@@ -36,14 +36,14 @@ class Played(msgspec.Struct, frozen=True):
     word: str = "failed"
     found: tuple[Finding, ...] = ()
     orders: frozenset[str] = frozenset()
-    operations: tuple[str, ...] = ()  # of those orders, the rarest first
+    operations: tuple[str, ...] = ()  # the operations that these orders name, the rarest first
     suspects: tuple[str, ...] = ()  # operations that nothing orders, those first that were enqueued first
     steps: int = 0
     weights: tuple[int, ...] = ()
     deviations: tuple[tuple[int, int], ...] = ()
     overtakings: tuple[Overtaking, ...] = ()
     requests: int = 0
-    prompt_tokens: int = 0  # of the longest prompt
+    prompt_tokens: int = 0  # length of the longest prompt
     token: str = ""
     fingerprint: str = ""
     run_dir: str = ""
@@ -88,23 +88,14 @@ def play(trial: Trial) -> Played:
         first.setdefault(finding.signature, finding)
     explored = outcome.explored
     assert explored is not None
+    sent = min(verdict.requests, options.overrides.requests or verdict.requests)  # one more may have ended the load
     return Played(
-        options,
-        verdict.word,
-        tuple(first.values()),
-        frozenset(orders.seen),
-        orders.operations,
-        suspects(first.values()),
-        len(explored.tape),
-        weights_of(explored.contended),
-        deviations_of(explored.tape),
-        tuple(explored.overtakings),
-        min(verdict.requests, options.overrides.requests or verdict.requests),  # one more may have ended the load
-        longest.prompt_tokens,
-        verdict.token,
-        verdict.fingerprint,
-        verdict.run_dir,
-    )
+        options, verdict.word, tuple(first.values()),
+        orders=frozenset(orders.seen), operations=orders.operations, suspects=suspects(first.values()),
+        steps=len(explored.tape), weights=weights_of(explored.contended), deviations=deviations_of(explored.tape),
+        overtakings=tuple(explored.overtakings), requests=sent, prompt_tokens=longest.prompt_tokens,
+        token=verdict.token, fingerprint=verdict.fingerprint, run_dir=verdict.run_dir,
+    )  # fmt: skip
 
 
 def suspects(found: Iterable[Finding]) -> tuple[str, ...]:

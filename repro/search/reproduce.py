@@ -48,11 +48,11 @@ def recipe_of(name: str, runs: Path) -> Recipe:
     A token's run is looked for in `runs`: its folder has the scenario, whoever wrote that, and the events.
     """
     if _is_path(name):
-        return _of_run(open_run(Path(name)))
+        return _recipe_of_run(open_run(Path(name)))
     token = tokens.decode(name)
     run = _run_of(name.strip(), runs)
     if run is not None:
-        return _of_run(run)
+        return _recipe_of_run(run)
     if token.elsewhere:
         raise UsageError(
             f"the token is whole, but its schedule is too long for 64 characters: it stands in the folder of its "
@@ -130,7 +130,7 @@ def _run_of(token: str, runs: Path) -> Run | None:
     return None
 
 
-def _of_run(run: Run) -> Recipe:
+def _recipe_of_run(run: Run) -> Recipe:
     try:
         options = msgspec.convert(run.meta.config, RunOptions)
         source = run.scenario_toml
@@ -145,30 +145,30 @@ def _of_run(run: Run) -> Recipe:
         raise UsageError(f"{run.path}: scenario.toml is missing, so there is nothing to run again")
     scenario = scenarios.parse(source, run.meta.scenario, str(run.path / "scenario.toml"))
     warnings = _other_versions(run.meta.versions, versions())
-    said = run.verdict
-    if said is None or (said.cut is not None and not said.token):
-        return _of_cut_run(run, scenario, options, said, warnings)
-    if _is_of_another_scenario(said.token, source):
+    verdict = run.verdict
+    if verdict is None or (verdict.cut is not None and not verdict.token):
+        return _recipe_of_cut_run(run, scenario, options, verdict, warnings)
+    if _is_of_another_scenario(verdict.token, source):
         warnings += (f"{run.path}/scenario.toml was changed after the run",)
-    changed = not run.meta.dropped_events and said.fingerprint != fingerprint_of(run.events(), run.findings(Finding))
+    changed = not run.meta.dropped_events and verdict.fingerprint != fingerprint_of(run.events(), run.findings(Finding))
     if changed:
         warnings += (f"{run.path} was changed after the run: its events and findings don't give its fingerprint",)
-    return Recipe(scenario, options, said.fingerprint, run, None, changed, warnings)
+    return Recipe(scenario, options, verdict.fingerprint, run, None, changed, warnings)
 
 
 def _is_of_another_scenario(token: str, source: str) -> bool:
     try:
         return bool(token) and tokens.decode(token).scenario != tokens.scenario_hash(source)
-    except UsageError:  # of another version: the fingerprint will tell
+    except UsageError:  # a token of another version; the fingerprint shows whether the scenario differs
         return False
 
 
-def _of_cut_run(
-    run: Run, scenario: Scenario, options: RunOptions, said: RunVerdict | None, warnings: tuple[str, ...]
+def _recipe_of_cut_run(
+    run: Run, scenario: Scenario, options: RunOptions, verdict: RunVerdict | None, warnings: tuple[str, ...]
 ) -> Recipe:
     """Return the recipe of a run that has no fingerprint: the events before the cut must come again."""
-    if said is not None and said.cut is not None:
-        events, why = said.cut.event, said.cut.why
+    if verdict is not None and verdict.cut is not None:
+        events, why = verdict.cut.event, verdict.cut.why
     elif run.whole:  # what came after a Ctrl-C or an error can't be told from what came before
         events, why = 0, run.meta.error or run.meta.state
     else:

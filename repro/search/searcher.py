@@ -17,7 +17,7 @@ MUTATION = "mutation"
 HOLD: Strategy = "hold"
 WINDOWS_HELD = tuple(reversed(range(len(WINDOWS_US))))  # the longest shows most
 NEW_DEVIATIONS_MAX = 3
-DEVIATIONS_MAX = 8  # of a mutant, so that a token holds it
+DEVIATIONS_MAX = 8  # a token holds a mutant with this many
 CORPUS_MAX = 1_000
 
 Hold = tuple[int, int]  # an operation, by number, and for how long: a window
@@ -146,7 +146,7 @@ class Searcher:
         schedule = entry.schedule
         added = self._draw(NEW_DEVIATIONS_MAX + 1, number, "added")
         if schedule.natural:
-            added = max(1, added)  # with another window alone it would be the natural run again
+            added = max(1, added)  # another window alone leaves the natural run as it is
         elif added == 0 or len(schedule.deviations) + added > DEVIATIONS_MAX or not entry.steps:
             return replace(schedule, window=self._draw(len(WINDOWS_US), number, "window"))
         steps = [self._draw(entry.steps, number, "step", n) for n in range(added)]

@@ -25,7 +25,7 @@ from repro.scenario.schema import SYNTH, WEEK_S, LoadSpec
 from repro.scenario.sessions import sessions_of
 from repro.trace.format import Session
 
-TURNS_A_SESSION = 5  # of synthesised ones
+TURNS_A_SESSION = 5  # turns of a synthesised session
 SESSIONS_A_DRAW = 64
 KIND = "code-review"
 SESSIONS_MAX = 100_000
@@ -37,9 +37,9 @@ class GentleLoad(msgspec.Struct, frozen=True, kw_only=True):
     answers: int = 1000  # 999 can vouch for a false-alarm rate of 0.001
     traces: tuple[str, ...] = ()  # none: synthesised sessions
     concurrency: int = 4
-    prompt_tokens: int = 2048  # of a synthesised session
+    prompt_tokens: int = 2048  # the longest prompt of a synthesised session
     answer_tokens: int = 128
-    tokens_max: int = 100_000_000  # for all checks together
+    tokens_max: int = 100_000_000  # all checks together may take
     seed: int = 0
 
 

@@ -67,7 +67,7 @@ class Part(msgspec.Struct, frozen=True):
     variant: str  # "" for a step without variants
     sensitivity: bool
     seeds: int
-    tables: dict[str, Any]  # of its scenario
+    tables: dict[str, Any]  # the scenario's, with the part's overrides
 
     @property
     def key(self) -> str:

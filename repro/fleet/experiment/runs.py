@@ -111,5 +111,5 @@ def _take(runs: PartRuns, seed: int, result: RunVerdict | str, folder: Experimen
     elif result.cut is None:  # one that a limit or Ctrl-C has cut short is run again by a resume
         runs.verdicts[seed] = result
         folder.add(runs.part, seed, result)
-        if seed != folder.plan.first_seed:  # its seed brings the log again: tens of megabytes a run
+        if seed != folder.plan.first_seed:  # the log, tens of megabytes, comes again from its seed
             (Path(result.run_dir) / "events.jsonl").unlink(missing_ok=True)

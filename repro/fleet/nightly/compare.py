@@ -16,7 +16,7 @@ from repro.record.view import open_run
 
 WRONG = "went wrong"
 SAME_WITHIN = 0.01  # two rates are the same when the interval of their difference lies within
-FALL_TO = 0.3  # of the rate before: the fall whose power is reported
+FALL_TO = 0.3  # the power is that of seeing the rate fall to this share
 
 Sessions = tuple[tuple[int, int], ...]
 

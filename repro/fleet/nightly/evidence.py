@@ -20,7 +20,7 @@ class Evidence:
         self._root = root
         self._bytes_max = bytes_max
         self._bytes = 0
-        self.examples: dict[str, str] = {}  # by cause: the folder of a run that stays whole
+        self.examples: dict[str, str] = {}  # cause -> folder of a run that stays whole
 
     def tidy(self, results: dict[str, JobResult]) -> None:
         """Take over what an earlier start left: its results' runs, and drop those that nobody counts."""

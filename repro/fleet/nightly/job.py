@@ -32,16 +32,16 @@ class JobResult(msgspec.Struct, frozen=True, omit_defaults=True):
     verdict: str
     why: tuple[str, ...] = ()
     requests: int = 0
-    sessions: tuple[tuple[int, int], ...] = ()  # of each session (wrong requests, requests)
+    sessions: tuple[tuple[int, int], ...] = ()  # (wrong requests, requests) of each session
     signatures: dict[str, int] = {}
-    detectors: tuple[str, ...] = ()  # that convicted
+    detectors: tuple[str, ...] = ()  # those that convicted
     first_requests: int | None = None  # sent until the first finding
     tokens: int = 0
-    duration_s: float = 0.0  # of the load; virtual on the bundled stack
+    duration_s: float = 0.0  # the load's time, virtual on the bundled stack
     fingerprint: str = ""
     run_dir: str = ""
-    at_s: float = 0.0  # of the night, when it ended
-    took_s: float = 0.0  # of the wall clock, where it was made
+    at_s: float = 0.0  # time of the night at which it ended
+    took_s: float = 0.0  # wall clock of the machine that made it
     target_lost: bool = False  # the server is gone: what was measured before counts, the rest is unknown
 
     @property

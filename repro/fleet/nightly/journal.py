@@ -33,7 +33,7 @@ class NightId(msgspec.Struct, frozen=True):
     baseline: str
     version: str
     code: str
-    utc: str  # of the first start; a resume takes it over
+    utc: str  # time of the first start; a resume takes it over
 
 
 class Journal:

@@ -60,7 +60,7 @@ class Ended(msgspec.Struct):
 
     elapsed_s: float = 0.0
     lost: str = ""  # the target went away
-    interrupted: bool = False  # by Ctrl-C
+    interrupted: bool = False  # Ctrl-C ended it
 
 
 def nightly(options: NightOptions, say: Callable[[str], None]) -> Night:
@@ -167,7 +167,7 @@ def _run(
 def _needed(plan: Plan, journal: Journal, elapsed_s: Callable[[], float], ended: Ended) -> Iterator[Job]:
     """Yield the jobs that are still to be run, as long as the budgets last and nothing makes them needless."""
     budget, results = plan.suite.budget, journal.results
-    waited_for: deque[Job] = deque()  # in order, their requests not added up yet
+    waited_for: deque[Job] = deque()  # jobs in order whose requests are not added up yet
     known, known_of = plan.known(results), len(results)
     requests = 0
     for job in plan.jobs():

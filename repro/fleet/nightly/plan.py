@@ -32,7 +32,7 @@ class Target(msgspec.Struct, frozen=True):
     url: str = ""
     api: Api = "chat"
     defect: str = ""
-    reference: str = ""  # a URL, BUNDLED, or "" for none
+    reference: str = ""  # URL, BUNDLED, or "" for none
 
     def check(self) -> None:
         """Raise UsageError for what no run could be aimed at."""

@@ -15,7 +15,7 @@ from repro.fleet.nightly.job import Job, JobResult, died
 from repro.pool.call import Died, Pool
 from repro.schedule.token import code_hash
 
-PACKED_BYTES_MAX = 512 * 2**20  # of a run's folder on its way back; above it the event log stays behind
+PACKED_BYTES_MAX = 512 * 2**20  # a run's folder that is larger comes back without its event log
 LOG = "events.jsonl"
 
 

@@ -18,8 +18,8 @@ Known = Literal["low", "high"]
 class Sequential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The test's two rates, and how often it may be wrong where the truth is one of them."""
 
-    rate_low: float  # a share of sessions hit that is borne
-    rate_high: float  # one that is not
+    rate_low: float  # share of sessions hit that is tolerated
+    rate_high: float  # share that is not tolerated
     false_alarm_rate: float = 0.05  # says high, is low
     miss_rate: float = 0.05  # says low, is high
 

@@ -20,7 +20,7 @@ RARE = 1e-9  # outcomes rarer than that are left out of a power
 
 Counts = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
-Sessions = Sequence[tuple[int, int]]  # of each (wrong requests, requests)
+Sessions = Sequence[tuple[int, int]]  # (wrong requests, requests) of each session
 
 
 def effect_interval(before: Sessions, after: Sessions) -> tuple[float, float]:

@@ -50,7 +50,7 @@ class Case(Overrides, frozen=True, forbid_unknown_fields=True):
 
     scenario: str = ""
     traces: tuple[str, ...] = ()  # instead of a scenario
-    name: str = ""  # in reports; the scenario's if not given
+    name: str = ""  # label in reports; empty takes the scenario's name
     seeds: int = 1
     check: tuple[Property, ...] = ("silent",)
     picker: Literal["timed", "random"] = "timed"
@@ -67,7 +67,7 @@ class Case(Overrides, frozen=True, forbid_unknown_fields=True):
 class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Thresholds of the whole night, over its silent cases; None is no gate."""
 
-    rate_high_max: float | None = None  # of wrong requests: the upper end of the interval over sessions
+    rate_high_max: float | None = None  # upper end of the interval, over sessions, of the rate of wrong requests
     new_findings_max: int | None = 0  # signatures that no past night of this suite has had
     vacuous_runs_max: int = 0
     same_within: float = 0.01  # rates that surely differ by less than that from the baseline's are the same
@@ -79,7 +79,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     time_s: float | None = None
     requests: int | None = None
-    evidence_bytes: int = 2 * 2**30  # of run folders kept; beyond it event logs go first
+    evidence_bytes: int = 2 * 2**30  # space for run folders; beyond it event logs are removed first
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,15 +14,15 @@ from repro.schedule.schedule import Schedule
 from repro.search.play import Played
 from repro.serve.config import CONTEXT_SHARE_MAX
 
-PROMPT_TOKENS_MIN = 400  # a system prompt and a turn
+PROMPT_TOKENS_MIN = 400  # a system prompt and one turn fit
 CONTEXT_TOKENS_MIN = 512
-CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # of the device pages
+CONTEXT_SHARES = (CONTEXT_SHARE_MAX, 0.5)  # share of the device pages that one context may take
 SPLIT_SHARES = (2 * CONTEXT_SHARE_MAX, 1.5 * CONTEXT_SHARE_MAX, *CONTEXT_SHARES)  # ranks with some layers hold more
 HOST_RATIO_SMALL = 2  # host to device pages: so short a host is part of the case
 GAPS_MS = (10, 100, 300, 1_000, 2_000, 5_000, 8_000)
 ABORTS_MS = (300, 1_000, 2_000)  # after sending: in a prompt, an answer, or the answer of one that had to wait
 FIRES = (0, 1, 2, 4, 8, 16)  # hits to pass over
-SHIFTS = (-1, 1, -2, 2)  # of later steps, when one that was taken elsewhere is gone
+SHIFTS = (-1, 1, -2, 2)  # later steps move by these when an earlier deviation is dropped
 
 
 class Candidates(Protocol):
@@ -37,7 +37,7 @@ class Memory(NamedTuple):
     context_tokens: int
     device_pages: int
     host_pages: int
-    decode_pages: int | None = None  # with pd
+    decode_pages: int | None = None  # None without prefill-decode disaggregation
 
 
 def changed(case: Played, **changes: object) -> RunOptions:

@@ -24,7 +24,7 @@ from repro.search.shrink.testfile import pytest_text
 class Shrinking(msgspec.Struct, frozen=True, kw_only=True):
     """What to keep of a run, with which effort, and where the files go."""
 
-    signature: str  # a part of the finding's; "" for what the scenario expects
+    signature: str  # part of the finding's signature; "" for what the scenario expects
     budget: int  # replays
     workers: int
     root: Path

@@ -16,7 +16,7 @@ from repro.search.play import Played, Trial, discard, play_all, play_if_sensible
 from repro.search.shrink.candidates import LESS_OF_EACH, Candidates, fewer_deviations
 from repro.search.shrink.meetings import MEETING_REQUESTS, after_one_fault, meetings
 
-RESERVED_SHARE = 0.2  # of the budget, for taking away one thing after another
+RESERVED_SHARE = 0.2  # this share of the budget is kept for taking away one thing after another
 
 
 class Shrinker:
