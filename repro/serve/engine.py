@@ -30,6 +30,7 @@ from repro.serve.sched.request import Decode, Request
 from repro.serve.sched.rows import StagingRing
 from repro.serve.sched.sampling import Sampled
 from repro.serve.sched.scheduler import Scheduler
+from repro.serve.sched.state import Vocabulary
 from repro.serve.types import EngineStats, GenerateRequest, Update
 from repro.serve.worker import Executor, Work, Worker
 
@@ -159,9 +160,7 @@ class Engine:
             self.cache,
             guards,
             self._probes,
-            shape.vocab_size,
-            model.decode,
-            model.eos,
+            Vocabulary(shape.vocab_size, model.decode, model.eos),
             duties.prefilled,
         )
         self._staging = StagingRing(device, guards, config.staging_buffers)
@@ -194,7 +193,7 @@ class Engine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update; closing aborts."""
-        submitted = self.scheduler.submit(request)
+        submitted = self.scheduler.admission.submit(request)
         self._wake.set()
         try:
             while True:
@@ -223,24 +222,25 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return the current counters."""
-        scheduler, cache, size = self.scheduler, self.cache, self.config.page_tokens
+        requests, cache, size = self.scheduler.requests, self.cache, self.config.page_tokens
+        counts = requests.counts
         return EngineStats(
-            running_requests=len(scheduler.running),
-            waiting_requests=len(scheduler.waiting),
+            running_requests=len(requests.running),
+            waiting_requests=len(requests.waiting),
             device_used=cache.device_pages.used_pages * size,
             device_total=self._total_tokens("device"),
             host_used=cache.host_pages.used_pages * size,
             host_total=self._total_tokens("host"),
-            prompt_tokens_total=scheduler.prompt_tokens,
-            generation_tokens_total=scheduler.generated_tokens,
-            cached_device_tokens_total=scheduler.cached_device_tokens,
+            prompt_tokens_total=counts.prompt_tokens,
+            generation_tokens_total=counts.generated_tokens,
+            cached_device_tokens_total=counts.cached_device_tokens,
             load_back_tokens_total=cache.load_back_tokens,
             evicted_tokens_total=cache.evicted_tokens,
-            aborted_requests_total=scheduler.aborted_requests,
-            steps_total=scheduler.steps,
-            verify_steps_total=scheduler.verify_steps,
-            drafts_total=scheduler.verify_steps * self.config.speculative_drafts,
-            accepted_drafts_total=scheduler.accepted_drafts,
+            aborted_requests_total=counts.aborted_requests,
+            steps_total=counts.steps,
+            verify_steps_total=counts.verify_steps,
+            drafts_total=counts.verify_steps * self.config.speculative_drafts,
+            accepted_drafts_total=counts.accepted_drafts,
         )
 
     @property
@@ -266,7 +266,7 @@ class Engine:
         while not (self._stopping and flying is None and not self.scheduler.busy and not self._duties.busy):
             self._wake.clear()  # whoever calls from here on is not overslept
             self.cache.poll()
-            self.scheduler.reap()
+            self.scheduler.release.reap()
             self._duties.turn()
             self._apply_pressure()
             launched = await self._launch()
@@ -312,10 +312,11 @@ class Engine:
             await self._woken_or(storage.prefetched(), storage.patience_s)
         elif self.cache.pending:
             await self._woken_or(self.cache.drain())
-        elif self.scheduler.held or self._duties.busy:
+        elif self.scheduler.requests.held or self._duties.busy:
             await self._wake.wait()
         elif self.scheduler.busy:
-            assert any(request.aborted for request in self.scheduler.running), "requests wait and nothing moves"
+            running = self.scheduler.requests.running
+            assert any(request.aborted for request in running), "requests wait and nothing moves"
         else:
             if self.config.cache_check:
                 self.scheduler.check_idle(self._duties.outside_pages)

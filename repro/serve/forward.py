@@ -21,6 +21,7 @@ from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
 from repro.serve.guards import Guards
 from repro.serve.guards.waits import LayerLoads
+from repro.serve.kv.layout import Ints, Layout
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.launches import Launches
@@ -28,7 +29,7 @@ from repro.serve.memory import Memory
 from repro.serve.model.context import Context
 from repro.serve.model.indexer import Selected
 from repro.serve.model.projection import Projected
-from repro.serve.sched.batch import Batch, Ints, Layout
+from repro.serve.sched.batch import Batch
 from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps, score
 from repro.serve.spec.draft import DraftPass, DraftRows, Source, chained
 from repro.serve.spec.verify import standing_tokens, windows
@@ -76,7 +77,7 @@ class Forward(Launches):
         tokens, prefill, cost = batch.num_tokens, batch.prefill, self._cost
         self._put_upload(work)
         guards = self._between_kernels(batch)
-        stored, context = self._check.planned(batch)
+        stored, context = self._named_pages(batch)
         for number in range(1, batch.drafts):
             source = chained(batch, self._memory, number)
             keys = batch.token_keys // (1 + batch.drafts)
@@ -117,6 +118,12 @@ class Forward(Launches):
         self._put("forward.upload", work.upload, batch, duration_us, declared=declared, stream=self._upload)
         staging.uploaded.record(self._upload)
         self._guards.waits.before_row_read(self._compute, staging.uploaded)
+
+    def _named_pages(self, batch: Batch) -> tuple[int, int]:
+        """Return the page sets that a batch will write and read."""
+        size, sets = self._memory.pool.page_tokens, self._check.names.page_sets
+        stored, context = batch.stored_pages(size), batch.context_pages(size)
+        return sets.intern(stored), sets.intern(context)
 
     def _rows(self, batch: Batch) -> tuple[Access, ...]:
         """Return what a step may do to its members' rows."""
@@ -208,7 +215,7 @@ class StepWork:
             if takes_future:
                 memory.rows.append(rows, layout.positions)
             prefix = memory.rows.prefix[batch.rows, : pages * memory.pool.page_tokens]
-            self.reads = self._check.step(batch.members, layout, table, prefix)
+            self.reads = self._check.step(batch.readers, layout, table, prefix)
 
         return commit
 

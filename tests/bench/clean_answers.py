@@ -107,8 +107,8 @@ def turns_of(kind: str, session: Session, checkpoint: Checkpoint) -> Iterator[Tu
 
 def keep_bits(engine: Engine, turns: dict[str, Turn]) -> None:
     """Have the engine keep the digests of a request's rows when it gives them back."""
-    scheduler, pool = engine.scheduler, engine.cache._pools["device"]
-    release = scheduler._release
+    releases, pool = engine.scheduler.release, engine.cache._pools["device"]
+    release = releases.release
 
     def kept(request: Request) -> None:
         stored = np.arange(len(request.prompt) + len(request.output) - 1)  # the last token has no row yet
@@ -117,7 +117,7 @@ def keep_bits(engine: Engine, turns: dict[str, Turn]) -> None:
         turns[request.id].served_bits = digests(pool, torch.from_numpy(slots))
         release(request)
 
-    scheduler._release = kept  # type: ignore[method-assign]
+    releases.release = kept  # type: ignore[method-assign]
 
 
 async def serve(engine: Engine, sessions: list[list[Turn]], concurrency: int) -> None:

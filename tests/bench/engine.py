@@ -233,7 +233,7 @@ WATCHED: tuple[tuple[str, type, tuple[str, ...]], ...] = (
     ("ordering", OrderingDetector, ("feed",)),
     ("ownership", OwnershipDetector, ("feed",)),
     ("canary: the stamps of each read, inside the stack", StepReads, ("index", "latents", "record_store")),
-    ("canary: the stamps of each read, inside the stack", ReadCheck, ("step", "planned")),
+    ("canary: the stamps of each read, inside the stack", ReadCheck, ("step",)),
     ("canary: the detector", CanaryDetector, ("feed",)),
     ("garbled", Garbled, ("__init__", "feed", "close")),
     ("repetition", Repetition, ("__init__", "feed", "close")),

@@ -1,26 +1,40 @@
 """What a step read, and whether it was what it should have read.
 
 Each read gathers the stamps with the bytes and compares them with the request's own prefix hashes.
-A first-hand wrong read marks the request's rows of this step as tainted: what it stores from then on
-stems from wrong bytes, and whoever reads those rows later is told the origin.
+A first-hand wrong read marks the request's rows of this step as tainted: rows that it stores from then on
+stem from wrong bytes, and a later read of those rows is reported with the first read as its origin.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repro.base.probe import Access, BadRead, Component, Probes
 from repro.serve.device.base import Device, Recorder
+from repro.serve.kv.layout import Ints, Layout
 from repro.serve.kv.pool import Home, KVPool, Names
 from repro.serve.kv.stamps import Words, salt
-from repro.serve.sched.batch import Batch, Ints, Layout, Member
 
 Flags = NDArray[np.bool_]
 
 
+class Reader(Protocol):
+    """A request that reads in a step."""
+
+    @property
+    def id(self) -> str:
+        """Return the request's id."""
+
+    @property
+    def prompt_words(self) -> Words:
+        """Return the prefix hashes of the prompt's tokens."""
+
+
 class ReadCheck:
-    """Makes the checks of each step."""
+    """Makes the checks of each step, and remembers which taint it has reported."""
 
     def __init__(self, device: Device, homes: tuple[Home, ...], names: Names, probes: Probes, index_topk: int) -> None:
         self.device = device
@@ -29,22 +43,10 @@ class ReadCheck:
         self.names = names
         self.probes = probes
         self.index_topk = index_topk
-        self.told: dict[tuple[str, int], None] = {}  # (request, origin) pairs already reported
-
-    def planned(self, batch: Batch) -> tuple[int, int]:
-        """Return the page sets that a batch will write and read, as the host knows its block tables now."""
-        size = self.pool.page_tokens
-        stored, context = [], []
-        for member in batch.members:
-            end = (member.end - 1) // size + 1
-            context.append(member.request.pages[:end])
-            stored.append(member.request.pages[member.first // size : end])
-        both = (np.unique(np.concatenate(pages)).astype(np.int32) for pages in (stored, context))
-        written, read = (self.names.page_sets.intern(pages) for pages in both)
-        return written, read
+        self.reported: dict[tuple[str, int], None] = {}  # (request, origin) pairs
 
     def step(
-        self, members: tuple[Member, ...], layout: Layout, table: Ints, prefix: Words, ahead: int = 0
+        self, readers: Sequence[Reader], layout: Layout, table: Ints, prefix: Words, ahead: int = 0
     ) -> "StepReads":
         """Return the checks of a step with these block tables, (members, pages), and prefix hashes of their
         tokens as the device has them; `prefix` is the step's from now on.
@@ -52,7 +54,7 @@ class ReadCheck:
         A row of the draft layer depends on one token more than its position has: there `ahead` is 1, and
         `prefix` begins with the hash up to position 1.
         """
-        return StepReads(self, members, layout, table, prefix, ahead)
+        return StepReads(self, readers, layout, table, prefix, ahead)
 
 
 class StepReads:
@@ -61,53 +63,50 @@ class StepReads:
     def __init__(
         self,
         check: ReadCheck,
-        members: tuple[Member, ...],
+        readers: Sequence[Reader],
         layout: Layout,
         table: Ints,
         prefix: Words,
         ahead: int,
     ) -> None:
         self._check = check
-        self._members = members
+        self._requests = [reader.id for reader in readers]
         self._table = table
-        _, pages = table.shape
         size = check.pool.page_tokens
         self._ends = layout.ends
-        self._in_context = (np.arange(pages * size) < self._ends[:, None]).reshape(len(members), pages, size)
+        self._in_context = (np.arange(prefix.shape[1]) < self._ends[:, None]).reshape(*table.shape, size)
         self._scored = self._ends > check.index_topk  # a shorter context is taken whole, unscored
-        self.taint = np.zeros(len(members), np.int32)  # 0, or the bad read that what is stored stems from
+        self.taint = np.zeros(len(readers), np.int32)  # 0, or the bad read that a member's new rows stem from
         self._member_of_token, positions = layout.member_of_token, layout.positions
         self.token_slots: Ints = table[self._member_of_token, positions // size] * size + positions % size
         self.token_prefix: Words = prefix[self._member_of_token, positions]
-        for row, member in enumerate(members):
+        for row, reader in enumerate(readers):
             # A device row can be another request's, and its pages with it: the prompt is what was asked.
-            words = member.request.prompt_words[ahead : ahead + pages * size]
+            words = reader.prompt_words[ahead : ahead + prefix.shape[1]]
             prefix[row, : len(words)] = words
-        self._expected = prefix.reshape(len(members), pages, size)
-        stops = ((self._ends - 1) // size + 1).tolist()
-        self._context_sets = [self._set(row, slice(stop)) for row, stop in enumerate(stops)]
-        starts = (layout.firsts // size).tolist()
-        self._store_sets = [self._set(row, slice(starts[row], stops[row])) for row in range(len(members))]
+        self._expected: Words = prefix.reshape(*table.shape, size)
+        self._context_pages = ((self._ends - 1) // size + 1).tolist()
+        self._context_sets = [self._set(row, slice(stop)) for row, stop in enumerate(self._context_pages)]
+        spans = enumerate(zip((layout.firsts // size).tolist(), self._context_pages, strict=True))
+        self._store_sets = [self._set(row, slice(start, stop)) for row, (start, stop) in spans]
 
     def token_taint(self) -> NDArray[np.int32]:
         """Return each token's taint as of now."""
         return self.taint[self._member_of_token]
 
     def token_stamps(self, component: Component, layer: int) -> Words:
-        """Return what each token's row is stamped with."""
+        """Return the stamp of each token's row."""
         return self.token_prefix ^ salt(component, layer)
 
     def record_store(self, recorder: Recorder, component: Component, layer: int) -> None:
         """Note the pages that this layer's store wrote."""
-        for row, member in enumerate(self._members):
-            pages = self._store_sets[row]
-            recorder.access(self._access(True, component, layer, pages, member.request.id))
+        for request, pages in zip(self._requests, self._store_sets, strict=True):
+            recorder.access(self._access(True, component, layer, pages, request))
 
     def index(self, recorder: Recorder, layer: int) -> None:
         """Check the index keys that the indexer scores: the whole context of each scored member."""
-        for row in np.flatnonzero(self._scored):
-            request = self._members[row].request.id
-            recorder.access(self._access(False, "index", layer, self._context_sets[row], request))
+        for row in np.flatnonzero(self._scored).tolist():
+            recorder.access(self._access(False, "index", layer, self._context_sets[row], self._requests[row]))
         self._verify(recorder, "index", layer, self._in_context & self._scored[:, None, None])
 
     def latents(self, recorder: Recorder, layer: int, slots: Ints | None, counts: Ints | None) -> None:
@@ -117,11 +116,12 @@ class StepReads:
         """
         read = self._in_context if slots is None or counts is None else self._gathered(slots, counts)
         touched: Flags = np.any(read, axis=2)
-        for row, member in enumerate(self._members):
+        for row, request in enumerate(self._requests):
             places = np.flatnonzero(touched[row])
             if len(places):
-                pages = self._set(row, places)
-                recorder.access(self._access(False, "latent", layer, pages, member.request.id))
+                whole = len(places) == self._context_pages[row]
+                pages = self._context_sets[row] if whole else self._set(row, places)
+                recorder.access(self._access(False, "latent", layer, pages, request))
         self._verify(recorder, "latent", layer, read)
 
     def _gathered(self, slots: Ints, counts: Ints) -> Flags:
@@ -139,7 +139,7 @@ class StepReads:
     def _place_of_page(self) -> Ints:
         """Return where in its block table each member has each page of its context, (members, pages)."""
         members, pages, size = self._expected.shape
-        # What a row's former owner left behind the context goes to a column of its own.
+        # Pages behind the context are a former owner's: they go to a column of their own.
         used = np.arange(pages) * size < self._ends[:, None]
         columns = np.where(used, self._table, self._check.pool.pages)
         places = np.zeros((members, self._check.pool.pages + 1), np.int64)
@@ -160,14 +160,14 @@ class StepReads:
                 self._report(recorder, component, layer, int(row), taint[row] == origin, origin)
 
     def _report(self, recorder: Recorder, component: Component, layer: int, row: int, rows: Flags, origin: int) -> None:
-        check, request = self._check, self._members[row].request.id
+        check, request = self._check, self._requests[row]
         if origin:
             self.taint[row] = self.taint[row] or origin
-            if (request, origin) in check.told:
+            if (request, origin) in check.reported:
                 return
         bad_read = check.names.bad_read()
         self.taint[row] = origin or self.taint[row] or bad_read
-        check.told[request, origin or bad_read] = None
+        check.reported[request, origin or bad_read] = None
         stream, index = recorder.ref
         check.probes.emit(
             BadRead(

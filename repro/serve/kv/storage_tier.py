@@ -23,7 +23,7 @@ from repro.serve.guards import Guards
 from repro.serve.kv.page import PageAllocator
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, Rows
 from repro.serve.kv.radix.node import Node, TokenRun
-from repro.serve.kv.radix.tree import RadixTree
+from repro.serve.kv.radix.tree import RadixTree, TokensLike
 from repro.serve.kv.storage import Key, PageFiles, page_keys, root_key
 
 PATIENCE_S = 1.0  # what a request waits for its prefetch; the base of SGLang's prefetch timeout
@@ -153,7 +153,7 @@ class StorageTier:
 
     # -- prefetching ------------------------------------------------------------------------------------
 
-    def prefetch(self, tokens: tuple[int, ...], request: str) -> Prefetch | None:
+    def prefetch(self, tokens: TokensLike, request: str) -> Prefetch | None:
         """Start to read what continues the cached prefix of these tokens in files; None where there is nothing to
         read, or no room for it now."""
         match = self._tree.match(tokens)

@@ -24,7 +24,7 @@ from repro.serve.kv.page import PageAllocator, PageChange
 from repro.serve.kv.pool import NO_PAGES, KVPool, Names, Pages, Place
 from repro.serve.kv.radix.eviction import evict_device, evict_host, reclaim_host
 from repro.serve.kv.radix.node import Node
-from repro.serve.kv.radix.tree import Match, RadixTree
+from repro.serve.kv.radix.tree import Match, RadixTree, TokensLike
 from repro.serve.kv.storage_tier import Prefetch, StorageTier
 
 LOAD_BACK_MIN_PAGES = 1
@@ -166,7 +166,7 @@ class HiCache:
 
     # -- prefix hits ------------------------------------------------------------------------------
 
-    def match(self, tokens: tuple[int, ...]) -> Match:
+    def match(self, tokens: TokensLike) -> Match:
         """Return the longest cached prefix on both tiers, in whole pages."""
         return self.tree.match(tokens)
 
@@ -227,7 +227,7 @@ class HiCache:
 
     # -- backing up -------------------------------------------------------------------------------
 
-    def insert(self, tokens: tuple[int, ...], pages: Pages, counted_pages: int = 0) -> tuple[Node, Pages]:
+    def insert(self, tokens: TokensLike, pages: Pages, counted_pages: int = 0) -> tuple[Node, Pages]:
         """Put a computed prefix into the tree; return its node and the pages the tree did not take.
 
         The first `counted_pages` were inserted by the same request before: that is no second hit.

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from repro.serve.kv.pool import Pages
 from repro.serve.sched.batch import Batch, Member
 
@@ -38,10 +36,6 @@ class TouchedPages:
 
 def touched_pages(batch: Batch, page_tokens: int) -> TouchedPages:
     """Return the pages that a step will touch."""
-    stored, context, older = [], [], []
-    for member in batch.members:
-        pages, end = member.request.pages, (member.end - 1) // page_tokens + 1
-        stored.append(pages[member.first // page_tokens : end])
-        context.append(pages[:end])
-        older.append(pages[: -(-member.first // page_tokens)])
-    return TouchedPages(*(np.unique(np.concatenate(each)).astype(np.int32) for each in (stored, context, older)))
+    return TouchedPages(
+        batch.stored_pages(page_tokens), batch.context_pages(page_tokens), batch.older_pages(page_tokens)
+    )

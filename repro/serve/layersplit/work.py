@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from repro.base.probe import Component
 from repro.serve.device.base import Commit, Event, Recorder
+from repro.serve.kv.layout import Ints, Layout
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck, StepReads
 from repro.serve.kv.stamps import Words, salt
@@ -24,7 +25,7 @@ from repro.serve.memory import Memory
 from repro.serve.model.context import Context
 from repro.serve.model.indexer import Selected
 from repro.serve.model.projection import Projected
-from repro.serve.sched.batch import Batch, Ints, Layout
+from repro.serve.sched.batch import Batch
 from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps
 
 SENT_AS: Component = "latent"  # whose stamps travel with new rows, for all components
@@ -109,7 +110,7 @@ class RankWork:
     def _reads(self, batch: Batch, layout: Layout) -> StepReads:
         table = self._table(batch, layout)
         prefix = self.memory.rows.prefix[batch.rows, : table.shape[1] * self.memory.pool.page_tokens]
-        return self._check.step(batch.members, layout, table, prefix)
+        return self._check.step(batch.readers, layout, table, prefix)
 
     # -- new rows ---------------------------------------------------------------------------------------
 

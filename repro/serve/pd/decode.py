@@ -20,6 +20,7 @@ from repro.serve.pd.ownership import DECODE_SIDE, Ownership, Stage
 from repro.serve.pd.transfer import RemoteMemory, SlotReader, Slots
 from repro.serve.pd.work import Work
 from repro.serve.sched.batch import Batch
+from repro.serve.sched.release import ABORTED
 from repro.serve.sched.request import Request
 from repro.serve.sched.sampling import Sampled
 from repro.serve.types import GenerateRequest
@@ -100,7 +101,7 @@ class DecodeWorker:
 
     def submit(self, room: int, wire: GenerateRequest, prefill: str) -> Request:
         """Queue a request whose prompt `prefill` will compute. Raises RejectedError."""
-        request = self.engine.scheduler.register(wire, len(self._queue))
+        request = self.engine.scheduler.admission.register(wire, len(self._queue))
         self._queue.append(_Waiting(room, request, prefill))
         asyncio.get_running_loop().call_later(self._pd.transfer_timeout_s, self._expire, room, request)
         self.engine.wake()
@@ -133,7 +134,7 @@ class DecodeWorker:
             held.request.cached_host_tokens = message.cached_host_tokens
             self._work.start(self._adopt(held))
         else:  # and no write of it is on its way
-            self.engine.scheduler.give_up(held.request)
+            self.engine.scheduler.release.finish(held.request, ABORTED)
             self._reclaim_slot(held)
             self._reclaim_pages(held)
 
@@ -153,7 +154,7 @@ class DecodeWorker:
         """Give a request the pages of its prompt and a slot; False without room for its longest answer."""
         scheduler, cache = self.engine.scheduler, self.engine.cache
         request = waiting.request
-        promised = scheduler.promised_pages + sum(
+        promised = scheduler.admission.promised_pages + sum(
             self._answer_pages(held.request) for held in self._reservations.values() if held.request.state != "finished"
         )
         needed = self._prompt_pages(request) + self._answer_pages(request)
@@ -186,7 +187,7 @@ class DecodeWorker:
         first = await self._slot_reader.read(held.slot, held.room, request.id, len(request.prompt))
         self._reclaim_slot(held)
         del self._reservations[held.room]
-        self.engine.scheduler.adopt(request, held.pages, first)
+        self.engine.scheduler.admission.adopt(request, held.pages, first)
 
     def _expire(self, room: int, request: Request) -> None:
         held = self._reservations.get(room)
@@ -198,7 +199,7 @@ class DecodeWorker:
 
     def _give_up(self, held: _Reservation) -> None:
         """End a request that waits for its rows, and get its pages back."""
-        self.engine.scheduler.give_up(held.request)
+        self.engine.scheduler.release.finish(held.request, ABORTED)
         self._tell("transfer_abort", held)
         if held.ownership.stage is Stage.PREFILL_QUEUED:
             held.ownership.move(Stage.ABORT_REQUESTED)
@@ -257,7 +258,7 @@ class DecodeWorker:
         """Drop who was aborted, and reserve pages for who waits longest."""
         for waiting in [waiting for waiting in self._queue if waiting.request.aborted]:
             self._queue.remove(waiting)
-            self.engine.scheduler.give_up(waiting.request)
+            self.engine.scheduler.release.finish(waiting.request, ABORTED)
             self._network.send(self.device, waiting.prefill, Abort(waiting.room, self.device.name))
         for held in [held for held in self._reservations.values() if held.awaited and held.request.aborted]:
             if held.request.state != "finished":

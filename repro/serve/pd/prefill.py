@@ -117,7 +117,7 @@ class PrefillWorker:
 
     def cached_pages(self, request: GenerateRequest) -> int:
         """Return how much of a prompt is cached here, on any tier, as far as the router knows."""
-        return self.engine.scheduler.cached_pages(request)
+        return self.engine.scheduler.admission.cached_pages(request)
 
     # -- messages -------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class PrefillWorker:
         wire = send.wire
         once = msgspec.structs.replace(wire.sampling, max_tokens=1, stop=())
         try:
-            send.request = self.engine.scheduler.submit(msgspec.structs.replace(wire, sampling=once))
+            send.request = self.engine.scheduler.admission.submit(msgspec.structs.replace(wire, sampling=once))
         except RejectedError:
             self._fail(send)
             return
@@ -268,7 +268,7 @@ class PrefillWorker:
 
     async def _release(self, request: Request, written: "asyncio.Task[None]") -> None:
         await self._guards.waits.before_source_release(asyncio.shield(written))
-        self.engine.scheduler.let_go(request)
+        self.engine.scheduler.release.let_go(request)
         self.engine.wake()
 
     # -- housekeeping -----------------------------------------------------------------------------------

@@ -4,47 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from repro.serve.kv.layout import Ints, Layout
 from repro.serve.kv.loadback import LayerEvents
+from repro.serve.kv.pool import Pages
 from repro.serve.sched.request import Request
 from repro.serve.sched.rows import Staging
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Tokens of a step, member by member: each has those at positions [first, first + count)."""
-
-    firsts: Ints  # (members,)
-    counts: Ints  # (members,), at least 1
-
-    @cached_property
-    def ends(self) -> Ints:
-        """Return the position behind each member's last token, (members,)."""
-        return self.firsts + self.counts
-
-    @cached_property
-    def starts(self) -> Ints:
-        """Return the place of each member's first token among all tokens, (members,)."""
-        starts: Ints = np.cumsum(self.counts) - self.counts
-        return starts
-
-    @cached_property
-    def last_tokens(self) -> Ints:
-        """Return the place of each member's last token among all tokens, (members,)."""
-        return self.starts + self.counts - 1
-
-    @cached_property
-    def member_of_token(self) -> Ints:
-        """Return each token's member, (tokens,)."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
-
-    @cached_property
-    def positions(self) -> Ints:
-        """Return each token's position, (tokens,)."""
-        return np.arange(self.counts.sum()) + np.repeat(self.firsts - self.starts, self.counts)
 
 
 @dataclass(frozen=True)
@@ -66,6 +31,10 @@ class Member:
     def end(self) -> int:
         return self.first + self.count
 
+    def pages(self, page_tokens: int) -> list[int]:
+        """Return the pages up to the last token."""
+        return self.request.pages[: (self.end - 1) // page_tokens + 1]
+
     @property
     def is_current(self) -> bool:
         """Return whether the request still runs as it did when the step was planned."""
@@ -75,7 +44,7 @@ class Member:
     def scored(self) -> range:
         """Return the positions in this chunk of a prompt whose next token is to be judged."""
         start = self.request.wire.score_from
-        if start is None or self.request.replayed:  # told with the answer's first token
+        if start is None or self.request.replayed:  # the client has its scores since the answer's first token
             return range(0)
         return range(max(self.first, start), min(self.end, len(self.request.prompt) - 1))
 
@@ -107,6 +76,11 @@ class Batch:
     def requests(self) -> tuple[str, ...]:
         return tuple(member.request.id for member in self.members)
 
+    @property
+    def readers(self) -> list[Request]:
+        """Return each member's request (`kv.reads.Reader`)."""
+        return [member.request for member in self.members]
+
     @cached_property
     def token_keys(self) -> int:
         """Return how many (token, key) pairs the indexer scores in one layer; a token scores its own key too.
@@ -127,8 +101,24 @@ class Batch:
         """Return the members that get a token."""
         return tuple(member for member in self.members if member.samples)
 
+    def stored_pages(self, page_tokens: int) -> Pages:
+        """Return the pages that the step's new rows go to, as the host knows its block tables now."""
+        return _union([each.pages(page_tokens)[each.first // page_tokens :] for each in self.members])
+
+    def context_pages(self, page_tokens: int) -> Pages:
+        """Return all pages that the step may read, as the host knows its block tables now."""
+        return _union([each.pages(page_tokens) for each in self.members])
+
+    def older_pages(self, page_tokens: int) -> Pages:
+        """Return the pages with rows of earlier steps, as the host knows its block tables now."""
+        return _union([each.request.pages[: -(-each.first // page_tokens)] for each in self.members])
+
     def layout(self) -> Layout:
         """Return where the tokens are; not of windows, whose layout the device has (`spec.verify`)."""
         assert not self.drafts, "the host does not know where a window begins"
         firsts = np.array([member.first for member in self.members], np.int64)
         return Layout(firsts, np.array([member.count for member in self.members], np.int64))
+
+
+def _union(parts: list[list[int]]) -> Pages:
+    return np.unique(np.concatenate(parts)).astype(np.int32)

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from repro.serve.kv.radix.node import Node
+from repro.serve.kv.radix.node import Node, TokenRun
 from repro.serve.kv.stamps import Words, prefix_words
 from repro.serve.kv.storage_tier import Prefetch
-from repro.serve.spec.acceptance import Acceptance
-from repro.serve.types import GenerateRequest, PromptScore, SamplingParams, Update
+from repro.serve.sched.acceptance import Acceptance
+from repro.serve.types import GenerateRequest, PromptScore, SamplingParams, Speculation, Update
 
 Decode = Callable[[list[int]], str]
 State = Literal["waiting", "running", "held", "finished"]  # held: computed here, decoded elsewhere
@@ -43,6 +43,7 @@ class Request:
     hit_pages: int = 0  # leading pages that the radix tree had when this request was admitted
     shared_pages: int = 0  # leading pages that the radix tree owns
     counted_pages: int = 0  # leading pages that count this request as a hit already
+    hit_keys: TokenRun | None = None  # what its longest possible hit is found by; None until it is asked for
     prefetch: Prefetch | None = None  # what continues its prefix in storage, on its way to the host
     node: Node | None = None  # the pinned node that holds the shared pages
     computed: int = 0  # tokens whose rows are stored by enqueued steps
@@ -89,14 +90,19 @@ class Request:
         return len(self.prompt) + self.max_tokens
 
     @property
-    def tokens(self) -> tuple[int, ...]:
+    def tokens(self) -> TokenRun:
         """Return prompt and answer so far."""
-        return self.wire.tokens + tuple(self.output)
+        return np.append(self.prompt, np.asarray(self.output, np.int64))
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """Return the counts of speculation as they are now; None without speculation."""
+        return None if self.acceptance is None else self.acceptance.counts(len(self.output))
 
     def retract(self) -> None:
         """Forget all but the answer so far: the request is to be admitted again."""
         self.state, self.row, self.node, self.pages = "waiting", -1, None, []
-        self.prefetch = None
+        self.prefetch = self.hit_keys = None
         self.hit_pages = self.shared_pages = self.computed = 0
         self.planned = self.replayed = len(self.output)
         self.scores = []  # told with the first token, or to be judged again

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from repro.base.probe import Component
 from repro.serve.device.base import Commit, Recorder
+from repro.serve.kv.layout import Ints, Layout
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.kv.stamps import Words, mix
 from repro.serve.memory import Memory
@@ -27,7 +28,7 @@ from repro.serve.model.context import Context
 from repro.serve.model.indexer import Selected
 from repro.serve.model.mtp import draft_hidden, draft_input
 from repro.serve.model.projection import Projected
-from repro.serve.sched.batch import Batch, Ints, Layout, Member
+from repro.serve.sched.batch import Batch, Member
 from repro.serve.sched.sampling import sample_stamps
 from repro.serve.spec.verify import windows
 
@@ -94,7 +95,8 @@ class DraftPass:
         pages = int(layout.ends.max() - 1) // pool.page_tokens + 1
         table = device_rows.table[stored.rows, :pages]
         prefix = device_rows.prefix[stored.rows, 1 : pages * pool.page_tokens + 1]
-        self._reads = reads = self._check.step(stored.members, layout, table, prefix, ahead=1)
+        readers = [member.request for member in stored.members]
+        self._reads = reads = self._check.step(readers, layout, table, prefix, ahead=1)
         reads.taint[:] = stored.taint
         values = self._project(stored, table)
 

@@ -10,7 +10,7 @@ without drafts, at any temperature: a draft saves a step and never chooses.
 
 import numpy as np
 
-from repro.serve.sched.batch import Ints, Layout
+from repro.serve.kv.layout import Ints, Layout
 from repro.serve.sched.rows import DeviceRows
 
 

@@ -134,15 +134,15 @@ async def abort_when(stack: Stack, condition: str) -> Answer:
     scheduler = stack.engine.scheduler
     reached = {
         "received": lambda: True,
-        "waits": lambda: any(request.id == "a" for request in scheduler.waiting),
-        "prefills": lambda: any(0 < r.computed < 20 for r in scheduler.running if r.id == "a"),
-        "decodes": lambda: any(len(r.output) == 3 for r in scheduler.running if r.id == "a"),
-        "samples its last token": lambda: any(r.planned == 10 for r in scheduler.running if r.id == "a"),
+        "waits": lambda: any(request.id == "a" for request in scheduler.requests.waiting),
+        "prefills": lambda: any(0 < r.computed < 20 for r in scheduler.requests.running if r.id == "a"),
+        "decodes": lambda: any(len(r.output) == 3 for r in scheduler.requests.running if r.id == "a"),
+        "samples its last token": lambda: any(r.planned == 10 for r in scheduler.requests.running if r.id == "a"),
     }[condition]
     await asyncio.sleep(0)
     while not reached():
         await asyncio.sleep(1e-4)
-    [request] = [r for r in (*scheduler.waiting, *scheduler.running) if r.id == "a"]
+    [request] = [r for r in (*scheduler.requests.waiting, *scheduler.requests.running) if r.id == "a"]
     stack.engine.abort("a")
     said = len(request.output)
     assert (await mate).tokens == stamps_answer(prompt(2, 9), 6)

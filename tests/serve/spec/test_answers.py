@@ -15,7 +15,7 @@ from repro.serve.config import EngineConfig
 from repro.serve.engine import LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import COMPONENTS
-from repro.serve.spec.keys import pair_keys
+from repro.serve.sched.keys import pair_keys
 from repro.serve.types import GenerateRequest, SamplingParams
 from tests.bench.clean_answers import sessions_of, turns_of
 from tests.serve.engine.builders import Answer, Stack, source_tokens
@@ -80,7 +80,7 @@ def kept_rows(model: LoadedModel, tokens: tuple[int, ...], count: int) -> tuple[
         answer = await stack.ask(request("a", tokens, count))
         whole = (*tokens, *answer.tokens)
         cache = stack.engine.cache
-        pages = cache.match(pair_keys(whole, 4096)).device_pages
+        pages = cache.match(pair_keys(np.array(whole), 4096)).device_pages
         assert len(pages) == (len(whole) - 1) // stack.engine.config.page_tokens
         pool = cache._pools["device"]
         rows = [pool.read(component, layer, pages).values for layer in range(pool.layers) for component in COMPONENTS]
@@ -173,7 +173,7 @@ def agent_turn() -> tuple[int, ...]:
 
 async def again_with_nan(stack: Stack, prompt: tuple[int, ...]) -> Answer:
     pool, cache = stack.engine.cache._pools["device"], stack.engine.cache
-    pages = torch.from_numpy(cache.match(pair_keys(prompt, 4096)).device_pages[:2].astype(np.int64))
+    pages = torch.from_numpy(cache.match(pair_keys(np.array(prompt), 4096)).device_pages[:2].astype(np.int64))
     for component in COMPONENTS:
         values = pool.values[component]
         assert values is not None

@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.serve.sched.batch import Layout
+from repro.serve.kv.layout import Layout
+from repro.serve.sched.keys import pair_keys
 from repro.serve.sched.rows import DeviceRows
 from repro.serve.sched.sampling import sample_stamps
 from repro.serve.spec.draft import WRONG_STAMP_DRAFTS, draft_stamps
-from repro.serve.spec.keys import pair_keys
 from repro.serve.spec.verify import standing_tokens, windows
 
 token = st.integers(0, 2)  # few, so that drafts are often right
@@ -41,8 +41,8 @@ def test_a_window_is_cut_where_the_longest_answer_ends_and_never_empty() -> None
 
 
 def test_a_key_tells_a_token_by_its_successor() -> None:
-    assert pair_keys((1, 2, 3), 10) == (12, 23)
-    assert len(set(pair_keys((5, 5, 6, 5, 7), 154_880))) == 4
+    assert pair_keys(np.array([1, 2, 3]), 10).tolist() == [12, 23]
+    assert len(set(pair_keys(np.array([5, 5, 6, 5, 7]), 154_880).tolist())) == 4
 
 
 def test_a_share_of_the_stamps_drafts_is_wrong_and_which_depends_on_the_prefix_alone() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.serve.spec.acceptance import WINDOW_TOKENS, Acceptance
+from repro.serve.sched.acceptance import WINDOW_TOKENS, Acceptance
 
 steps = st.lists(st.integers(1, 4), max_size=200)  # tokens of each verify step, with three drafts
 
