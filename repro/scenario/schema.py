@@ -59,7 +59,11 @@ DETECT_RANGES = {"pages_sampled": (1, 4096)}
 LIMIT_RANGES = {"wall_s": (1, WEEK_S), "requests": (1, 1_000_000_000)}
 
 
-class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A table of a scenario file."""
+
+
+class LoadSpec(_Table, frozen=True):
     """What the clients do. `trace` is "synth:KIND", or one or several files and folders."""
 
     sessions: int = 8  # a trace may have more: the first ones are asked
@@ -88,7 +92,7 @@ class LoadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return str(self.trace).removeprefix(SYNTH) if is_kind else None
 
 
-class AcceptanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class AcceptanceSpec(_Table, frozen=True):
     """How acceptance is judged, as `detectors.answers.acceptance.AcceptanceRules` says; None: as it is by default.
 
     A scenario that has it asks for the detector: a target that tells no counts is unknown then.
@@ -102,59 +106,54 @@ class AcceptanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     arl_tokens: float | None = None
 
 
-class DetectSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class DetectSpec(_Table, frozen=True):
     """How closely the detectors look."""
 
     pages_sampled: int = 1  # ordering watches one page in so many; which ones, the seed says
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Limits(_Table, frozen=True):
     """Bounds of a run. Reaching one ends the run; what was done until then is judged."""
 
     wall_s: float = 600.0  # real time, the oracle's included
     requests: int = 100_000
 
 
-class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Expect(_Table, frozen=True):
     """What tests and the nightly job expect; never changes an exit code."""
 
     detectors: tuple[str, ...] = ()
 
 
-class Scenario(msgspec.Struct, frozen=True):
-    """One scenario, checked. `config` is the target with its overrides applied."""
+class _Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scenario and its file both say."""
 
-    name: str
-    title: str
-    about: str
-    defects: tuple[str, ...]
-    config: EngineConfig
-    load: LoadSpec
-    faults: tuple[Fault, ...]
-    exercise: dict[str, int]
-    limits: Limits
-    expect: Expect
-    source: str  # the TOML text
-    acceptance: AcceptanceSpec | None = None
-    engine: Engine = "bundled"
-    detect: DetectSpec = DetectSpec()
-
-
-class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The tables of a scenario file, as they are written."""
-
-    format: int
     title: str
     about: str = ""
     defects: tuple[str, ...] = ()
-    target: dict[str, Any] = {}
     load: LoadSpec = LoadSpec()
-    fault: tuple[Fault, ...] = ()
+    faults: tuple[Fault, ...] = msgspec.field(default=(), name="fault")
     exercise: dict[str, int] = {}
     acceptance: AcceptanceSpec | None = None
     detect: DetectSpec = DetectSpec()
     limits: Limits = Limits()
     expect: Expect = Expect()
+
+
+class ScenarioFile(_Parts, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tables of a scenario file, as they are written."""
+
+    format: int
+    target: dict[str, Any] = {}
+
+
+class Scenario(_Parts, frozen=True, kw_only=True):
+    """One scenario, checked."""
+
+    name: str
+    engine: Engine
+    config: EngineConfig  # [target], with its overrides applied
+    source: str  # the TOML text
 
 
 EXERCISE = Exercised.__struct_fields__
@@ -200,7 +199,9 @@ def find(name: str) -> Scenario:
 def parse(text: str, name: str, where: str) -> Scenario:
     """Return the scenario of a TOML text; raises ScenarioError with file, key and what was expected."""
     raw = tables_of(text, where)
-    if raw.get("format", FORMAT) != FORMAT:
+    if "format" not in raw:
+        raise ScenarioError(f'{where}: the key "format" is missing')
+    if raw["format"] != FORMAT:
         raise ScenarioError(f"{where}: format = {as_toml(raw['format'])}; this version reads format = {FORMAT}")
     return checked(to_struct(raw, ScenarioFile, where), text, name, where)
 
@@ -210,17 +211,15 @@ def checked(file: ScenarioFile, source: str, name: str, where: str) -> Scenario:
     engine, config = _config(file.target, where)
     _check(file, config, where)
     if engine == "sglang":
-        fits.check(config, file.defects, tuple(fault.at for fault in file.fault), where)
-    return Scenario(
-        name, file.title, file.about, file.defects, config, file.load, file.fault, file.exercise, file.limits,
-        file.expect, source, file.acceptance, engine, file.detect,
-    )  # fmt: skip
+        fits.check(config, file.defects, tuple(fault.at for fault in file.faults), where)
+    parts = {part: getattr(file, part) for part in _Parts.__struct_fields__}
+    return Scenario(name=name, engine=engine, config=config, source=source, **parts)
 
 
 def _check(file: ScenarioFile, config: EngineConfig, where: str) -> None:
     defects.check(file.defects, config, f"{where} defects")
-    plan.check(file.fault, where)
-    for number, fault in enumerate(file.fault, 1):
+    plan.check(file.faults, where)
+    for number, fault in enumerate(file.faults, 1):
         if isinstance(fault.do, Evict) and fault.do.tokens < config.page_tokens:
             raise ScenarioError(
                 f"{where} [[fault]] {number}: do.tokens = {fault.do.tokens}; whole pages are evicted, "
