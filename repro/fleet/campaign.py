@@ -82,7 +82,7 @@ def exit_code(sides: Sequence[Side], seeds: int) -> int:
 
 
 def first_findings(side: Side) -> dict[str, tuple[int, str]]:
-    """Return by layer of the truth how many runs found something there, and after how many requests, in words."""
+    """Return, for each layer, how many runs found something and, in words, after how many requests."""
     found: dict[str, tuple[int, str]] = {}
     for layer in LAYERS:
         requests = sorted(verdict.first[layer].requests for verdict in side.verdicts if layer in verdict.first)
@@ -92,10 +92,7 @@ def first_findings(side: Side) -> dict[str, tuple[int, str]]:
 
 
 def corrupted_rate(side: Side) -> str:
-    """Return the rate of requests corrupted at first hand with its interval, in words (simulated).
-
-    Poisoned ones may be among them, so the two don't add up.
-    """
+    """Return in words the rate, with its interval, of requests that read wrong bytes themselves; poisoned or not."""
     if not side.verdicts:
         return "no run"
     per_run = [(v.funnel.corrupted, v.funnel.requests) for v in side.verdicts]

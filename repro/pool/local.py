@@ -110,7 +110,7 @@ class _Worker:
                 self._end()
             if self._process is None and not self._killed:
                 self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in _end
-                # In a session of its own the process does not get the terminal's Ctrl-C: the pool's owner ends it.
+                # A new session keeps the terminal's Ctrl-C away: the pool's owner ends the process.
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "repro.pool.worker"],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True,

@@ -72,12 +72,12 @@ class Tally(msgspec.Struct):
 
     @property
     def by_layer(self) -> Counter[str]:
-        """Return how many causes were found in each layer of the truth."""
+        """Return how many causes were found in each layer."""
         return Counter(each.layer for each in self.caught)
 
     @property
     def verdict(self) -> VerdictWord:
-        """Return what the hunt comes to; a finding that was not proved is none, and a harness that lies has failed."""
+        """Return the word of the hunt: only proved findings count; a replay that differs is a failure."""
         if any(each.proved is False for each in self.caught) or (self.died and self.died == self.runs):
             return VerdictWord.FAILED
         if any(each.proved for each in self.caught):

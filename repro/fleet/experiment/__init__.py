@@ -1,1 +1,1 @@
-"""Experiments: scenarios in steps that are told side by side, such as the five of `pd_scaling_pain`."""
+"""Experiments: scenarios in steps that are compared, such as the five of `pd_scaling_pain`. Entered by `repro.cli`."""

@@ -28,7 +28,7 @@ MERGED = ("target", "load", "exercise")  # tables that a step and its variants o
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a part of a step has of its own."""
+    """What is different in one part of a step."""
 
     name: str
     target: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def _check_source(step: Step, steps: tuple[Step, ...], place: str) -> None:
 
 
 def _parts(common: dict[str, Any], step: Step, where: str) -> list[Part]:
-    """Return a step's parts, each parsed as a scenario once, so that a wrong key is told before anything runs."""
+    """Return a step's parts. Each is parsed as a scenario, so that a wrong key is found before anything runs."""
     of_step = merged(common, {key: getattr(step, key) for key in MERGED})
     _checked(of_step, where)
     variants = step.variant or (Variant(""),)

@@ -26,7 +26,7 @@ class PartRun(PlannedRun, frozen=True, kw_only=True):
 
 
 class PartRuns(msgspec.Struct):
-    """The runs of one part, by seed. What died or could not be run has words instead of a verdict."""
+    """The runs of one part, by seed. A run that died, or was not needed, has words instead of a verdict."""
 
     part: Part
     verdicts: dict[int, RunVerdict] = {}
@@ -40,7 +40,7 @@ class PartRuns(msgspec.Struct):
 
 
 def run_parts(experiment: Experiment, folder: ExperimentFolder, *, workers: int, done: OnDone) -> list[PartRuns]:
-    """Run what the folder does not have yet and return all; a Ctrl-C ends early, with what there is."""
+    """Make the runs that the folder does not have yet and return all; after a Ctrl-C some are missing."""
     parts = limited(experiment.parts, folder.plan.seeds_max)
     results = {part.key: PartRuns(part) for part in parts}
 
@@ -56,7 +56,7 @@ def run_parts(experiment: Experiment, folder: ExperimentFolder, *, workers: int,
 
 
 def _waves(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
-    """Return the parts that others ask again, and all others; what has most runs, and judges nothing, is last."""
+    """Return first the parts whose bad requests others ask again, then the others; those that only measure are last."""
     asked_again = {part.step.bad_requests_of for part in parts}
     others = [part for part in parts if part.step.name not in asked_again]
     others.sort(key=lambda part: (part.step.expect == "rate", part.sensitivity))
@@ -66,7 +66,7 @@ def _waves(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
 def _missing(
     parts: Sequence[Part], folder: ExperimentFolder, results: dict[str, PartRuns], done: OnDone
 ) -> Iterator[PartRun]:
-    """Yield what is to be run, and take what was run before."""
+    """Yield the runs to make; verdicts of an earlier start are taken over."""
     for part in parts:
         runs = results[part.key]
         for seed in range(folder.plan.first_seed, folder.plan.first_seed + part.seeds):

@@ -1,1 +1,1 @@
-"""The nightly stress job: suites, their runs, the statistics over them, and the comparison of two nights."""
+"""The nightly stress job: suites, their runs, the statistics over them, the comparison of nights. For `repro.cli`."""

@@ -1,4 +1,4 @@
-"""Two nights, or two runs: worse, same, better, or not to be told."""
+"""Compares two nights, or two runs: worse, same, better, or inconclusive."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,7 +81,7 @@ def exit_code(comparison: Comparison) -> int:
 
 
 def power_text(compared: Comparison) -> str:
-    """Return what there was a chance to see, in a sentence."""
+    """Return in a sentence how large a fall of the rate would have been noticed."""
     fall = f"a fall from {share_text(compared.power_to / FALL_TO)} to {share_text(compared.power_to)} of sessions hit"
     units = f"{compared.before_rate.sessions:,} and {compared.after_rate.sessions:,} sessions"
     return f"With {units}, {fall} is seen with probability {compared.power:.2f}."

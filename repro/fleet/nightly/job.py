@@ -1,4 +1,4 @@
-"""One run of a night: what a worker gets, and all that is kept of it."""
+"""One run of a night: the job that a worker gets, and the result that the journal stores."""
 
 from typing import Literal
 

@@ -14,7 +14,7 @@ VACUOUS = "vacuous runs"
 def gate_rows(
     gates: Gates, cases: Sequence[CaseRow], findings: Sequence[FindingRow], rate: Rate, comparison: Comparison | None
 ) -> tuple[GateRow, ...]:
-    """Return every gate that the suite has, and the baseline as one where there is one."""
+    """Return the suite's gates; a baseline is one more."""
     rows = [_vacuous(gates.vacuous_runs_max, cases)]
     if gates.new_findings_max is not None:
         new = sum(finding.new for finding in findings)
@@ -38,7 +38,7 @@ def verdict(
 
     `missing` says what was not run. `lost`: the target went away; then what ran into it is unknown, not failed.
     """
-    died = [f"{row.name}: {told}" for row in cases for told in row.died]
+    died = [f"{row.name}: {reason}" for row in cases for reason in row.died]
     wrong = [f"{row.name}: {row.told}" for row in cases if row.met is False]
     failed = [gate for gate in gates if gate.met is False]
     wrong += [_sentence(gate) for gate in failed if gate.name != VACUOUS]
@@ -71,7 +71,7 @@ def _vacuous(most: int, cases: Sequence[CaseRow]) -> GateRow:
 
 
 def _rate(most: float, rate: Rate) -> GateRow:
-    """A rate whose interval lies below the limit passes, one whose lies above fails, and between nobody knows."""
+    """Return the gate of the rate: passed below the limit with its interval, failed above, unknown in between."""
     met = True if rate.session_high <= most else False if rate.session_low > most else None
     value = f"{share_text(rate.share)}, over sessions {interval_text(rate.session_low, rate.session_high)}"
     return GateRow("rate", f"upper end at most {share_text(most)}", value, met)

@@ -1,7 +1,7 @@
 """One night from the suite to the verdict: `nightly` opens it, `run_night` is the whole story.
 
 suite ─> plan ─> jobs ─> workers (processes, or a cluster) ─> journal ─> what counts ─> rows, gates ─> verdict, files
-                          └─ run folders ─> evidence is kept, clean runs are pruned
+                          └─ run folders ─> evidence stays, clean runs are removed
 """
 
 import hashlib
@@ -72,7 +72,7 @@ def nightly(options: NightOptions, say: Callable[[str], None]) -> Night:
     utc = datetime.now(UTC).strftime(STAMP)
     folder = (options.out or options.root / "nightly" / f"{suite.name}-{utc}-{options.seed}").resolve()
     id_ = night_id(suite, options.target, options.seed, options.baseline, utc)
-    if options.baseline:  # refused before there is a journal that names it
+    if options.baseline:  # a wrong one is refused before a journal names it
         baseline_of(options.baseline, history_of(folder, id_), id_)
     journal = Journal.resume(folder, id_) if options.resume else Journal.create(folder, id_)
     plan = Plan(suite, options.target, options.seed)
@@ -112,7 +112,7 @@ def _runs(options: NightOptions, folder: Path) -> Iterator[Runs]:
 
 
 def night_id(suite: Suite, target: Target, first_seed: int, baseline: str, utc: str) -> NightId:
-    """Return what tells a night from others."""
+    """Return what must be equal for two starts to be of one night."""
     budget = suite.budget
     return NightId(
         suite.name, hashlib.sha256(suite.source.encode()).hexdigest()[:16], first_seed, target.defect,
@@ -226,7 +226,7 @@ def _night(
 
 
 def _missing(plan: Plan, journal: Journal) -> int:
-    """Return how many runs of the cases' own seeds are neither made nor needless."""
+    """Return how many of the seeds that the cases ask for are neither made nor needless."""
     known = plan.known(journal.results)
     return sum(
         f"{case.label}.{role}.{plan.first_seed + number}" not in journal.results

@@ -68,7 +68,7 @@ class Plan:
         }
 
     def seeds(self, case: Case, role: Role) -> int:
-        """Return how many seeds there are at most; a budget lets silent cases run on beyond their own number."""
+        """Return the most seeds that are run; with a budget, silent cases run beyond the number in the suite."""
         return SEEDS_MAX if self.open_ended and role != "found" else case.seeds
 
     def jobs(self) -> Iterator[Job]:
@@ -121,7 +121,7 @@ class Plan:
             yield sum(hit > 0 for hit, _ in result.judged_sessions), len(result.judged_sessions)
 
     def _roles(self, case: Case) -> list[Role]:
-        """Return what is run of a case: no defect can be put into a server, so nothing is to be found there."""
+        """Return the roles that are run of a case; a server cannot be given a defect, so it has no "found"."""
         roles: list[Role] = [check for check in case.check if check == "silent" or not self.target.url]
         return [*roles, *(["reference"] if self.target.reference and "silent" in roles else [])]  # type: ignore[list-item]
 

@@ -1,4 +1,4 @@
-"""Wald's sequential probability ratio test: whether a rate is one that is borne or one that is not, as early as known.
+"""Wald's sequential probability ratio test: whether a rate is tolerable, decided as early as possible.
 
 A. Wald, Sequential Tests of Statistical Hypotheses, 1945. Its units are sessions, hit or not: requests of one
 session are not independent.
@@ -16,7 +16,7 @@ Known = Literal["low", "high"]
 
 
 class Sequential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The test's two rates, and how often it may be wrong where the truth is one of them."""
+    """The two rates that the test tells apart, and how often it may be wrong."""
 
     rate_low: float  # share of sessions hit that is tolerated
     rate_high: float  # share that is not tolerated
@@ -35,7 +35,7 @@ class Sequential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ScenarioError(f"{where}: sequential: {key} = {getattr(self, key)}; must lie between 0 and 0.5")
 
     def known(self, hits: int, of: int) -> Known | None:
-        """Return what is known after `of` sessions of which `hits` were hit; None as long as it is not."""
+        """Return which rate holds after `of` sessions of which `hits` were hit; None while undecided."""
         missed = log((1 - self.rate_high) / (1 - self.rate_low))
         ratio = hits * log(self.rate_high / self.rate_low) + (of - hits) * missed
         # A likelihood ratio exceeds 1/a with a chance of at most a (Ville), however often one looks: Wald's own
@@ -46,9 +46,9 @@ class Sequential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def runs_until_known(test: Sequential, runs: Iterable[tuple[int, int]]) -> tuple[int, Known] | None:
-    """Return after how many runs of (sessions hit, sessions) what is known; None where it is not.
+    """Return after how many runs of (sessions hit, sessions) which rate is known; None while undecided.
 
-    It looks once a run: sessions of one run end in no order that comes again.
+    It tests once per run: the sessions of a run may end in another order the next time.
     """
     hits = of = 0
     for number, (run_hits, run_of) in enumerate(runs, start=1):

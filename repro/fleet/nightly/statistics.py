@@ -1,4 +1,4 @@
-"""Two rates side by side: exact tests, the effect with its interval, and what there was a chance to see.
+"""Two rates side by side: exact tests, the effect with its interval, and the power of the comparison.
 
 Sessions are the units wherever independence is needed: requests of one session share a prefix. Rates per request
 carry the cluster-robust interval of `reports.rates`, and the exact test counts sessions that were hit. (A bootstrap
@@ -26,7 +26,7 @@ Sessions = Sequence[tuple[int, int]]  # (wrong requests, requests) of each sessi
 def effect_interval(before: Sessions, after: Sessions) -> tuple[float, float]:
     """Return the interval of (rate after - rate before), from both rates' intervals over sessions.
 
-    Newcombe's square-and-add (1998; Zou and Donner 2008 for any pair of intervals): it stands where a side has none.
+    Newcombe's square-and-add (1998; Zou and Donner 2008 for any pair of intervals): it holds where a side has no hit.
     """
     (rate_b, (low_b, high_b)), (rate_a, (low_a, high_a)) = (
         (share(side), korn_graubard(side)) for side in (before, after)
@@ -40,7 +40,7 @@ def effect_interval(before: Sessions, after: Sessions) -> tuple[float, float]:
 def exact_test(before: Sessions, after: Sessions) -> tuple[str, float]:
     """Return an exact test of equal shares of hit sessions, and its p-value (two-sided).
 
-    Boschloo's where its table of outcomes can be afforded, else Fisher's, whose p-value is never the smaller one.
+    Boschloo's up to BOSCHLOO_SESSIONS_MAX sessions, else Fisher's, whose p-value is never smaller.
     """
     table = np.array([[_hit(side), len(side) - _hit(side)] for side in (before, after)])
     if max(len(before), len(after)) <= BOSCHLOO_SESSIONS_MAX and before and after:

@@ -70,7 +70,7 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate_high_max: float | None = None  # upper end of the interval, over sessions, of the rate of wrong requests
     new_findings_max: int | None = 0  # signatures that no past night of this suite has had
     vacuous_runs_max: int = 0
-    same_within: float = 0.01  # rates that surely differ by less than that from the baseline's are the same
+    same_within: float = 0.01  # a rate whose difference from the baseline's is surely smaller is the same
     throughput_ratio_min: float | None = None  # tokens per second, against the reference measured in the same job
 
 
