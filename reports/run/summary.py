@@ -7,11 +7,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detectors.answers.clean_cache import ORACLES
-from detectors.answers.leak import CrossPromptLeak
 from detectors.base import Finding
-from detectors.registry import NAMES, TEXT_NAMES
 from reports.rates import Rate, rate_of, rate_text
+from reports.run.funnel import Stage, stages_of
 from repro.base.verdict_word import VerdictWord
 from repro.record.counts import (
     Compared,
@@ -40,15 +38,6 @@ MEANINGS = {
 LAYERS = ("ordering", "canary", "divergence", "acceptance", "text")
 
 
-class Stage(msgspec.Struct, frozen=True):
-    """One row of the funnel. `count` is None where the target cannot tell."""
-
-    key: str
-    label: str
-    about: str
-    count: int | None
-
-
 class Group(msgspec.Struct, frozen=True):
     """Findings of one cause."""
 
@@ -63,28 +52,6 @@ class Group(msgspec.Struct, frozen=True):
     def title(self) -> str:
         """Return the cause in words, without the detector's name."""
         return self.signature.removeprefix(f"{self.detector}: ")
-
-
-class FaultRow(msgspec.Struct, frozen=True):
-    """What became of one fault."""
-
-    name: str
-    armed: int = 0
-    reached: int = 0
-    fired: int = 0
-    reordered: int = 0
-    changed: int = 0  # of a corrupting one: how often bytes are others now
-    read: int = 0  # of those, by a step
-    detected: int = 0  # of those, by the canary
-
-
-class DetectorRow(msgspec.Struct, frozen=True):
-    """What one detector answered. `checked` is None when that was not recorded."""
-
-    name: str
-    answer: str
-    checked: int | None = None
-    why: str = ""
 
 
 class Quantiles(msgspec.Struct, frozen=True):
@@ -114,12 +81,12 @@ class Summary(msgspec.Struct, frozen=True):
     judged: bool  # False for a run that ended before detectors and oracle had spoken
     rate: Rate
     funnel: tuple[Stage, ...]
-    own: int  # requests with a text finding that the clean decode has too
+    model_own: int  # requests with a text finding that the clean decode has too
     compared: Compared
     groups: tuple[Group, ...]
-    faults: tuple[FaultRow, ...]
+    faults: dict[str, FaultOutcome]
     exercised: dict[str, int]
-    detectors: tuple[DetectorRow, ...]
+    detectors: dict[str, DetectorAnswer]
     ttft_ms: Quantiles | None
     token_ms: Quantiles | None  # mean time of a token after the first, per request
     lag_ms: Quantiles | None  # how late the client sent
@@ -147,11 +114,14 @@ def summarise(run: Run) -> Summary:
     verdict = run.verdict or RunVerdict(word=VerdictWord.FAILED, scenario=meta.scenario, seed=meta.seed)
     name = _verdict_name(run)
     judged = run.verdict is not None or funnel_of(records).convicted
-    detectors = _detectors(run)
+    # An older record may have only the answers of its verdict.
+    detectors = meta.detectors | {
+        name: DetectorAnswer(answer) for name, answer in verdict.detectors.items() if name not in meta.detectors
+    }
+    answers = {name: each.answer for name, each in detectors.items()}
     url = str(meta.config.get("url") or "")
     scenario, exercised = _scenario(run.scenario_toml), msgspec.structs.asdict(verdict.exercised)
     floors = _table(scenario, "exercise")
-    hits_untold = bool(url) or exercised.get("host_hit_tokens", 0) > 0
     return Summary(
         scenario=meta.scenario,
         title=str(scenario.get("title") or meta.scenario),
@@ -166,12 +136,12 @@ def summarise(run: Run) -> Summary:
         meaning=MEANINGS.get(name, ""),
         why="; ".join(verdict.why),
         judged=judged,
-        rate=_rate(records, detectors),
-        funnel=_told(_stages_of(exercised, funnel(records, detectors)), judged, hits_untold),
-        own=sum(record.model_own for record in records),
+        rate=_rate(records, answers),
+        funnel=stages_of(records, answers, judged=judged, exercised=verdict.exercised, at_url=bool(url)),
+        model_own=sum(record.model_own for record in records),
         compared=compared_of(records),
         groups=grouped(run.findings(Finding)),
-        faults=_faults(verdict.faults),
+        faults=verdict.faults,
         exercised={} if url else {name: n for name, n in exercised.items() if n or name in floors},
         detectors=detectors,
         ttft_ms=_quantiles([(r.first_token_us - r.sent_us) / 1e3 for r in records if r.first_token_us >= 0]),
@@ -203,56 +173,6 @@ def _checking(config: Mapping[str, Any]) -> tuple[str, ...]:
         for option in ("calibration", "false_alarm_rate", "oracle_tokens"):
             words += [f"--{option.replace('_', '-')}", str(config[option])]
     return (*words, "--redact") if config.get("redact") else tuple(words)
-
-
-def funnel(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -> tuple[Stage, ...]:
-    """Return the stages from all requests down to what a user would have seen."""
-    answers = {row.name: row.answer for row in detectors}
-    counts: dict[str, int | None] = {**msgspec.structs.asdict(funnel_of(records))}
-    for names, stages in _NEEDS.items():
-        if all(answers.get(name, "not_applicable") == "not_applicable" for name in names) and names[0] in answers:
-            counts |= dict.fromkeys(stages)
-    text = [row.answer for row in detectors if row.name not in _NOT_TEXT]
-    if text and all(answer == "not_applicable" for answer in text):
-        counts["visible"] = None
-    counts["exposed"] = sum(record.cached_host_tokens > 0 for record in records)
-    drafts = answers.get("acceptance", "not_applicable") != "not_applicable"
-    shown = [stage for stage in _STAGES if drafts or stage[0] != "acceptance"]
-    return tuple(Stage(key, label, about, counts[key]) for key, label, about in shown)
-
-
-_NEEDS = {
-    ("ordering",): ("raced",),
-    ("canary",): ("corrupted", "poisoned"),
-    ("divergence", *ORACLES): ("diverged",),  # any of them
-}
-_NOT_TEXT = frozenset(NAMES) - {*TEXT_NAMES, CrossPromptLeak.name}
-_STAGES = (
-    ("requests", "Requests", "all that were sent"),
-    ("exposed", "Exposed", "had a part of their prefix loaded back from the host"),
-    ("raced", "Raced", "an access of theirs conflicts with another that nothing orders it with"),
-    ("corrupted", "Corrupted at first hand", "read bytes that were not the expected ones"),
-    ("poisoned", "Poisoned by reuse", "read bytes that a corrupted request had stored"),
-    ("diverged", "Diverged", "answered with another token than the clean decode"),
-    ("acceptance", "Odd acceptance", "had more or fewer of their drafts accepted than a clean answer"),
-    ("visible", "Visible", "convicted by a text detector, and the clean decode does not have it"),
-)
-
-
-def _stages_of(exercised: dict[str, int], stages: Sequence[Stage]) -> Sequence[Stage]:
-    """Leave out the exposure to load-backs where prompts come from another machine anyway."""
-    return [stage for stage in stages if stage.key != "exposed"] if exercised.get("transfers") else stages
-
-
-def _told(stages: Sequence[Stage], judged: bool, hits_untold: bool) -> tuple[Stage, ...]:
-    """Take back the zeros of stages that nobody has looked at; `hits_untold`: no host hit need not mean none."""
-    unknown = [] if judged else [stage.key for stage in stages if stage.key not in ("requests", "exposed")]
-    return tuple(
-        msgspec.structs.replace(stage, count=None)
-        if stage.key in unknown or (stage.key == "exposed" and hits_untold and not stage.count)
-        else stage
-        for stage in stages
-    )
 
 
 def headline(summary: Summary) -> str:
@@ -303,29 +223,10 @@ def _verdict_name(run: Run) -> str:
     return {"running": "unfinished", "interrupted": "interrupted"}.get(run.meta.state, VerdictWord.FAILED)
 
 
-def _rate(records: Sequence[RequestRecord], detectors: Sequence[DetectorRow]) -> Rate:
+def _rate(records: Sequence[RequestRecord], answers: Mapping[str, str]) -> Rate:
     """Rates of corrupted requests start at wrong bytes; a target that tells none is judged by its answers."""
-    answers = {row.name: row.answer for row in detectors}
     blind = answers.get("canary") == "not_applicable"
     return rate_of("answered wrongly" if blind else "read wrong bytes", session_hits(records, blind=blind))
-
-
-def _detectors(run: Run) -> tuple[DetectorRow, ...]:
-    """Return every detector's answer; an older record may have only the answers of its verdict."""
-    answers = run.verdict.detectors if run.verdict else {}
-    more = {name: DetectorAnswer(answer) for name, answer in answers.items()} | run.meta.detectors
-    names = dict.fromkeys((*run.meta.detectors, *answers))
-    return tuple(DetectorRow(name, more[name].answer, more[name].checked, more[name].why) for name in names)
-
-
-def _faults(faults: Mapping[str, FaultOutcome]) -> tuple[FaultRow, ...]:
-    return tuple(
-        FaultRow(
-            name, fault.armed, fault.reached, fault.fired, fault.reordered,
-            fault.changed or 0, fault.read or 0, fault.detected or 0,
-        )
-        for name, fault in faults.items()
-    )  # fmt: skip
 
 
 def _quantiles(values: Sequence[float]) -> Quantiles | None:

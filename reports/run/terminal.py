@@ -1,6 +1,6 @@
 """What a stranger reads after a run, on a terminal of any width, with or without colours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -12,10 +12,11 @@ from detectors.base import Finding
 from reports.rates import cluster_text
 from reports.run.answers import Comparison, compare, pieces
 from reports.run.story import best_finding, missing_edge, replay_command, story, wrong_reads
-from reports.run.summary import DetectorRow, Summary, exercise_label, headline
 from reports.run.summary import Group as Kind
+from reports.run.summary import Summary, exercise_label, headline
 from reports.run.words import compared_text, cut_text, loop_lag_text, own_text, retries_text
 from repro.record.requests import RequestRecord
+from repro.record.verdict import DetectorAnswer
 from repro.record.view import Run
 
 STYLES = {"clean": "bold green", "anomaly": "bold red", "failed": "bold red"}
@@ -149,11 +150,11 @@ def _facts(summary: Summary) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for fault in summary.faults:
+    for name, fault in summary.faults.items():
         did = f"changed an order {fault.reordered:,} times"
         if fault.changed:
             did = f"changed bytes {fault.changed:,} times: {fault.read:,} of them read, {fault.detected:,} detected"
-        table.add_row("fault", f"{fault.name}: reached {fault.reached:,}, fired {fault.fired:,}, {did}")
+        table.add_row("fault", f"{name}: reached {fault.reached:,}, fired {fault.fired:,}, {did}")
     if summary.exercised:
         did = ", ".join(f"{count:,} {exercise_label(name)}" for name, count in summary.exercised.items())
         table.add_row("exercised", did)
@@ -173,12 +174,12 @@ def _facts(summary: Summary) -> Table:
     return table
 
 
-def _silent(detectors: Sequence[DetectorRow]) -> list[tuple[str, str]]:
+def _silent(detectors: Mapping[str, DetectorAnswer]) -> list[tuple[str, str]]:
     """Return the detectors that gave no answer about this target, those of one reason together."""
     reasons: dict[tuple[str, str], list[str]] = {}
-    for row in detectors:
+    for name, row in detectors.items():
         if row.answer in ("not_applicable", "unknown"):
-            reasons.setdefault((row.answer.replace("_", " "), row.why), []).append(row.name)
+            reasons.setdefault((row.answer.replace("_", " "), row.why), []).append(name)
     return [(answer, f"{', '.join(names)}{f': {why}' if why else ''}") for (answer, why), names in reasons.items()]
 
 

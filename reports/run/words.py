@@ -19,11 +19,11 @@ def compared_text(summary: Summary) -> str:
 
 def own_text(summary: Summary) -> str:
     """Return how many answers look wrong and are the model's own; "" for none."""
-    if not summary.own:
+    if not summary.model_own:
         return ""
-    looks = _plural(summary.own, "answer looks", "answers look")
+    looks = _plural(summary.model_own, "answer looks", "answers look")
     them = "alone" if summary.url else "in the clean decode"
-    return f"{summary.own:,} {looks} wrong {them} too: the model's own, which convicts nobody."
+    return f"{summary.model_own:,} {looks} wrong {them} too: the model's own, which convicts nobody."
 
 
 def cut_text(cut: ContextsCut) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from reports.run.funnel import stages_of
 from reports.run.story import (
     best_finding,
     lead_example,
@@ -14,7 +15,7 @@ from reports.run.story import (
     time_text,
     wrong_reads,
 )
-from reports.run.summary import DetectorRow, funnel, grouped, headline, summarise
+from reports.run.summary import grouped, headline, summarise
 from reports.run.words import compared_text, cut_text, retries_text
 from repro.record.counts import Retries
 from repro.record.requests import RequestRecord
@@ -50,13 +51,8 @@ def test_a_run_with_the_race_is_summed_up(tmp_path: Path) -> None:
     assert [(group.detector, group.count) for group in summary.groups] == [
         ("ordering", 14), ("canary", 6), ("divergence", 1), ("repetition", 1),
     ]  # fmt: skip
-    fault = summary.faults[0]
-    assert (fault.name, fault.reached, fault.fired, fault.reordered) == (
-        "loadback.copy_layer.delay",
-        40,
-        9,
-        7,
-    )
+    fault = summary.faults["loadback.copy_layer.delay"]
+    assert (fault.reached, fault.fired, fault.reordered) == (40, 9, 7)
     assert summary.exercised["host_hit_tokens"] == 9_216 and summary.finishes == {"stop": 12}
     assert summary.ttft_ms is not None and summary.ttft_ms.p50 == pytest.approx(49.999)
     assert summary.token_ms is not None and summary.token_ms.p99 == pytest.approx(25.0)
@@ -66,7 +62,7 @@ def test_a_run_with_the_race_is_summed_up(tmp_path: Path) -> None:
 
 def test_what_a_target_cannot_tell_is_not_said_to_be_zero(tmp_path: Path) -> None:
     blind = {name: "not_applicable" for name in ("ordering", "canary", "garbled", "repetition")}
-    stages = funnel([make_request()], [DetectorRow(name, answer) for name, answer in blind.items()])
+    stages = stages_of([make_request()], blind)
     counts = {stage.key: stage.count for stage in stages}
     assert counts["raced"] is counts["corrupted"] is counts["poisoned"] is counts["visible"] is None
     assert counts["diverged"] == 0
@@ -118,7 +114,7 @@ def test_detectors_keep_what_they_checked_and_why(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     told = {"canary": DetectorAnswer("unknown", 12, "torn log")}
     folder.close("finished", verdict=make_verdict(detectors={"canary": "unknown"}), detectors=told)
-    assert summarise(open_run(folder.path)).detectors == (DetectorRow("canary", "unknown", 12, "torn log"),)
+    assert summarise(open_run(folder.path)).detectors == told
 
 
 def test_a_dropped_turn_is_counted_once_however_many_requests_go_without_it(tmp_path: Path) -> None:
@@ -161,9 +157,9 @@ def test_what_became_of_answers_that_were_given_up_is_counted_by_the_last_retry(
 def test_the_acceptance_stage_is_there_where_the_detector_applies() -> None:
     requests = [make_request("a", acceptance=True), make_request("b")]
     for answer, count in (("anomaly", 1), ("clean", 1), ("not_applicable", None)):
-        stages = {stage.key: stage.count for stage in funnel(requests, [DetectorRow("acceptance", answer)])}
+        stages = {stage.key: stage.count for stage in stages_of(requests, {"acceptance": answer})}
         assert stages.get("acceptance") == count
-    assert "acceptance" not in {stage.key for stage in funnel(requests, [])}  # a run of an earlier version
+    assert "acceptance" not in {stage.key for stage in stages_of(requests, {})}  # a run of an earlier version
 
 
 def test_a_run_of_ones_own_traces_is_replayed_from_its_folder(tmp_path: Path) -> None:
@@ -192,7 +188,7 @@ def test_answers_that_were_decoded_again_are_told_with_suspects_and_sample(tmp_p
 def test_a_run_without_a_readable_scenario_still_gives_a_summary(tmp_path: Path) -> None:
     verdict = make_verdict(faults={}, detectors={}, exercised={})
     summary = summarise(make_run(tmp_path, verdict=verdict, scenario_toml="not = [toml"))
-    assert summary.faults == () and summary.detectors == () and summary.title == "hicache_early_read"
+    assert summary.faults == {} and summary.detectors == {} and summary.title == "hicache_early_read"
 
 
 def test_a_control_run_says_that_nothing_was_armed(tmp_path: Path) -> None:
