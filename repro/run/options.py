@@ -15,8 +15,8 @@ from repro.record.requests import RequestRecord
 from repro.schedule.overrides import Overrides
 from repro.schedule.schedule import Schedule
 
-ORACLE_TOKENS = 10_000_000  # of a server's own, for checking its answers: a hundred of 50,000 tokens, twice
-ORACLE_SAMPLE = 8  # answers that no detector suspects, decoded again all the same
+ORACLE_TOKENS = 10_000_000  # enough to check a hundred answers of 50,000 tokens, which are sent twice
+ORACLE_SAMPLE = 8  # answers that no detector suspects and that are decoded again
 
 
 class RunOptions(msgspec.Struct, frozen=True):
@@ -28,11 +28,11 @@ class RunOptions(msgspec.Struct, frozen=True):
     schedule: Schedule = Schedule()
     overrides: Overrides = msgspec.field(default=Overrides(), name="kept")
     url: str = ""  # a running server instead of the bundled stack
-    api: Api = "chat"  # of that server
+    api: Api = "chat"  # the server's API
     oracle_sample: int = ORACLE_SAMPLE
     calibration: str = ""  # a file of `repro calibrate`: the server's answers are checked on a clean cache
-    false_alarm_rate: float = FALSE_ALARM_RATE  # of an answer that is checked so
-    oracle_tokens: int = ORACLE_TOKENS  # that the checks may take
+    false_alarm_rate: float = FALSE_ALARM_RATE  # per answer that is checked with the calibration
+    oracle_tokens: int = ORACLE_TOKENS  # the most tokens that all checks may take
     redact: bool = False  # no text of a request or an answer in the record
 
     def armed(self, faults: Sequence[Fault]) -> tuple[Fault, ...]:

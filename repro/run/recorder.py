@@ -32,20 +32,20 @@ class Recorder(LoadListener):
     records: list[RequestRecord] = field(default_factory=list)
     text_findings: list[Finding] = field(default_factory=list)
     acceptance_findings: list[Finding] = field(default_factory=list)
-    prompts: dict[str, str] = field(default_factory=dict)  # of the answers that an online detector convicts
-    _unseen: list[Event] = field(default_factory=list)  # by the detectors
-    _answers: dict[str, list[int]] = field(default_factory=dict)  # of requests under way, as the next four
+    prompts: dict[str, str] = field(default_factory=dict)  # by request, where an online detector convicts its answer
+    _unfed: list[Event] = field(default_factory=list)  # events that the detectors have not had yet
+    _answers: dict[str, list[int]] = field(default_factory=dict)  # this and the next four: requests under way
     _logprobs: dict[str, list[float]] = field(default_factory=dict)
     _accepting: dict[str, Acceptance] = field(default_factory=dict)
     _admissions: dict[str, RequestEvent] = field(default_factory=dict)
-    _convicting: dict[str, list[str]] = field(default_factory=dict)  # the names of the online detectors that do
+    _convicting: dict[str, list[str]] = field(default_factory=dict)  # names of online detectors
 
     def feed(self, event: Event) -> None:
         """Take an event of the stack."""
-        self.limits.look()
+        self.limits.check_time()
         self.folder.emit(event)
-        self._unseen.append(event)
-        if len(self._unseen) >= EVENTS_AT_ONCE:
+        self._unfed.append(event)
+        if len(self._unfed) >= EVENTS_AT_ONCE:
             self.feed_detectors()
         if isinstance(event, Tokens):
             self._answers.setdefault(event.request, []).extend(event.ids)
@@ -55,14 +55,14 @@ class Recorder(LoadListener):
 
     def feed_detectors(self) -> None:
         """Feed the detectors all events that they have not had yet."""
-        unseen, self._unseen = self._unseen, []
+        events, self._unfed = self._unfed, []
         for detector in self.event_detectors:
-            feed_all(detector, unseen)
-        feed_all(self.exercise, unseen)
+            feed_all(detector, events)
+        feed_all(self.exercise, events)
 
     def text_detectors(self, request: str, prompt: str) -> Sequence[TextDetector]:
         """Take a request that is about to be sent; return the text detectors of its answer."""
-        self.limits.request()
+        self.limits.count_request()
         self.prompts[request] = prompt
         return self.answer_detectors(request, prompt)
 
@@ -93,8 +93,8 @@ class Recorder(LoadListener):
         """Take a finding of an online detector."""
         assert isinstance(finding, Finding)
         self._convicting.setdefault(request, []).append(finding.detector)
-        kept = self.acceptance_findings if finding.layer == "acceptance" else self.text_findings
-        kept.append(msgspec.structs.replace(finding, request=request))
+        findings = self.acceptance_findings if finding.layer == "acceptance" else self.text_findings
+        findings.append(msgspec.structs.replace(finding, request=request))
 
 
 def feed_all(detector: EventDetector | ExerciseMeter, events: list[Event]) -> None:

@@ -15,7 +15,7 @@ from detectors.pages.sets import Sample
 from detectors.registry import event_detectors
 from repro.fault.injector import Injector
 from repro.record.folder import RunFolder, RunMeta, utc_stamp
-from repro.record.verdict import EndedEarly, RunVerdict
+from repro.record.verdict import RunVerdict
 from repro.run.closing import close_with_verdict, closed_on_error
 from repro.run.judge.funnel import fault_outcomes
 from repro.run.judge.marks import event_verdicts
@@ -92,7 +92,7 @@ def run_scenario(
             fault_outcomes=fault_outcomes(injector.counts, target.corruptions),
             exercised=recorder.exercise.counts,
             floors=played.exercise,
-            cut=EndedEarly(limits.reached, limits.cut_at) if limits.reached else None,
+            cut=limits.cut,
         )
         verdict = close_with_verdict(recorder, scenario, options, target, evidence, judge(evidence))
         return Outcome(verdict, evidence.findings, target.explored)

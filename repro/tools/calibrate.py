@@ -111,8 +111,8 @@ def calibrate(
         answer_tokens_max=gentle.answer_tokens,
     )
     result = target.drive(Load(_sessions(gentle), plan, (watcher,), limits))
-    if limits.reached:
-        raise StoppedError(f"{limits.reached}; nothing was written")
+    if limits.cut:
+        raise StoppedError(f"{limits.cut.why}; nothing was written")
     if result.target_lost or not result.answered:
         errors = ", ".join(f"{count} {kind}" for kind, count in result.errors.items())
         raise TargetError(f"{url}: {result.target_lost or f'no request was answered ({errors})'}; nothing was written")

@@ -24,15 +24,15 @@ class Clock:
 def test_the_first_limit_that_is_reached_is_the_one_that_is_told() -> None:
     clock, events = Clock(), [0]
     watch = LimitWatch(10.0, 2, clock, lambda: events[0])
-    watch.request()
-    watch.request()
-    assert not watch.reached and not watch.look() and watch.seconds_left == 10.0
+    watch.count_request()
+    watch.count_request()
+    assert watch.cut is None and not watch.check_time() and watch.seconds_left == 10.0
     events[0], clock.now_s = 5, 10.0
-    assert watch.look() and watch.by_accident and watch.cut_at == 5
+    assert watch.check_time() and watch.by_accident and watch.cut.event == 5
     events[0] = 9
-    watch.request()
+    watch.count_request()
     watch.interrupt()
-    assert watch.reached == "the limit of 10 s (limits.wall_s) was reached" and watch.cut_at == 5
+    assert watch.cut.why == "the limit of 10 s (limits.wall_s) was reached" and watch.cut.event == 5
 
 
 def test_a_limit_of_requests_cuts_in_virtual_order_and_keeps_the_token(tmp_path: Path) -> None:

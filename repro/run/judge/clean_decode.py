@@ -1,9 +1,8 @@
-"""What the model says on a clean cache: the same prompt, alone, on private pages.
+"""The clean decode: what the model answers to the same prompt, alone, on private pages.
 
-The forward is the engine's own (`serve/model`), and its bits don't depend on batch or chunking, so an
-answer is checked by one prefill over prompt and answer: as long as each token is the one the clean
-logits choose, a lone decode would have said it too. From the first difference on the clean answer is
-decoded token by token.
+The forward is the engine's (`serve/model`), and its bits do not depend on batch or chunking. So one prefill over
+prompt and answer checks the answer: while each token is the one that the clean logits choose, a lone decode would
+give it too. From the first difference on, the clean answer is decoded token by token.
 """
 
 from dataclasses import dataclass
@@ -22,16 +21,15 @@ PAGE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Clean:
-    """The clean answer to a request; the index of the first token that differs, -1 for none; and how
-    far apart the two best logits were there, which tells a corruption from a near-tie."""
+    """The clean answer to a request, and where the given answer leaves it."""
 
     tokens: tuple[int, ...]
-    first_difference: int
-    logit_gap: float
+    first_difference: int  # index of the first token that differs; -1: none
+    logit_gap: float  # between the two best logits there: large for a corruption, small for a near-tie
 
 
 class CleanDecoder:
-    """One private sequence. Prompts that begin like the last one reuse its cache up to there."""
+    """Decodes one private sequence at a time; a prompt reuses the cached rows of the last one's common beginning."""
 
     def __init__(self, model: Glm5, context_tokens: int, eos: frozenset[int]) -> None:
         shape = model.config

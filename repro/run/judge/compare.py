@@ -86,7 +86,7 @@ def compare(
     compared: list[Compared] = []
     try:
         for record in records:
-            if limits.look():
+            if limits.check_time():
                 break
             compared.append(_compare(record, decoder.check(requests[record.request], tuple(record.tokens)), text))
             done(len(compared), len(records))

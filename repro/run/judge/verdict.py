@@ -1,4 +1,4 @@
-"""From findings and counts to one of the verdicts of the command line."""
+"""From the evidence to the word of the verdict, and the sentences that led to it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -73,13 +73,13 @@ def _conviction(verdict: Verdict) -> str:
 
 
 def _failures(result: LoadResult, records: Sequence[RequestRecord]) -> tuple[str, ...]:
-    """Return why the target is to blame that the run says nothing."""
+    """Return why the run proves nothing because of its target."""
     if result.target_lost:
         return (f"the target stopped answering: {result.target_lost}",)
     broken = {kind: count for kind, count in result.errors.items() if kind != CLIENT}
     if broken and not result.answered and not result.aborted:
-        told = ", ".join(f"{count} {kind}" for kind, count in broken.items())
-        return (f"no request was answered: {told}{_example(records)}",)
+        errors = ", ".join(f"{count} {kind}" for kind, count in broken.items())
+        return (f"no request was answered: {errors}{_example(records)}",)
     over = [record for record in records if record.finished_us >= 0 and _error_kind(record) != CLIENT]
     last = max(over, key=lambda record: record.finished_us, default=None)
     if last is not None and _error_kind(last) in GONE:
@@ -96,8 +96,8 @@ def _unanswered(records: Sequence[RequestRecord]) -> tuple[str, ...]:
         silent = whole and not any(record.text or record.tokens for record in whole)
         return (f"all {len(whole)} answers are empty: there was nothing to judge",) if silent else ()
     kinds = Counter(map(_error_kind, left))
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return (f"{len(left)} of {len(last)} turns got no answer: {told}{_example(left)}",)
+    errors = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return (f"{len(left)} of {len(last)} turns got no answer: {errors}{_example(left)}",)
 
 
 def _example(records: Sequence[RequestRecord]) -> str:

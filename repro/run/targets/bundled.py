@@ -126,7 +126,7 @@ class BundledTarget:
         client = open_client("http://bundled", transport=AsgiStreamTransport(app), read_timeout_s=None)
         running = asyncio.create_task(engine.run(), name="engine")
         driving = asyncio.create_task(drive(load.sessions, client, load.plan, *load.listeners), name="load")
-        load.limits.guard(driving)
+        load.limits.may_cancel(driving)
         try:
             await asyncio.wait((running, driving), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:  # Ctrl-C: the driver delivers the requests under way

@@ -75,11 +75,11 @@ class Server(LoadListener):
             driving = asyncio.create_task(drive(load.sessions, client, plan, self, *load.listeners), name="load")
             await _bounded(driving, load.limits)
             answered = [each for each in client.asked.values() if each.answer.text and not each.answer.error_kind]
-            if not load.limits.reached:
+            if load.limits.cut is None:
                 asks = [client.asked[request].ask for request in self._suspects]
                 asking = ask_again(client, asks, self.asked_again, load.on_check)
                 await _bounded(asyncio.create_task(asking, name="again"), load.limits)
-            if self._checking is not None and not load.limits.reached:
+            if self._checking is not None and load.limits.cut is None:
                 checking = self._check(answered, load, self._checking.tokens_max)
                 await _bounded(asyncio.create_task(checking, name="check"), load.limits)
             return _with_loss(driving.result(), self.checks.lost)
@@ -108,8 +108,8 @@ def _with_loss(result: LoadResult, lost: str) -> LoadResult:
 
 async def _bounded(work: "asyncio.Task[Any]", limits: LimitWatch) -> None:
     """Wait for a task; a limit or Ctrl-C cancels it. Raises what the task raises."""
-    limits.guard(work)
-    timer = asyncio.get_running_loop().call_later(limits.seconds_left + TIMER_SLACK_S, limits.look)
+    limits.may_cancel(work)
+    timer = asyncio.get_running_loop().call_later(limits.seconds_left + TIMER_SLACK_S, limits.check_time)
     try:
         await asyncio.wait((work,))
     except asyncio.CancelledError:  # Ctrl-C: what was done counts

@@ -87,7 +87,7 @@ def test_ctrl_c_ends_the_decoding_and_what_was_decoded_counts() -> None:
     found = records([1], [2], [3])
     compared, _ = run(found, limits, done=stop)
     assert len(compared) == 2 and found[1].oracle == "diverged" and found[2].oracle == ""
-    assert limits.reached == "Ctrl-C ended the run early"
+    assert limits.cut.why == "Ctrl-C ended the run early"
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
@@ -100,4 +100,4 @@ def test_the_wall_clock_ends_the_decoding_too(allowed: int) -> None:
 
     clock.now_s = 10.0 * (1 - allowed)
     compared, oracle = run(records([1], [2], [3]), limits, done=tick)
-    assert len(compared) == oracle.asked == allowed and "wall_s" in limits.reached
+    assert len(compared) == oracle.asked == allowed and "wall_s" in limits.cut.why
