@@ -191,14 +191,14 @@ AnyEvent = (
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What an armed fault asks of the point that it fired at."""
+    """What the harness asks of a point that was hit. Who carries out a change of time hands it back to the probes."""
 
     delay_us: float = 0.0
     stall_until_us: float | None = None
     reorder: bool = False
     evict_tokens: int = 0
-    fault: str = ""
     kind: str = ""  # of the fault that fired last, for points that act by themselves
+    fault: str = ""  # a name for the harness; the stack does not read it
 
 
 class Probes(Protocol):
@@ -208,7 +208,15 @@ class Probes(Protocol):
         """Take one event; must not change the stack."""
 
     def hit(self, point: str, actor: str, layer: int = -1) -> Decision | None:
-        """Return what a fault asks at `point` for this `actor`, or None."""
+        """Return what is asked at `point` of this `actor`, or None."""
+
+    def carried_out(
+        self, decision: Decision, point: str, at_us: float, delay_us: float, *, op: OpRef | None = None, actor: str = ""
+    ) -> None:
+        """Hear that an operation or a message has come when a decision wanted it to, `delay_us` late."""
+
+    def overtaken(self, decision: Decision) -> None:
+        """Hear that something went first because of a decision."""
 
 
 class NullProbes:
@@ -218,5 +226,13 @@ class NullProbes:
         """Drop the event."""
 
     def hit(self, point: str, actor: str, layer: int = -1) -> Decision | None:
-        """Never ask for a fault."""
+        """Never ask for anything."""
         return None
+
+    def carried_out(
+        self, decision: Decision, point: str, at_us: float, delay_us: float, *, op: OpRef | None = None, actor: str = ""
+    ) -> None:
+        """Do nothing."""
+
+    def overtaken(self, decision: Decision) -> None:
+        """Do nothing."""

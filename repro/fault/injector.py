@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from repro.base.probe import Decision, Event, FaultEvent
+from repro.base.probe import Decision, Event, FaultEvent, OpRef
 from repro.base.rng import uniform
 from repro.fault.plan import Fault
 
@@ -92,7 +92,7 @@ class Injector:
         decision: Decision | None = None
         for fault in self.firing(point, actor):
             decision = _merge(decision, fault)
-            # The device itself tells of the operations that it delays, when they start.
+            # The stack hands a change of time back when it takes effect (`carried_out`).
             if not fault.do.timing:
                 self.emit(FaultEvent(fault.name, point, self._now_us(), fault.do.time_us, None, actor))
         return decision
@@ -105,13 +105,16 @@ class Injector:
         nth = self._count_hit(point, actor)
         return [each.fault for each in planned if each.fires(self._seed, actor, nth)]
 
-    def note_reordered(self, reordered: dict[str, int]) -> None:
-        """Take over from the device how often each fault changed an order."""
-        for counts in self.counts.values():
-            counts.reordered = 0
-        for names, count in reordered.items():
-            for name in names.split(SEPARATOR):
-                self.counts[name].reordered += count
+    def carried_out(
+        self, decision: Decision, point: str, at_us: float, delay_us: float, *, op: OpRef | None = None, actor: str = ""
+    ) -> None:
+        """Tell of a fault of time: when it took effect, and where."""
+        self.emit(FaultEvent(decision.fault, point, at_us, delay_us, op, actor))
+
+    def overtaken(self, decision: Decision) -> None:
+        """Count the faults of a decision that changed an order."""
+        for name in decision.fault.split(SEPARATOR):
+            self.counts[name].reordered += 1
 
     def _count_hit(self, point: str, actor: str) -> int:
         hits = self._hits.setdefault(point, OrderedDict())

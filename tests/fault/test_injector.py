@@ -123,16 +123,19 @@ def test_faults_that_fire_together_are_merged_and_all_named() -> None:
     decision = injector.hit(POINT, "load")
     assert decision is not None
     assert (decision.delay_us, decision.stall_until_us, decision.reorder) == (150, 900, True)
-    injector.note_reordered({decision.fault: 2, f"{POINT}.delay": 1})
+    for each in (decision, decision, Decision(fault=f"{POINT}.delay")):
+        injector.overtaken(each)
     assert injector.counts[f"{POINT}.reorder"].reordered == 2
     assert injector.counts[f"{POINT}.delay"].reordered == 5  # two of that name at two operations, one at one
 
 
-def test_reorders_are_taken_over_not_added_up() -> None:
-    injector = injector_of(delay())
-    injector.note_reordered({f"{POINT}.delay": 3})
-    injector.note_reordered({f"{POINT}.delay": 4})
-    assert injector.counts[f"{POINT}.delay"].reordered == 4
+def test_a_fault_of_time_is_told_when_the_stack_has_carried_it_out() -> None:
+    told: list[Event] = []
+    injector = injector_of(delay(), sinks=(told.append,))
+    decision = injector.hit(POINT, "load")
+    assert decision is not None and told == []
+    injector.carried_out(decision, POINT, 950.0, 800.0, op=("load", 3))
+    assert told == [FaultEvent(f"{POINT}.delay", POINT, 950.0, 800.0, ("load", 3))]
 
 
 def test_evictions_add_up() -> None:

@@ -1,8 +1,10 @@
 """Faults of time: a delay, a stall and a reorder change when, never what came before what."""
 
+from collections import Counter
+
 import pytest
 
-from repro.base.probe import Decision, Event, FaultEvent, NullProbes, Op
+from repro.base.probe import Decision, Event, FaultEvent, NullProbes, Op, OpRef
 from repro.schedule.pickers import Pick, RandomPicker, timed
 from repro.serve.device.sim import SimDevice
 from tests.litmus.platform import SimPlatform, copy, memory, nothing, write
@@ -17,6 +19,15 @@ class Faulty(NullProbes):
         self.decisions = decisions
         self.times = times
         self.events: list[Event] = []
+        self.reordered: Counter[str] = Counter()
+
+    def carried_out(
+        self, decision: Decision, point: str, at_us: float, delay_us: float, *, op: OpRef | None = None, actor: str = ""
+    ) -> None:
+        self.events.append(FaultEvent(decision.fault, point, at_us, delay_us, op, actor))
+
+    def overtaken(self, decision: Decision) -> None:
+        self.reordered[decision.fault] += 1
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
@@ -63,7 +74,7 @@ def test_without_a_fault_the_load_is_first() -> None:
 def test_a_delay_lets_others_overtake_and_counts_as_reordered() -> None:
     platform = FaultyPlatform({"load": DELAY})
     assert two_streams(platform) == ["work", "read", "load"]
-    assert platform.sim.reordered == {"loadback.copy_layer.delay": 1}
+    assert platform.probes.reordered == {"loadback.copy_layer.delay": 1}
     (fault,) = platform.faults
     assert (fault.name, fault.point, fault.us, fault.op) == ("loadback.copy_layer.delay", "load", 400.0, ("load", 0))
 
@@ -72,7 +83,7 @@ def test_a_delay_too_short_to_matter_fires_and_reorders_nothing() -> None:
     platform = FaultyPlatform({"load": Decision(delay_us=1.0, fault="loadback.copy_layer.delay")})
     assert two_streams(platform) == ["load", "work", "read"]
     assert len(platform.faults) == 1
-    assert platform.sim.reordered == {}
+    assert platform.probes.reordered == {}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -115,7 +126,7 @@ def test_a_reorder_lets_one_other_stream_go_first() -> None:
     reorder = Decision(reorder=True, fault="loadback.copy_layer.reorder")
     platform = FaultyPlatform({"load": reorder})
     assert two_streams(platform) == ["work", "load", "read"]
-    assert platform.sim.reordered == {"loadback.copy_layer.reorder": 1}
+    assert platform.probes.reordered == {"loadback.copy_layer.reorder": 1}
 
 
 def test_a_reorder_behind_a_wait_still_lets_another_go_first() -> None:
@@ -144,4 +155,4 @@ def test_a_reorder_with_nobody_else_to_go_does_not_hang_and_is_not_counted() -> 
 
     platform.run(main)
     assert [op.name for op in platform.ops] == ["load"]
-    assert platform.sim.reordered == {}
+    assert platform.probes.reordered == {}

@@ -103,9 +103,7 @@ class BundledTarget:
     def drive(self, load: Load) -> LoadResult:
         """Run the whole load to its end, in virtual time."""
         with torch.inference_mode():
-            result = run_virtual(self._serve(load), self.device)
-        self._injector.note_reordered(self.device.reordered)
-        return result
+            return run_virtual(self._serve(load), self.device)
 
     def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[Verdict]:
         """Compare answers with the clean decode, where the stack computes any."""

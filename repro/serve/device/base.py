@@ -129,8 +129,8 @@ class Device(Protocol):
     def named(self, name: str) -> str:
         """Return the name of something of this host."""
 
-    def held_up(self, fault: str, due_us: float) -> None:
-        """Count a fault that kept something from happening at `due_us`, if anything started meanwhile."""
+    def started_since(self, due_us: float) -> bool:
+        """Return whether an operation of any host has started at `due_us` or later."""
 
     async def settle(self) -> None:
         """Let the clock reach the host's own time, so that others may act before it goes on."""

@@ -159,9 +159,9 @@ class Capturing:
         """Return the name of something of this host."""
         return self._device.named(name)
 
-    def held_up(self, fault: str, due_us: float) -> None:
-        """Refuse: nothing may happen in the middle of a capture."""
-        raise AssertionError(f"held_up within the capture of {self._name}")
+    def started_since(self, due_us: float) -> bool:
+        """Return whether an operation of any host has started at `due_us` or later."""
+        return self._device.started_since(due_us)
 
     @property
     def now_us(self) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Literal, NamedTuple
 
-from repro.base.probe import Access, FaultEvent, HostSync, NullProbes, Op, Probes
+from repro.base.probe import Access, HostSync, NullProbes, Op, Probes
 from repro.serve.device.base import Capture
 from repro.serve.device.graph import Capturing, SimGraph
 from repro.serve.device.streams import (
@@ -98,9 +98,10 @@ class SimHost:
         self.host_clock += 1
         return self.host_clock
 
-    def held_up(self, fault: str, due_us: float) -> None:
-        """Count a fault that kept something from happening at `due_us`, if anything started meanwhile."""
-        self._world.held_up(fault, due_us)
+    def started_since(self, due_us: float) -> bool:
+        """Return whether an operation of any host has started at `due_us` or later."""
+        starts = self._world.starts
+        return bool(starts) and starts[-1][0] >= due_us
 
     def host_learns(self, marker: Marker, why: str) -> None:
         """Note that the host has seen `marker` reached: an edge from the device to the host."""
@@ -114,7 +115,7 @@ class SimHost:
         self.host_learns(marker, why)
 
     def enqueued(self, stream: SimStream, operation: Operation) -> None:
-        """Ask the probes what a fault wants of a new operation, and let it join its queue."""
+        """Ask the probes what they want of a new operation, and let it join its queue."""
         self._world.join_queue(stream, operation)
 
 
@@ -134,11 +135,10 @@ class SimDevice(SimHost):
         self.time_us = 0.0
         self.streams: list[SimStream] = []
         self.stream_type, self.event_type = SimStream, SimEvent  # what streams and events are made of
-        self.reordered: dict[str, int] = {}  # fault name -> operations whose order it changed
         self._queue_operations_max = queue_operations_max
         self._engines: dict[str, CopyEngine] = {}
         self._waiters: list[tuple[Marker, Future[None]]] = []
-        self._starts: deque[tuple[float, int]] = deque(maxlen=STARTS_KEPT)  # (start, stream)
+        self.starts: deque[tuple[float, int]] = deque(maxlen=STARTS_KEPT)  # (start, stream)
 
     def add_stream(self, host: SimHost, name: str, engine: str | None) -> SimStream:
         """Make a stream that `host` enqueues on."""
@@ -155,19 +155,14 @@ class SimDevice(SimHost):
         self._waiters.append((marker, future))
         await future
 
-    def held_up(self, fault: str, due_us: float) -> None:
-        """Count a fault that kept something from happening at `due_us`, if anything started meanwhile."""
-        if self._starts and self._starts[-1][0] >= due_us:
-            self._reordered(fault)
-
     def join_queue(self, stream: SimStream, operation: Operation) -> None:
-        """Ask the probes what a fault wants of a new operation, and let it join its queue."""
+        """Ask the probes what they want of a new operation, and let it join its queue."""
         decision = self.probes.hit(operation.launch.name, stream.name, operation.launch.layer)
         if decision is not None:
             operation.delay_us = decision.delay_us
             operation.stall_until_us = decision.stall_until_us or 0.0
             operation.yields = decision.reorder
-            operation.fault = decision.fault
+            operation.decision = decision
         stream.queue.append(operation)
         if len(stream.queue) == 1 and stream.running is None:
             self._refresh(stream)
@@ -248,10 +243,10 @@ class SimDevice(SimHost):
         operation.start_us = self.time_us
         operation.end_us = self.time_us + launch.duration_us
         operation.commit = launch.body(operation)
-        self._starts.append((self.time_us, stream.number))
-        if operation.fault:
-            event = FaultEvent(operation.fault, launch.name, self.time_us, operation.delay_us, operation.ref)
-            self.probes.emit(event)
+        self.starts.append((self.time_us, stream.number))
+        if operation.decision is not None:
+            delay_us = operation.delay_us
+            self.probes.carried_out(operation.decision, launch.name, self.time_us, delay_us, op=operation.ref)
 
     def _end(self, stream: SimStream) -> None:
         operation = stream.running
@@ -262,7 +257,7 @@ class SimDevice(SimHost):
         operation.end_us = self.time_us
         stream.running = None
         stream.finished = operation.ref[1]
-        self._count_reordered(stream, operation)
+        self._tell_overtaken(stream, operation)
         self.probes.emit(_finished(operation))
         self._unblock(stream)
 
@@ -281,19 +276,16 @@ class SimDevice(SimHost):
                     future.set_result(None)
             self._waiters = [waiter for waiter in self._waiters if not waiter[1].done()]
 
-    def _count_reordered(self, stream: SimStream, operation: Operation) -> None:
-        """Count a fault that changed an order: another stream started something that, without the
+    def _tell_overtaken(self, stream: SimStream, operation: Operation) -> None:
+        """Tell of a decision that changed an order: another stream started something that, without the
         delay, would have started only after this operation had ended."""
-        if not operation.fault:
+        if operation.decision is None:
             return
         natural_end_us = operation.end_us - operation.delay_us
-        since = takewhile(lambda start: start[0] >= natural_end_us, reversed(self._starts))  # starts ascend
+        since = takewhile(lambda start: start[0] >= natural_end_us, reversed(self.starts))  # starts ascend
         late = operation.delay_us > 0 and any(number != stream.number for _, number in since)
         if late or operation.overtaken:
-            self._reordered(operation.fault)
-
-    def _reordered(self, fault: str) -> None:
-        self.reordered[fault] = self.reordered.get(fault, 0) + 1
+            self.probes.overtaken(operation.decision)
 
 
 def _finished(operation: Operation) -> Op:

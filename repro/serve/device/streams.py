@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from repro.base.probe import Access, Edge, OpRef
+from repro.base.probe import Access, Decision, Edge, OpRef
 from repro.serve.device.base import Body, Commit, Event, Stream
 
 QUEUE_OPERATIONS_MAX = 8192  # CUDA's launch queue is about 1,024 deep; a step of 78 layers takes 320
@@ -134,9 +134,9 @@ class Operation:
     ready_us: float = 0.0
     delay_us: float = 0.0
     stall_until_us: float = 0.0
-    yields: bool = False  # a reorder fault: let another stream go first
+    decision: Decision | None = None  # what the probes asked of it
+    yields: bool = False  # it lets another stream go first
     overtaken: bool = False  # it let one go
-    fault: str = ""
     start_us: float = 0.0
     end_us: float = 0.0
     commit: Commit | None = None

@@ -1,9 +1,9 @@
-"""Messages between hosts: late by the network's latency, and by whatever a fault adds."""
+"""Messages between hosts: late by the network's latency, and by whatever the probes ask for."""
 
 import asyncio
 from typing import Protocol
 
-from repro.base.probe import Decision, FaultEvent, HostMessage, Probes
+from repro.base.probe import Decision, HostMessage, Probes
 from repro.serve.device.base import Device
 from repro.serve.pd.messages import Message, kind
 
@@ -53,9 +53,9 @@ class Network:
             return
         device = receiver.device
         what = kind(message)
-        if decision.delay_us:
-            late_us = decision.delay_us
-            self._probes.emit(FaultEvent(decision.fault, f"pd.{what}", device.now_us, late_us, None, sender.name))
-            device.held_up(decision.fault, device.now_us - late_us)
+        if late_us := decision.delay_us:
+            self._probes.carried_out(decision, f"pd.{what}", device.now_us, late_us, actor=sender.name)
+            if device.started_since(device.now_us - late_us):
+                self._probes.overtaken(decision)
         self._probes.emit(HostMessage(what, sender.name, sent, to, device.tick(), device.now_us))
         receiver.receive(message)

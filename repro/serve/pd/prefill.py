@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from repro.base import probe
-from repro.base.probe import CacheEvent, Decision, Probes, RequestEvent, Tokens
+from repro.base.probe import CacheEvent, Decision, OpRef, Probes, RequestEvent, Tokens
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
@@ -43,6 +43,16 @@ class _PromptProbes:
     def hit(self, point: str, actor: str, layer: int = -1) -> Decision | None:
         """Pass the question on."""
         return self._probes.hit(point, actor, layer)
+
+    def carried_out(
+        self, decision: Decision, point: str, at_us: float, delay_us: float, *, op: OpRef | None = None, actor: str = ""
+    ) -> None:
+        """Pass it on."""
+        self._probes.carried_out(decision, point, at_us, delay_us, op=op, actor=actor)
+
+    def overtaken(self, decision: Decision) -> None:
+        """Pass it on."""
+        self._probes.overtaken(decision)
 
 
 @dataclass(eq=False)

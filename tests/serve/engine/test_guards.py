@@ -143,7 +143,7 @@ def test_without_the_guard_and_with_a_delay_wrong_bytes_are_read(name: str) -> N
     stack = run_side(side, without(name), faults=(late,))
     assert side.signature in stack.signatures
     assert stack.bad_reads
-    assert stack.device.reordered[late.name] > 0
+    assert stack.injector.counts[late.name].reordered > 0
 
 
 @pytest.mark.parametrize("name", SIDES)
