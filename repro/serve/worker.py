@@ -15,7 +15,7 @@ from repro.serve.memory import Memory
 from repro.serve.model.config import ModelConfig
 from repro.serve.model.glm5 import Glm5
 from repro.serve.sched.batch import Batch
-from repro.serve.sched.rows import DeviceRows, RowAccesses
+from repro.serve.sched.rows import DeviceRows, RowNames
 from repro.serve.sched.sampling import Chosen
 
 
@@ -90,8 +90,8 @@ class Worker:
         compute = device.stream("compute")
         self.copier = TierCopier(config, device, compute, self.pools, names, guards, cost, layers)
         draft_width = shape.hidden_size if speculative and weights is not None else 0
-        accesses = RowAccesses(device.named("rows"), names.page_sets) if config.upload_stream else None
-        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens, draft_width, accesses)
+        row_names = RowNames(device.named("rows"), names.page_sets) if config.upload_stream else None
+        rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens, draft_width, row_names)
         homes = tuple(Home(pool, layer) for layer in range(layers))
         memory = Memory(pool, homes, rows, weights, shape.vocab_size)
         check = ReadCheck(device, homes, names, probes, shape.index_topk)

@@ -4,8 +4,7 @@
          ^                             │
          └───────── load stream ───────┘   an event behind each layer
 
-What is copied, and who owns the pages, `kv.tiers` decides; what stands between a copy and a reader are
-the guards and nothing else.
+`kv.tiers` decides which pages are copied and who owns them. Only the guards stand between a copy and a reader.
 """
 
 from collections.abc import Awaitable
@@ -14,15 +13,14 @@ from typing import NamedTuple, Protocol
 
 from repro.base.probe import Access, Component
 from repro.serve.config import EngineConfig
-from repro.serve.device.base import Device, Event, Stream
+from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
 from repro.serve.guards import Guards
-from repro.serve.kv.copy import PageCopy
 from repro.serve.kv.loadback import LayerDoneCounter, LayerEvents
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, Place
 
-COPY_GROUPS_MAX = 16  # of one transfer: longer ones have larger groups, or 78 layers would overfill a stream
-STEPS_KEPT = 8  # steps whose events are kept: older ones are long done
+COPY_GROUPS_MAX = 16  # groups of a transfer: longer ones have larger groups, or 78 layers would overfill a stream
+STEPS_REMEMBERED = 8  # steps whose events are still asked for: older ones are long done
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,26 @@ LOAD_BACK = Direction("loadback.copy_layer", "host", "device")
 WRITE_BACK = Direction("writeback.copy_layer", "device", "host")
 
 
+@dataclass(frozen=True)
+class PageCopy:
+    """An operation's body: reads the source pages when the copy starts, writes the target pages when it ends."""
+
+    from_pool: KVPool
+    to_pool: KVPool
+    source: Pages
+    target: Pages
+    touched: tuple[Access, Access]  # the read, the write
+
+    def __call__(self, recorder: Recorder) -> Commit:
+        component, layer = self.touched[0].component, self.touched[0].layer
+        rows = self.from_pool.read(component, layer, self.source)
+        for access in self.touched:
+            recorder.access(access)
+        return lambda: self.to_pool.write(component, layer, self.target, rows)
+
+
 class Done(Protocol):
-    """Tells when a transfer has ended, wherever parts of it run; a device event is one."""
+    """The end of a transfer, wherever its parts run; a device event is one."""
 
     def query(self) -> bool:
         """Return whether it has ended."""
@@ -151,7 +167,7 @@ class TierCopier:
     def step_enqueued(self, step: int, done: Event) -> None:
         """Note the event behind a step."""
         self._steps[step] = done
-        for old in [number for number in self._steps if number < step - STEPS_KEPT]:
+        for old in [number for number in self._steps if number < step - STEPS_REMEMBERED]:
             del self._steps[old]
 
     def step_done(self, step: int) -> Event | None:

@@ -4,9 +4,9 @@
          ^                     │  ^                          │
          └───────load──────────┘  └──────prefetch stream─────┘   an event behind each page
 
-A request that comes is matched against the files too: what continues its prefix there is prefetched into host pages
-while it waits, and becomes an evicted node, which is loaded back like any other. It waits PATIENCE_S at most; then
-what has arrived counts. A page counts when all its components have arrived (`Decisions.page_restored`).
+A new request is matched against the files too: pages there that continue its prefix are prefetched into host pages
+while it waits, and become an evicted node, which is loaded back like any other. It waits PATIENCE_S at most; then
+the pages that have arrived count. A page counts when all its components have arrived (`Decisions.page_restored`).
 """
 
 from collections.abc import Callable
@@ -26,18 +26,30 @@ from repro.serve.kv.radix.node import Node, TokenRun
 from repro.serve.kv.radix.tree import RadixTree, TokensLike
 from repro.serve.kv.storage import Key, PageFiles, page_keys, root_key
 
-PATIENCE_S = 1.0  # what a request waits for its prefetch; the base of SGLang's prefetch timeout
+PATIENCE_S = 1.0  # longest wait of a request for its prefetch; the base of SGLang's prefetch timeout
 PREFETCH_MIN_PAGES = 1  # SGLang takes 256 tokens, which a page stands for
-STREAM_PAGES_MAX = 2048  # queued either way: two operations each, of the 8,192 that a stream takes
+STREAM_PAGES_MAX = 2048  # in one stream's queue: two operations each, of the 8,192 that a stream takes
 HOST_SHARE = 0.5  # of the host pages that prefetches may fill at once
 NEARLY_US = 1e-3  # timers are in whole nanoseconds
 
-AllocateHost = Callable[[int, str], Pages | None]
+
+@dataclass(frozen=True)
+class HostTier:
+    """The host tier as the storage below it uses it. `allocate` evicts other host pages as needed."""
+
+    pool: KVPool
+    tree: RadixTree
+    pages: PageAllocator
+    allocate: Callable[[int, str], Pages | None]  # (pages, owner)
 
 
 @dataclass(eq=False)
 class Prefetch:
-    """Pages on their way from files to the host, the last ones of `tokens`; `anchor` is what they continue."""
+    """Pages on their way from files to the host, the last ones of `tokens`, behind the node `anchor`.
+
+    pages   [ the tree's, or given back | still this prefetch's ]
+              0 .................. taken .......... len(pages)
+    """
 
     tokens: TokenRun
     keys: list[Key]
@@ -46,10 +58,10 @@ class Prefetch:
     anchor: Node | None  # host-pinned until the end; None where that node has no host copy
     deadline_us: float
     arrived: list[Event] = field(default_factory=list)  # one behind each page
-    failed: list[set[Component]] = field(default_factory=list)  # of each page
+    failed: list[set[Component]] = field(default_factory=list)  # components that were not read, one set for each page
     damaged: list[Key] = field(default_factory=list)
-    taken: int = 0  # leading pages that are no longer this prefetch's
-    restored: int = 0  # of those: the tree had them nowhere
+    taken: int = 0
+    restored: int = 0  # taken pages that the tree did not have
     awaited: bool = True  # whether its request still waits for it
 
 
@@ -70,43 +82,35 @@ class StorageTier:
         self,
         config: EngineConfig,
         device: Device,
-        pool: KVPool,
-        tree: RadixTree,
-        host_pages: PageAllocator,
-        allocate_host: AllocateHost,
+        host: HostTier,
         names: Names,
         guards: Guards,
         probes: Probes,
     ) -> None:
         self._config = config
         self._device = device
-        self._pool = pool
-        self._tree = tree
-        self._host_pages = host_pages
-        self._allocate_host = allocate_host
+        self._host = host
+        self._pool = host.pool
+        self._tree = host.tree
         self._names = names
         self._guards = guards
         self._probes = probes
         self._cost = PRESETS[config.cost]
         self._reads = device.stream("prefetch")
         self._writes = device.stream("backup")
-        widths = [0 if values is None else values.shape[-1] for values in pool.values.values()]
+        widths = [0 if values is None else values.shape[-1] for values in self._pool.values.values()]
         kind = (config.model, config.numerics, config.checksums, config.speculative_drafts > 0, config.page_tokens)
-        self._root = root_key(repr((*kind, pool.layers, *widths)))
+        self._root = root_key(repr((*kind, self._pool.layers, *widths)))
         folder = Path(config.storage_folder) if config.storage_folder else None
-        self.files = PageFiles(folder, pool, config.storage_pages)
+        self.files = PageFiles(folder, self._pool, config.storage_pages)
         self._prefetches: list[Prefetch] = []  # oldest first
         self._backups: list[Backup] = []
         self._transfers = 0
-        self.stored_pages = 0
-        self.restored_pages = 0
-        self.missed_pages = 0  # found, and not restored: a file was gone, damaged or not read
-        self.failed_pages = 0  # not written
 
     # -- backing up -------------------------------------------------------------------------------------
 
     def back_up(self, leaf: Node, pages: Pages) -> None:
-        """Queue host pages that were just written, the last ones of the path to `leaf`, as far as they are not stored.
+        """Queue host pages that were just written, the last ones of the path to `leaf`, unless they are stored.
 
         The path must be host-pinned now; it stays so until the ack.
         """
@@ -154,8 +158,7 @@ class StorageTier:
     # -- prefetching ------------------------------------------------------------------------------------
 
     def prefetch(self, tokens: TokensLike, request: str) -> Prefetch | None:
-        """Start to read what continues the cached prefix of these tokens in files; None where there is nothing to
-        read, or no room for it now."""
+        """Start to read pages that continue the cached prefix of these tokens; None without any, or without room."""
         match = self._tree.match(tokens)
         cached = len(match.device_pages) + match.host_hit_pages
         run = np.asarray(tokens, np.int64)
@@ -166,7 +169,7 @@ class StorageTier:
         anchor = match.host_node if match.host_node.backed_up else None
         if anchor is not None:
             self._tree.pin_host(anchor)
-        pages = self._allocate_host(len(keys), f"prefetch:{request}")
+        pages = self._host.allocate(len(keys), f"prefetch:{request}")
         if pages is None:
             if anchor is not None:
                 self._tree.unpin_host(anchor)
@@ -181,7 +184,7 @@ class StorageTier:
         return prefetch
 
     def _has_room(self, pages: int) -> bool:
-        """Return whether so many pages more may be on their way to the host."""
+        """Return whether that many more pages may be on their way to the host."""
         most = min(STREAM_PAGES_MAX, int(HOST_SHARE * self._config.host_pages))
         if sum(len(prefetch.pages) for prefetch in self._prefetches) + pages <= most:
             return True
@@ -228,7 +231,7 @@ class StorageTier:
         return rows._replace(taint=np.where(rows.taint != 0, self._names.bad_read(), 0).astype(np.int32))
 
     def ended(self, prefetch: Prefetch) -> bool:
-        """Return whether a request need not wait for its prefetch any more; what has arrived is in the tree then."""
+        """Return whether a request's wait for its prefetch is over; all arrived pages are in the tree then."""
         if prefetch.awaited and self._device.now_us > prefetch.deadline_us - NEARLY_US:
             arrived = 0
             while arrived < len(prefetch.arrived) and prefetch.arrived[arrived].query():
@@ -239,7 +242,7 @@ class StorageTier:
         return not prefetch.awaited
 
     def _take(self, prefetch: Prefetch, arrived: int) -> None:
-        """Give the tree what is whole of the first pages that have arrived."""
+        """Give the tree the whole ones of the leading pages that have arrived."""
         count = prefetch.taken
         while count < arrived and self._guards.decisions.page_restored(frozenset(prefetch.failed[count])):
             count += 1
@@ -250,11 +253,10 @@ class StorageTier:
         tokens = prefetch.tokens[: len(prefetch.tokens) - (len(prefetch.pages) - count) * size]
         left = self._tree.insert_host(tokens, given)
         if len(left):
-            self._host_pages.free(left)
+            self._host.pages.free(left)
         prefetch.taken = count
         restored = len(given) - len(left)
         prefetch.restored += restored
-        self.restored_pages += restored
         if restored:
             self._probes.emit(CacheEvent("prefetch", restored * size, self._device.now_us, prefetch.request))
 
@@ -267,7 +269,7 @@ class StorageTier:
 
     @property
     def patience_s(self) -> float | None:
-        """Return how long the first request that waits for a prefetch still does; None when none waits."""
+        """Return how long until the first request stops to wait for its prefetch; None when none waits."""
         left_us = [prefetch.deadline_us - self._device.now_us for prefetch in self._prefetches if prefetch.awaited]
         return min((each / 1e6 for each in left_us if each > NEARLY_US), default=None)
 
@@ -283,8 +285,7 @@ class StorageTier:
         prefetch.awaited = False
         rest = prefetch.pages[prefetch.taken :]
         if len(rest):
-            self._host_pages.free(rest)
-            self.missed_pages += len(rest)
+            self._host.pages.free(rest)
             tokens = len(rest) * self._config.page_tokens
             self._probes.emit(CacheEvent("storage_miss", tokens, self._device.now_us, prefetch.request))
         for key in prefetch.damaged:
@@ -302,8 +303,6 @@ class StorageTier:
                 self.files.admit(key)
         failed = len(backup.failed)
         stored = len(backup.keys) - failed
-        self.stored_pages += stored
-        self.failed_pages += failed
         if stored:
             self._probes.emit(CacheEvent("store", stored * size, now_us))
         if failed:

@@ -25,10 +25,10 @@ from repro.serve.kv.pool import NO_PAGES, KVPool, Names, Pages, Place
 from repro.serve.kv.radix.eviction import evict_device, evict_host, reclaim_host
 from repro.serve.kv.radix.node import Node
 from repro.serve.kv.radix.tree import Match, RadixTree, TokensLike
-from repro.serve.kv.storage_tier import Prefetch, StorageTier
+from repro.serve.kv.storage_tier import HostTier, Prefetch, StorageTier
 
 LOAD_BACK_MIN_PAGES = 1
-WRITE_COPIES_MAX = 4096  # on their way at once: with one transfer more, what a stream's queue can take
+WRITE_COPIES_MAX = 4096  # copies in flight: with one more transfer they still fit a stream's queue
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,7 @@ class HiCache:
         return StorageTier(
             self._config,
             self._device,
-            self._pools["host"],
-            self.tree,
-            self.host_pages,
-            self._allocate_host,
+            HostTier(self._pools["host"], self.tree, self.host_pages, self._allocate_host),
             names,
             self._guards,
             self._probes,
@@ -141,7 +138,7 @@ class HiCache:
             self.device_pages.free(pages)
 
     def evict_device(self, pages: int) -> None:
-        """Evict least recently used prefixes from the device, as far as nobody holds them."""
+        """Evict least recently used prefixes from the device; locked ones stay."""
         write_back = self._config.write_policy == "write_back" and self._config.hicache
         evicted = evict_device(self.tree, pages, back_up=self._back_up if write_back else None)
         if len(evicted.device_pages):
@@ -222,7 +219,7 @@ class HiCache:
         self._unawaited = loading.events
 
     def prefetch_ended(self, prefetch: Prefetch | None) -> bool:
-        """Return whether a request need not wait for its prefetch (any more)."""
+        """Return whether a request's wait for its prefetch is over, or never began."""
         return prefetch is None or self.storage is None or self.storage.ended(prefetch)
 
     # -- backing up -------------------------------------------------------------------------------
@@ -243,7 +240,7 @@ class HiCache:
         return inserted.node, inserted.duplicate_pages
 
     def _back_up(self, node: Node) -> bool:
-        """Queue a node for the host tier; False when the host, or what is on its way there, is full."""
+        """Queue a node for the host tier; False when the host or the write stream is full."""
         assert node.device_pages is not None
         if sum(flight.copies for flight in self._writes) >= WRITE_COPIES_MAX:
             self._probes.emit(LimitEvent("write_copies", self._device.now_us, {"max": WRITE_COPIES_MAX}))
@@ -258,7 +255,7 @@ class HiCache:
         return True
 
     def _allocate_host(self, pages: int, owner: str) -> Pages | None:
-        """Return host pages, letting go of others as needed; None when too many of them are in use."""
+        """Return host pages, evicting others as needed; None when too many of them are in use."""
         if self._config.reclaim_host:
             self._free_host("reclaim_host", reclaim_host, pages)
         self._free_host("evict_host", evict_host, pages)
@@ -303,12 +300,12 @@ class HiCache:
             self.storage.poll()
 
     async def drain(self) -> None:
-        """Run every transfer to its end and unlock its nodes, what is only queued included."""
+        """Run every transfer to its end, queued load-backs included, and unlock its nodes."""
         self._start_loading()
         await self.settle()
 
     async def settle(self) -> None:
-        """Wait for what is in flight and unlock its nodes; what is queued stays queued."""
+        """Wait for the transfers in flight and unlock their nodes; queued ones stay queued."""
         for flight in (*self._loads, *self._writes):
             await flight.done.synchronize("drain transfers")
         self.poll()
@@ -333,7 +330,7 @@ class HiCache:
             self.storage.files.clear()
 
     def close(self) -> None:
-        """Let go of what is outside this process's memory."""
+        """Remove the files of a temporary storage tier."""
         if self.storage is not None:
             self.storage.files.close()
 

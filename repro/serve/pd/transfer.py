@@ -17,7 +17,7 @@ from repro.base.probe import Access, BadRead, Component, Probes
 from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
 from repro.serve.guards import Guards
-from repro.serve.kv.copy import PageCopy
+from repro.serve.kv.copier import PageCopy
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages
 from repro.serve.pd.messages import Destination
 from repro.serve.sched.sampling import Sampled

@@ -1,4 +1,4 @@
-"""Request rows: what the device knows of each running request, and how the host tells it.
+"""Request rows: what the device knows of each running request, and how the host writes it there.
 
 The host fills a staging buffer (pinned memory); an upload operation copies it into the rows when it
 runs, not when it is enqueued. So a buffer is rewritten only after its last upload has run.
@@ -24,19 +24,14 @@ from repro.serve.guards import Guards
 from repro.serve.kv.pool import Pages, PageSets
 from repro.serve.kv.stamps import Words, prefix_words, token_words
 
-BEHIND_TOKENS = 2  # of an ended answer's row, still in flight: one more token and the draft behind it
+BEHIND_TOKENS = 2  # an ended answer's step in flight may add one more token and the draft behind it
 
 
-@dataclass(frozen=True)
-class RowAccesses:
-    """Names who touches which rows, where uploads have a stream of their own and one could race with a step."""
+class RowNames(NamedTuple):
+    """Names the rows in accesses, where uploads have a stream of their own and one could race with a step."""
 
     tier: Tier
     page_sets: PageSets
-
-    def of(self, rows: NDArray[np.int64], *, write: bool, request: str = "") -> Access:
-        """Return a read or write of these rows."""
-        return Access(write, self.tier, "row", 0, self.page_sets.intern(rows.astype(np.int32)), request)
 
 
 class DeviceRows:
@@ -54,9 +49,9 @@ class DeviceRows:
         context_tokens: int,
         page_tokens: int,
         draft_width: int = 0,
-        accesses: RowAccesses | None = None,
+        names: RowNames | None = None,
     ) -> None:
-        self._accesses = accesses
+        self._names = names
         places = (rows, context_tokens + BEHIND_TOKENS)
         self.table: NDArray[np.int64] = np.zeros((rows, context_tokens // page_tokens), np.int64)
         self.tokens: NDArray[np.int64] = np.zeros(places, np.int64)
@@ -68,9 +63,10 @@ class DeviceRows:
 
     def touched(self, rows: NDArray[np.int64], *, write: bool, request: str = "") -> tuple[Access, ...]:
         """Return an access to these rows; none where the compute stream orders all of them."""
-        if self._accesses is None or not len(rows):
+        if self._names is None or not len(rows):
             return ()
-        return (self._accesses.of(rows, write=write, request=request),)
+        numbers = self._names.page_sets.intern(rows.astype(np.int32))
+        return (Access(write, self._names.tier, "row", 0, numbers, request),)
 
     def record_read(self, recorder: Recorder, members: Sequence[tuple[int, str]]) -> None:
         """Note that an operation has read these rows, each with the request that it is for."""
