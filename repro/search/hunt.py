@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -151,38 +152,28 @@ def read_corpus(path: Path | None) -> Corpus:
         raise UsageError(f"{file}: no corpus of a hunt ({error}); give the folder that a hunt has named") from error
 
 
+@dataclass
 class Hunt:
-    """One hunt on one scenario. `on_progress` hears how it stands after each schedule."""
+    """One hunt on one scenario. `clock_s` is real time; `on_progress` hears how it stands after each schedule."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        options: RunOptions,
-        quarry: Quarry,
-        searcher: Searcher,
-        *,
-        root: Path,
-        workers: int,
-        clock_s: Callable[[], float],
-        on_progress: Callable[[Tally], None] = lambda tally: None,
-    ) -> None:
-        self.tally = Tally()
-        self._scenario = scenario
-        self._options = options
-        self._quarry = quarry
-        self._searcher = searcher
-        self._root = root
-        self._workers = workers
-        self._clock_s = clock_s
-        self._on_progress = on_progress
-        self._started_s = clock_s()
-        self._proposed = 0
-        self._killed = False  # a worker was killed; another one would need as much memory
-        self._known: set[str] = set()
+    scenario: Scenario
+    options: RunOptions
+    quarry: Quarry
+    searcher: Searcher
+    root: Path
+    workers: int
+    clock_s: Callable[[], float]
+    on_progress: Callable[[Tally], None] = lambda tally: None
+    tally: Tally = field(default_factory=Tally, init=False)
+    _started_s: float = field(default=0.0, init=False)
+    _proposed: int = field(default=0, init=False)
+    _killed: bool = field(default=False, init=False)  # a worker was killed; another one would need as much memory
+    _known: set[str] = field(default_factory=set, init=False)  # signatures that were found
 
     def run(self) -> Tally:
         """Hunt until something is found or the budget is spent; Ctrl-C, or a killed worker, returns what there is."""
-        with LocalPool(self._workers, calls_each=None) as pool:
+        self._started_s = self.clock_s()
+        with LocalPool(self.workers, calls_each=None) as pool:
             # The natural schedule comes alone: it tells the searcher how much there is to search.
             natural, others = iter([self._propose()]), self._others()
             try:
@@ -201,17 +192,17 @@ class Hunt:
 
     @property
     def _over(self) -> bool:
-        quarry, tally = self._quarry, self.tally
-        late = quarry.time_s is not None and self._clock_s() - self._started_s >= quarry.time_s
+        quarry, tally = self.quarry, self.tally
+        late = quarry.time_s is not None and self.clock_s() - self._started_s >= quarry.time_s
         enough = bool(tally.caught) and not quarry.everything
         return tally.interrupted or self._killed or late or enough or self._proposed >= quarry.budget
 
     def _propose(self) -> _Proposed:
         number = self._proposed
-        arm, schedule = self._searcher.propose(number)
+        arm, schedule = self.searcher.propose(number)
         self._proposed += 1
-        options = replace(self._options, schedule=schedule)
-        return _Proposed(self._scenario, options, str(self._root), number=number, arm=arm)
+        options = replace(self.options, schedule=schedule)
+        return _Proposed(self.scenario, options, str(self.root), number=number, arm=arm)
 
     def _take(self, proposed: _Proposed, result: Played | Died) -> None:
         tally, played = self.tally, result
@@ -224,9 +215,9 @@ class Hunt:
             tally.errors.append(played.error)
         tally.vacuous += played.word == "vacuous"
         tally.unknown += played.word in ("inconclusive", "failed")
-        self._searcher.learn(proposed.arm, played)
-        tally.orders = len(self._searcher.orders)
-        fresh = [each for each in played.found if each.layer in self._quarry.layers and self._is_fresh(each)]
+        self.searcher.learn(proposed.arm, played)
+        tally.orders = len(self.searcher.orders)
+        fresh = [each for each in played.found if each.layer in self.quarry.layers and self._is_fresh(each)]
         if fresh:
             proved = self._prove(played)
             tally.caught += [_caught(each, played, proposed, proved) for each in fresh]
@@ -242,7 +233,7 @@ class Hunt:
 
     def _prove(self, played: Played) -> bool | None:
         try:
-            again = comes_again(self._scenario, played, self._root)
+            again = comes_again(self.scenario, played, self.root)
         except KeyboardInterrupt:
             self.tally.interrupted = True
             return None
@@ -253,8 +244,8 @@ class Hunt:
         return again
 
     def _report(self) -> None:
-        self.tally.seconds = self._clock_s() - self._started_s
-        self._on_progress(self.tally)
+        self.tally.seconds = self.clock_s() - self._started_s
+        self.on_progress(self.tally)
 
 
 def _caught(found: Finding, played: Played, proposed: _Proposed, proved: bool | None) -> Caught:

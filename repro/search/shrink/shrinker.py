@@ -1,6 +1,7 @@
 """The search for the smallest case: less load, fewer faults, fewer deviations, as long as the same cause is found."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,34 +20,24 @@ from repro.search.shrink.meetings import MEETING_REQUESTS, after_one_fault, meet
 RESERVED_SHARE = 0.2  # this share of the budget is kept for taking away one thing after another
 
 
+@dataclass
 class Shrinker:
     """Tries smaller cases while `budget` lasts, several at once, and takes the first that shows the cause.
 
     `on_smaller` hears the number of replays and each case that was taken.
     """
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        signature: str,
-        pool: Pool,
-        *,
-        root: Path,
-        budget: int,
-        workers: int,
-        on_smaller: Callable[[int, Played], None] = lambda replays, case: None,
-    ) -> None:
-        self.replays = 0
-        self._tried: set[RunOptions] = set()
-        self._prompt_tokens: dict[RunOptions, int] = {}  # the longest prompt of each run
-        self._scenario = scenario
-        self._signature = signature
-        self._pool = pool
-        self._root = root
-        self._budget = budget
-        self._reserved = 0  # replays of the budget that are kept for later
-        self._workers = workers
-        self._on_smaller = on_smaller
+    scenario: Scenario
+    signature: str
+    pool: Pool
+    root: Path
+    budget: int  # replays
+    workers: int
+    on_smaller: Callable[[int, Played], None] = lambda replays, case: None
+    replays: int = field(default=0, init=False)
+    _reserved: int = field(default=0, init=False)  # replays of the budget that are kept for later
+    _tried: set[RunOptions] = field(default_factory=set, init=False)
+    _prompt_tokens: dict[RunOptions, int] = field(default_factory=dict, init=False)  # the longest prompt of each run
 
     def shrink(self, case: Played) -> Played:
         """Return the smallest case found that has the cause; `case` itself has it. Its run's folder stays."""
@@ -58,9 +49,9 @@ class Shrinker:
 
     def _with_few_requests(self, case: Played) -> Played:
         """Return the case as one of a few requests if one shows the cause; a part of the budget is left over."""
-        self._reserved = int(RESERVED_SHARE * self._budget)
-        case = self._descend(case, partial(after_one_fault, scenario=self._scenario))
-        base = overridden(self._scenario, case.options.overrides)
+        self._reserved = int(RESERVED_SHARE * self.budget)
+        case = self._descend(case, partial(after_one_fault, scenario=self.scenario))
+        base = overridden(self.scenario, case.options.overrides)
         for candidates in meetings(case, base, self._prompt_tokens):
             case = self._first_smaller(case, candidates)
             if case.requests <= MEETING_REQUESTS:
@@ -80,7 +71,7 @@ class Shrinker:
 
     @property
     def _left(self) -> int:
-        return self._budget - self._reserved - self.replays
+        return self.budget - self._reserved - self.replays
 
     def _in_natural_order(self, case: Played) -> Played:
         """Return the case in the natural order, or with its schedule as plain deviations from it."""
@@ -94,7 +85,7 @@ class Shrinker:
         """Return the case after taking smaller ones for as long as there are any."""
         before = None
         while case is not before:
-            before, base = case, overridden(self._scenario, case.options.overrides)
+            before, base = case, overridden(self.scenario, case.options.overrides)
             case = self._first_smaller(case, candidates(case, base=base))
         return case
 
@@ -110,22 +101,22 @@ class Shrinker:
         """Return the first that has the cause, in no more requests. What runs beside it counts as a replay too."""
         while self._left > 0:
             untried = (options for options in candidates if options not in self._tried)
-            batch = list(dict.fromkeys(islice(untried, min(self._workers, self._left))))
+            batch = list(dict.fromkeys(islice(untried, min(self.workers, self._left))))
             if not batch:
                 return None
             self._tried.update(batch)
             played = self._play(batch)
             self.replays += len(batch)
             self._prompt_tokens.update((each.options, each.prompt_tokens) for each in played)
-            showing = [each for each in played if self._signature in each.signatures and each.requests <= requests_max]
+            showing = [each for each in played if self.signature in each.signatures and each.requests <= requests_max]
             for each in played:
                 if each not in showing[:1]:
                     discard(each)
             if showing:
-                self._on_smaller(self.replays, showing[0])
+                self.on_smaller(self.replays, showing[0])
                 return showing[0]
         return None
 
     def _play(self, batch: Sequence[RunOptions]) -> list[Played]:
-        trials = [Trial(self._scenario, options, str(self._root)) for options in batch]
-        return play_all(self._pool, trials, play_if_sensible)
+        trials = [Trial(self.scenario, options, str(self.root)) for options in batch]
+        return play_all(self.pool, trials, play_if_sensible)
