@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -82,44 +82,31 @@ def guards_of(config: EngineConfig, guards: Guards | None) -> Guards:
     return guards.replaced(before_index_store=store_after_load) if config.index_store_waits else guards
 
 
-class Duties(Protocol):
-    """What an engine has to do besides serving by itself: its part of a disaggregated stack."""
+class Duties:
+    """The part of an engine in a disaggregated stack; none here, where one engine does prefill and decode."""
 
     @property
     def busy(self) -> bool:
         """Return whether something is under way that the scheduler does not know of."""
+        return False
 
     @property
     def outside_pages(self) -> int:
         """Return how many device pages are neither free nor the scheduler's nor the tree's."""
+        return 0
 
     def turn(self) -> None:
-        """Do what a round of the engine allows: pages may have come free."""
+        """Act between two steps: pages may have come free."""
 
     def launched(self, batch: Batch, done: Event) -> None:
         """Take note of a step that was enqueued; `done` is behind it."""
 
     def prefilled(self, request: Request, first: Sampled) -> bool:
         """Take over a request whose prompt is computed; False: it decodes here."""
-
-
-class _Colocated:
-    """Prefill and decode in one engine: no duties."""
-
-    busy = False
-    outside_pages = 0
-
-    def turn(self) -> None:
-        pass
-
-    def launched(self, batch: Batch, done: Event) -> None:
-        pass
-
-    def prefilled(self, request: Request, first: Sampled) -> bool:
         return False
 
 
-COLOCATED = _Colocated()
+NO_DUTIES = Duties()
 
 
 class Engine:
@@ -137,7 +124,7 @@ class Engine:
         probes: Probes | None = None,
         *,
         names: Names | None = None,
-        duties: Duties = COLOCATED,
+        duties: Duties = NO_DUTIES,
         executor: Executor | None = None,
     ) -> None:
         self.config = config
@@ -167,7 +154,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._stopping = False
 
-    # -- what the server calls (types.ServingEngine) ----------------------------------------------
+    # -- types.ServingEngine, for the server -------------------------------------------------------
 
     @property
     def model_name(self) -> str:
@@ -188,7 +175,7 @@ class Engine:
 
     @property
     def scores_prompts(self) -> bool:
-        """Return whether prompts' log-probabilities are told; ranks that share a step don't gather them."""
+        """Return whether clients get prompts' log-probabilities; ranks that share a step don't gather them."""
         return self.config.layersplit is None
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
@@ -264,7 +251,7 @@ class Engine:
     async def _rounds(self) -> None:
         flying: Work | None = None
         while not (self._stopping and flying is None and not self.scheduler.busy and not self._duties.busy):
-            self._wake.clear()  # whoever calls from here on is not overslept
+            self._wake.clear()  # a call from here on ends the next rest
             self.cache.poll()
             self.scheduler.release.reap()
             self._duties.turn()

@@ -12,7 +12,7 @@ class Memory:
     """Pools, request rows and weights. With speculation the pool's last layer is the draft layer."""
 
     pool: KVPool
-    homes: tuple[Home, ...]  # by layer: where its rows are read and written
+    homes: tuple[Home, ...]  # one for each layer: its rows are read and written there
     rows: DeviceRows
     model: Glm5 | None  # None under numerics = "stamps"
     vocabulary: int

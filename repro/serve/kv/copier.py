@@ -25,7 +25,7 @@ STEPS_REMEMBERED = 8  # steps whose events are still asked for: older ones are l
 
 @dataclass(frozen=True)
 class Direction:
-    """A way between the tiers; `name` is what its copies are called."""
+    """A way between the tiers; `name` is the name of its copies."""
 
     name: str
     source: Place
@@ -119,7 +119,7 @@ class TierCopier:
         self._page_sets = names.page_sets
         self._guards = guards
         self._cost = cost
-        self._layers = range(layers)  # of the whole model
+        self._layers = range(layers)  # all of the model's, not only those that the pools hold
         self._load = device.stream("load")
         self._write = device.stream("write")
         self._loaded = LayerDoneCounter(device, layers)

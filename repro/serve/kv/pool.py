@@ -5,7 +5,7 @@ Layout of one layer and component, page p of S tokens:
     slot  0 ........ S-1 | S ....... 2S-1 | ...
           page 0         | page 1         |        slot = page * S + offset
 
-Freeing a page changes no byte: the next owner finds what the last one left, as on a real device.
+Freeing a page changes no byte: the next owner finds the bytes of the last one, as on a real device.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class PageSets:
         if known is not None:
             return known
         if len(self._ids) >= PAGE_SETS_VALID // 2:
-            self._ids.clear()  # named anew when used again; what steps in flight hold stays valid
+            self._ids.clear()  # a set gets a new name at its next use; numbers in flight stay valid
         self._named += 1
         number = self._ids[key] = self._named
         self._probes.emit(PageSet(number, _ranges(pages)))
@@ -71,7 +71,7 @@ class KVPool:
     """The pages of one tier. Plain memory: who may touch what, and when, is the caller's care.
 
     It holds `layers` layers, which callers call by their numbers in the model, from `first_layer` on. With
-    `checksums` a row's stamp is mixed with a checksum of its values, which whoever compares it takes out again.
+    `checksums` a row's stamp is mixed with a checksum of its values; `stamps_at` takes it out again.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a step read, and whether it was what it should have read.
+"""The check of a step's reads: whether the rows that it met are its own.
 
 Each read gathers the stamps with the bytes and compares them with the request's own prefix hashes.
 A first-hand wrong read marks the request's rows of this step as tainted: rows that it stores from then on
@@ -39,7 +39,7 @@ class ReadCheck:
     def __init__(self, device: Device, homes: tuple[Home, ...], names: Names, probes: Probes, index_topk: int) -> None:
         self.device = device
         self.homes = homes
-        self.pool: KVPool = homes[0].pool  # whose pages all homes have
+        self.pool: KVPool = homes[0].pool  # all homes have the same page numbers
         self.names = names
         self.probes = probes
         self.index_topk = index_topk
@@ -81,7 +81,7 @@ class StepReads:
         self.token_slots: Ints = table[self._member_of_token, positions // size] * size + positions % size
         self.token_prefix: Words = prefix[self._member_of_token, positions]
         for row, reader in enumerate(readers):
-            # A device row can be another request's, and its pages with it: the prompt is what was asked.
+            # The device row, and its pages, may be another request's by mistake: the client's prompt decides.
             words = reader.prompt_words[ahead : ahead + prefix.shape[1]]
             prefix[row, : len(words)] = words
         self._expected: Words = prefix.reshape(*table.shape, size)

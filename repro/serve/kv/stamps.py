@@ -1,7 +1,7 @@
-"""Stamps: what bytes ought to be, carried beside them.
+"""Stamps: an identity of each cached row, carried beside its bytes.
 
 The stamp of a row is a hash of all tokens up to its position, the position, layer and component.
-It travels with every copy of the row, so a reader can tell whose bytes it met without comparing
+It travels with every copy of the row, so a reader can tell the origin of bytes without comparing
 floating point; where a pool keeps checksums, the stamp is mixed with one of the row's values. The token
 hash is a running sum of mixed (token, position) words, so a whole chunk is one cumulative sum.
 """
@@ -32,7 +32,7 @@ def token_words(tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Word
 
 
 def prefix_words(tokens: NDArray[np.int64]) -> Words:
-    """Return for each token what identifies the prefix that it ends."""
+    """Return a word for each token that identifies the prefix that it ends."""
     words: Words = np.cumsum(token_words(tokens, np.arange(len(tokens))), dtype=np.uint64)
     return words
 
@@ -47,5 +47,5 @@ def checksum(values: torch.Tensor) -> Words:
 
 @cache
 def salt(component: Component, layer: int) -> np.uint64:
-    """Return what tells the components and layers of one token apart."""
+    """Return a word that differs for each component and layer of one token."""
     return np.uint64((_COMPONENT_SALT[component] * (2 * layer + 1)) & 0xFFFFFFFFFFFFFFFF)

@@ -1,6 +1,6 @@
 """The files of the storage tier: whole pages of the host tier on disk, found by the prefix that they end.
 
-    folder/KEY.latent    KEY is a hash of the page's tokens and of the KEY before it, so whoever has the
+    folder/KEY.latent    KEY is a hash of the page's tokens and of the KEY before it, so all with the
     folder/KEY.index     same prefix finds the same files: another session, or another run
 
     a file   [ magic | digest of name and payload | payload ]
@@ -48,7 +48,7 @@ def page_keys(root: Key, tokens: TokenRun, page_tokens: int) -> list[Key]:
 
 
 def root_key(identity: str) -> Key:
-    """Return what all keys of one kind of pages begin with: those of another model or format are never met."""
+    """Return the key before the first page: pages of another model or format have other keys."""
     return hashlib.blake2b(identity.encode(), digest_size=KEY_BYTES).hexdigest()
 
 
@@ -56,7 +56,7 @@ class PageFiles:
     """The page files of one folder, at most `pages_max` of them, the least recently used going first.
 
     Without a `folder` they are in a temporary one, which is there from the first write until `close`. A folder that
-    is named stays, and what is in it already can be hit. Raises UsageError when it can't be used.
+    is named stays, and pages that it has already can be hit. Raises UsageError when it can't be used.
     """
 
     def __init__(self, folder: Path | None, pool: KVPool, pages_max: int) -> None:
@@ -65,7 +65,7 @@ class PageFiles:
         self._folder = folder
         self._remove: Callable[[], object] | None = None  # the temporary folder; runs by itself if `close` never does
         self._closed = False
-        self.written: set[Key] = set()  # in this run; only asked whether one is in it
+        self.written: set[Key] = set()  # keys of this run; only membership is asked, never the order
         self._pages: OrderedDict[Key, None] = OrderedDict()  # complete ones, least recently used first
         if folder is not None:
             self._pages.update(dict.fromkeys(_found(folder)))
@@ -106,7 +106,7 @@ class PageFiles:
             raise
 
     def admit(self, key: Key) -> None:
-        """Let a page whose files are all written be found; what is over the limit then is deleted."""
+        """Let a page whose files are all written be found; pages over the limit are deleted, the oldest first."""
         self.written.add(key)
         self._pages[key] = None
         self._pages.move_to_end(key)
@@ -114,7 +114,7 @@ class PageFiles:
             self.discard(next(iter(self._pages)))
 
     def discard(self, key: Key) -> None:
-        """Delete what there is of a page."""
+        """Delete all files of a page."""
         self._pages.pop(key, None)
         self.written.discard(key)
         for component in COMPONENTS:

@@ -29,7 +29,7 @@ from repro.serve.kv.storage import Key, PageFiles, page_keys, root_key
 PATIENCE_S = 1.0  # longest wait of a request for its prefetch; the base of SGLang's prefetch timeout
 PREFETCH_MIN_PAGES = 1  # SGLang takes 256 tokens, which a page stands for
 STREAM_PAGES_MAX = 2048  # in one stream's queue: two operations each, of the 8,192 that a stream takes
-HOST_SHARE = 0.5  # of the host pages that prefetches may fill at once
+HOST_SHARE = 0.5  # prefetches fill at most this share of the host pages at once
 NEARLY_US = 1e-3  # timers are in whole nanoseconds
 
 
@@ -224,7 +224,7 @@ class StorageTier:
         )
 
     def _read(self, key: Key, component: Component) -> Rows | None:
-        """Return what a file holds, None for a miss. Taint of another run names no bad read of this one."""
+        """Return the rows of a file, None for a miss. Taint of another run names no bad read of this one."""
         rows = self.files.read(key, component)
         if rows is None or key in self.files.written or not rows.taint.any():
             return rows
@@ -274,7 +274,7 @@ class StorageTier:
         return min((each / 1e6 for each in left_us if each > NEARLY_US), default=None)
 
     def poll(self) -> None:
-        """Take in what has ended, in the order it was started."""
+        """Acknowledge ended transfers, in the order of their start."""
         while self._prefetches and self._prefetches[0].arrived[-1].query():
             self._close_prefetch(self._prefetches.pop(0))
         while self._backups and self._backups[0].done.query():

@@ -47,7 +47,7 @@ class Flight:
 
     transfers: list[Transfer]
     done: Done
-    copies: int = 0  # counted for write-backs, whose number in flight has no other bound
+    copies: int = 0  # of a write-back: nothing else bounds how many are in flight
 
 
 class HiCache:
@@ -76,7 +76,7 @@ class HiCache:
         self._load_queue: list[Transfer] = []
         self._write_queue: list[Transfer] = []
         self._loads: list[Flight] = []  # oldest first
-        self._unawaited: LayerEvents | None = None  # of a load that was started without a batch
+        self._unawaited: LayerEvents | None = None  # events of a load that no batch waits for yet
         self._writes: list[Flight] = []
         self._transfers = 0
         self._last_step = np.full(config.device_pages, -1, np.int64)  # last step enqueued that used the page

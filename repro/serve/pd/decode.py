@@ -9,8 +9,8 @@ import numpy as np
 
 from repro.base.probe import CacheEvent, PageEvent, Probes
 from repro.serve.config import EngineConfig
-from repro.serve.device.base import Device, Event
-from repro.serve.engine import Engine, LoadedModel
+from repro.serve.device.base import Device
+from repro.serve.engine import Duties, Engine, LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.kv.page import PageAllocator, PageChange
 from repro.serve.kv.pool import Names, Pages
@@ -19,7 +19,6 @@ from repro.serve.pd.network import Network
 from repro.serve.pd.ownership import DECODE_SIDE, Ownership, Stage
 from repro.serve.pd.transfer import RemoteMemory, SlotReader, Slots
 from repro.serve.pd.work import Work
-from repro.serve.sched.batch import Batch
 from repro.serve.sched.release import ABORTED
 from repro.serve.sched.request import Request
 from repro.serve.sched.sampling import Sampled
@@ -55,8 +54,8 @@ class _Reservation:
         return self.ownership.stage in (Stage.ALLOCATED, Stage.PREFILL_QUEUED)
 
 
-class DecodeWorker:
-    """One decode worker (`network.Receiver`, `engine.Duties`)."""
+class DecodeWorker(Duties):
+    """One decode worker (`network.Receiver`)."""
 
     def __init__(
         self,
@@ -265,9 +264,6 @@ class DecodeWorker:
                 self._give_up(held)
         while self._queue and self._reserve(self._queue[0]):
             self._queue.popleft()
-
-    def launched(self, batch: Batch, done: Event) -> None:
-        """Nothing to do: decode steps write no pages of others."""
 
     def prefilled(self, request: Request, first: Sampled) -> bool:
         """Never asked: a decode worker prefills nothing."""

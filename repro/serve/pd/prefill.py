@@ -12,7 +12,7 @@ from repro.base.probe import CacheEvent, Decision, OpRef, Probes, RequestEvent, 
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
-from repro.serve.engine import Engine, LoadedModel
+from repro.serve.engine import Duties, Engine, LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import Names
 from repro.serve.pd.messages import Abort, Destination, Done, Message, Safe, Submit
@@ -75,8 +75,8 @@ class _Send:
             await flight.done.synchronize("the posted writes have completed")
 
 
-class PrefillWorker:
-    """One prefill worker (`network.Receiver`, `engine.Duties`)."""
+class PrefillWorker(Duties):
+    """One prefill worker (`network.Receiver`)."""
 
     def __init__(
         self,
@@ -203,11 +203,6 @@ class PrefillWorker:
     def busy(self) -> bool:
         """Return whether a prompt is still being sent."""
         return self._work.busy
-
-    @property
-    def outside_pages(self) -> int:
-        """Return 0: the scheduler knows of all pages."""
-        return 0
 
     def turn(self) -> None:
         """Die if a fault says so."""

@@ -25,7 +25,7 @@ class Member:
     first: int
     count: int
     samples: bool  # the step ends with this request's next token
-    admission: int = 0  # of the request: it may have been retracted, and admitted again, before the step has ended
+    admission: int = 0  # the request's retractions so far: it may be retracted and admitted again before the step ends
 
     @property
     def end(self) -> int:

@@ -34,7 +34,7 @@ class Request:
 
     wire: GenerateRequest
     prompt: NDArray[np.int64]
-    max_tokens: int  # as asked for, within the context
+    max_tokens: int  # the client's limit, or the rest of the context
     text: "TextStream"
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)  # at most one per answer token
     state: State = "waiting"
@@ -43,17 +43,17 @@ class Request:
     hit_pages: int = 0  # leading pages that the radix tree had when this request was admitted
     shared_pages: int = 0  # leading pages that the radix tree owns
     counted_pages: int = 0  # leading pages that count this request as a hit already
-    hit_keys: TokenRun | None = None  # what its longest possible hit is found by; None until it is asked for
-    prefetch: Prefetch | None = None  # what continues its prefix in storage, on its way to the host
+    hit_keys: TokenRun | None = None  # keys of its longest possible hit; None until they are built
+    prefetch: Prefetch | None = None  # pages from storage that continue its prefix, on their way to the host
     node: Node | None = None  # the pinned node that holds the shared pages
     computed: int = 0  # tokens whose rows are stored by enqueued steps
     planned: int = 0  # answer tokens that enqueued steps will sample at least
     drafted: int = 0  # drafts of enqueued steps whose results are not known
-    acceptance: Acceptance | None = None  # with speculation
+    acceptance: Acceptance | None = None  # None without speculation
     output: list[int] = field(default_factory=list)
     replayed: int = 0  # answer tokens that are computed again, with the prompt: it was retracted after them
     retractions: int = 0
-    scores: list[PromptScore] = field(default_factory=list)  # of the prompt's tokens, not told yet
+    scores: list[PromptScore] = field(default_factory=list)  # the prompt's, not sent to the client yet
     aborted: bool = False
     cached_device_tokens: int = 0
     cached_host_tokens: int = 0
@@ -64,7 +64,7 @@ class Request:
 
     @cached_property
     def prompt_words(self) -> Words:
-        """Return what identifies each prefix of the prompt: what its rows ought to be stamped with."""
+        """Return a word for each prefix of the prompt: the stamps that its rows ought to have."""
         return prefix_words(self.prompt)
 
     @property
@@ -73,7 +73,7 @@ class Request:
 
     @property
     def prefill(self) -> NDArray[np.int64]:
-        """Return the tokens that are known before decoding: the prompt, and what of the answer is computed again."""
+        """Return the tokens that are known before decoding: the prompt, and the replayed part of the answer."""
         return np.append(self.prompt, self.output[: self.replayed]) if self.replayed else self.prompt
 
     @property
@@ -105,7 +105,7 @@ class Request:
         self.prefetch = self.hit_keys = None
         self.hit_pages = self.shared_pages = self.computed = 0
         self.planned = self.replayed = len(self.output)
-        self.scores = []  # told with the first token, or to be judged again
+        self.scores = []  # the client has them with the first token, or they are computed again
         self.retractions += 1
 
 
@@ -124,7 +124,7 @@ class TextStream:
         self._held = ""  # text not given out yet: it may begin a stop string
 
     def push(self, token: int) -> tuple[str, str | None]:
-        """Return the text that may be shown now and the stop string that ended it, if any."""
+        """Return the text that the client may have now, and the stop string that ended it, if any."""
         self._window.append(token)
         text = self._decode(self._window)
         fresh = text[self._settled : _stable_characters(text)]
@@ -135,7 +135,7 @@ class TextStream:
         return self._release(fresh)
 
     def flush(self) -> str:
-        """Return what is still held back; the answer ends here."""
+        """Return the text that is still held back; the answer ends here."""
         text = self._decode(self._window)
         rest, self._held = self._held + text[self._settled :], ""
         self._settled = len(text)

@@ -58,8 +58,8 @@ class DeviceRows:
         self.prefix: Words = np.zeros(places, np.uint64)  # hash of tokens up to here
         self.next_token: NDArray[np.int64] = np.zeros(rows, np.int64)  # future-token slots
         self.limit: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens of prompt and longest answer
-        self.length: NDArray[np.int64] = np.zeros(rows, np.int64)  # with speculation only
-        self.draft_hidden = torch.zeros(rows, draft_width)  # what the next draft starts from
+        self.length: NDArray[np.int64] = np.zeros(rows, np.int64)  # written with speculation only
+        self.draft_hidden = torch.zeros(rows, draft_width)  # hidden row that the next draft starts from
 
     def touched(self, rows: NDArray[np.int64], *, write: bool, request: str = "") -> tuple[Access, ...]:
         """Return an access to these rows; none where the compute stream orders all of them."""
@@ -89,8 +89,8 @@ class DeviceRows:
     def put_first(self, row: int, position: int, token: int) -> None:
         """Write the first token of an answer whose prompt was computed elsewhere.
 
-        Its first draft is the token again: nothing was drafted for it, and what the row's former owner has
-        left there is no continuation of this prefix.
+        Its first draft is the token again: nothing was drafted for it, and the row's former owner has
+        left a draft there that does not continue this prefix.
         """
         self.next_token[row] = token
         self.length[row] = position
@@ -114,16 +114,16 @@ class Seat(NamedTuple):
     row: int
     prompt: NDArray[np.int64]
     limit: int
-    first_token: int | None = None  # of an answer whose prompt was computed elsewhere
+    first_token: int | None = None  # the answer's, when its prompt was computed elsewhere
 
 
 @dataclass
 class Staging:
-    """Pinned memory of one step: what the host wants written into the rows."""
+    """Pinned memory of one step: the writes that the host wants in the rows."""
 
     uploaded: Event
     pages: list[tuple[int, int, Pages]] = field(default_factory=list)  # row, first place, pages
-    prompts: list[Seat] = field(default_factory=list)  # in order: a row may be taken twice in one step
+    prompts: list[Seat] = field(default_factory=list)  # ordered: a row may be taken twice in one step
 
     @property
     def rows(self) -> NDArray[np.int64]:

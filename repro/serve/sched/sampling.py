@@ -73,9 +73,9 @@ def score(logits: torch.Tensor, tokens: Sequence[int], top: int) -> tuple[Prompt
 def _draw(logprobs: torch.Tensor, temperature: float, top_p: float, draw: float) -> int:
     ordered, ids = torch.sort((logprobs / temperature).softmax(-1), descending=True, stable=True)
     cumulative = ordered.cumsum(0)
-    kept = int((cumulative - ordered < top_p).sum())
-    place = int((cumulative[:kept] <= draw * cumulative[kept - 1]).sum()) if kept else 0
-    return int(ids[min(place, max(kept - 1, 0))])
+    count = int((cumulative - ordered < top_p).sum())
+    place = int((cumulative[:count] <= draw * cumulative[count - 1]).sum()) if count else 0
+    return int(ids[min(place, max(count - 1, 0))])
 
 
 def _top(logprobs: torch.Tensor, count: int) -> tuple[tuple[int, float], ...]:

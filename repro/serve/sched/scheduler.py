@@ -1,4 +1,4 @@
-"""The scheduler of one engine: what comes in, what runs next, what came of it, what goes out.
+"""The scheduler of one engine: admission, the next step, its results, release.
 
 submit ─> Admission ─> Planner ─> Batch ─ ─ device ─ ─> Results ─> Release
              ^                                                        │

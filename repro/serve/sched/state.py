@@ -57,7 +57,7 @@ class Requests:
     device: Device
     probes: Probes
     waiting: deque[Request] = field(default_factory=deque)
-    running: list[Request] = field(default_factory=list)  # in order of admission
+    running: list[Request] = field(default_factory=list)  # oldest admission first
     held: list[Request] = field(default_factory=list)  # prefilled here; their pages are being sent to where they decode
     arrived: deque[Arrival] = field(default_factory=deque)  # prefilled elsewhere, without a row
     by_id: dict[str, Request] = field(default_factory=dict)  # all but the finished ones

@@ -16,7 +16,7 @@ class Evicted(NamedTuple):
     """Pages of the nodes that `evict_device` took, in the order of eviction."""
 
     device_pages: Pages
-    host_pages: Pages  # of host copies below a deleted node
+    host_pages: Pages  # host copies below deleted nodes
 
 
 def evict_device(tree: RadixTree, num_pages: int, *, back_up: Callable[[Node], bool] | None = None) -> Evicted:

@@ -22,15 +22,15 @@ class Node:
     """
 
     id: int  # counts up, never used again
-    key: TokenRun  # the tokens of whole pages, or what stands for them (`sched.keys`)
+    key: TokenRun  # tokens of whole pages, or the keys that stand for them (`sched.keys`)
     parent: "Node | None" = field(repr=False)  # None: the root, or deleted from the tree
     device_pages: Pages | None = None  # None: evicted from the device
     host_pages: Pages | None = None  # None: not backed up
-    children: dict[bytes, "Node"] = field(default_factory=dict, repr=False)  # by first page of tokens
+    children: dict[bytes, "Node"] = field(default_factory=dict, repr=False)  # the key is the first page of tokens
     resident_children: int = 0
-    pins: int = 0  # of this node itself
+    pins: int = 0  # pins of this node itself
     lock_ref: int = 0  # pins of this node and of nodes below it
-    host_pins: int = 0  # of this node itself
+    host_pins: int = 0  # host pins of this node itself
     host_ref: int = 0  # host pins of this node and of nodes below it
     hit_count: int = 0
     last_access: int = 0

@@ -32,7 +32,7 @@ TokensLike = Sequence[int] | TokenRun
 class Match:
     """The longest cached prefix. Valid until the next eviction or reset unless the nodes are pinned."""
 
-    device_pages: Pages  # of the resident part, in token order
+    device_pages: Pages  # the resident part's, in token order
     device_node: Node  # where the resident part ends; the root for no hit
     host_node: Node  # where the evicted part ends; `device_node` when there is none
     host_hit_pages: int  # pages of the evicted part, between the two nodes
@@ -106,7 +106,7 @@ class RadixTree:
         path = self._walk(run)
         taken: list[Pages] = []
         duplicates: list[Pages] = []
-        start = 0  # in pages
+        start = 0  # page of the run where the node begins
         for node in path:
             given = pages[start : start + node.num_pages]
             node.hit_count += start >= counted_pages
