@@ -1,14 +1,11 @@
 """A captured graph replays what was enqueued; host code does not run again."""
 
-from collections.abc import Callable
-
 import pytest
 
 from repro.schedule.pickers import RandomPicker
 from repro.serve.device.base import Device, Event, Stream
+from tests.litmus.graphs import Function, capture
 from tests.litmus.platform import PlatformFactory, copy, memory, nothing, write
-
-Function = Callable[[Device, Stream], None]
 
 
 def test_nothing_runs_during_a_capture(device_factory: PlatformFactory) -> None:
@@ -16,7 +13,7 @@ def test_nothing_runs_during_a_capture(device_factory: PlatformFactory) -> None:
     cell = memory(0)
 
     async def main() -> None:
-        platform.device.capture("graph", lambda device, origin: origin.enqueue("w", write(cell, 1), duration_us=1))
+        capture(platform.device, "graph", lambda device, origin: origin.enqueue("w", write(cell, 1), duration_us=1))
 
     platform.run(main)
     assert cell[0] == 0
@@ -34,7 +31,7 @@ def test_a_replay_repeats_the_operations_and_no_host_code(device_factory: Platfo
         origin.enqueue("copy", copy(source, target), duration_us=10)
 
     async def main() -> None:
-        graph = platform.device.capture("decode", decode)
+        graph = capture(platform.device, "decode", decode)
         for value in (5, 6, 7):
             source[0] = value  # memory is read when the operation runs
             graph.replay(stream)
@@ -56,7 +53,7 @@ def test_values_are_those_of_the_capture(device_factory: PlatformFactory) -> Non
 
     async def main() -> None:
         nonlocal value
-        graph = platform.device.capture("decode", decode)
+        graph = capture(platform.device, "decode", decode)
         value = 6
         graph.replay(stream)
 
@@ -80,7 +77,7 @@ def read_after_load(device_factory: PlatformFactory, *, guard_outside: bool) -> 
         origin.enqueue("read", copy(page, seen), duration_us=1)
 
     async def main() -> None:
-        graph = platform.device.capture("decode", decode)
+        graph = capture(platform.device, "decode", decode)
         load.enqueue("load", write(page, 2), duration_us=500)
         loading.append(platform.device.event("loaded"))
         loading[0].record(load)
@@ -119,7 +116,7 @@ def test_the_waits_between_captured_branches_hold_in_every_replay(device_factory
     stream = platform.device.stream("compute")
 
     async def main() -> None:
-        graph = platform.device.capture("graph", fork_and_join)
+        graph = capture(platform.device, "graph", fork_and_join)
         stream.enqueue("earlier", nothing, duration_us=100)
         graph.replay(stream)
         graph.replay(stream)
@@ -138,7 +135,7 @@ def test_branches_of_a_graph_run_beside_its_origin(device_factory: PlatformFacto
     stream = platform.device.stream("compute")
 
     async def main() -> None:
-        platform.device.capture("graph", fork_and_join).replay(stream)
+        capture(platform.device, "graph", fork_and_join).replay(stream)
 
     platform.run(main)
     by_name = {op.name: op for op in platform.ops}
@@ -151,7 +148,7 @@ def test_a_replay_names_its_step_and_requests(device_factory: PlatformFactory) -
     stream = platform.device.stream("compute")
 
     async def main() -> None:
-        graph = platform.device.capture("graph", fork_and_join)
+        graph = capture(platform.device, "graph", fork_and_join)
         graph.replay(stream, step=4, requests=("a",))
 
     platform.run(main)
@@ -167,7 +164,7 @@ def test_a_replay_costs_the_host_one_launch_whatever_is_in_it(device_factory: Pl
             origin.enqueue("kernel", nothing, duration_us=1)
 
     async def main() -> None:
-        platform.device.capture("many", many).replay(stream)
+        capture(platform.device, "many", many).replay(stream)
 
     platform.run(main)
     assert len({op.enqueued_us for op in platform.ops}) == 1
@@ -190,7 +187,7 @@ def _query(device: Device, origin: Stream) -> None:
 
 
 def _nested(device: Device, origin: Stream) -> None:
-    device.capture("inner", fork_and_join)
+    capture(device, "inner", fork_and_join)
 
 
 @pytest.mark.parametrize(
@@ -206,20 +203,20 @@ def test_what_a_graph_cannot_hold_is_refused(
     device_factory: PlatformFactory, function: Function, complaint: str
 ) -> None:
     with pytest.raises(AssertionError, match=complaint):
-        device_factory().device.capture("graph", function)
+        capture(device_factory().device, "graph", function)
 
 
 def test_a_wait_for_an_event_from_outside_is_refused(device_factory: PlatformFactory) -> None:
     device = device_factory().device
     outside = device.event("outside")
     with pytest.raises(AssertionError, match="recorded outside"):
-        device.capture("graph", lambda _, origin: origin.wait(outside, "load-back"))
+        capture(device, "graph", lambda _, origin: origin.wait(outside, "load-back"))
 
 
 def test_an_event_of_a_capture_means_nothing_outside(device_factory: PlatformFactory) -> None:
     device = device_factory().device
     inside: list[Event] = []
-    device.capture("graph", lambda capturing, _: inside.append(capturing.event("inside")))
+    capture(device, "graph", lambda capturing, _: inside.append(capturing.event("inside")))
     stream = device.stream("compute")
     with pytest.raises(AssertionError, match="can't wait for an event of a capture"):
         stream.wait(inside[0], "nothing")

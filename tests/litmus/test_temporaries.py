@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from repro.serve.device.base import Device, Stream
-from repro.serve.device.temporary import TemporariesExhaustedError, Temporary, TemporaryPool
 from tests.litmus.platform import Memory, PlatformFactory, copy, memory, write
+from tests.litmus.temporaries import TemporariesExhaustedError, Temporary, TemporaryPool
 
 
 def take(pool: TemporaryPool, stream: Stream, num: int = 4) -> tuple[Temporary, Memory]:

@@ -9,7 +9,6 @@ The rules are CUDA's, and `tests/litmus` holds one test for each:
   returns the closure that writes.
 - The host meets the device only in `query`, `synchronize` and blocking copies, which are an enqueue
   and a `synchronize` of the stream.
-- A captured graph replays what was enqueued; host code, guards included, does not run again.
 """
 
 from collections.abc import Callable
@@ -84,16 +83,6 @@ class Stream(Protocol):
         """Wait on the host until everything enqueued so far has finished."""
 
 
-class Graph(Protocol):
-    """Operations that were captured once, with the waits between them."""
-
-    def replay(self, stream: Stream, *, step: int = -1, requests: tuple[str, ...] = ()) -> None:
-        """Enqueue all of them behind what is on `stream`; what follows on `stream` is behind them all.
-
-        Costs the host one launch. `step` and `requests` name this replay in what is recorded.
-        """
-
-
 class Device(Protocol):
     """Owner of streams and events, as one host process sees it."""
 
@@ -102,12 +91,6 @@ class Device(Protocol):
 
     def stream(self, name: str, engine: str | None = None) -> Stream:
         """Make a stream. Streams of one copy `engine` run one operation at a time, first ready first."""
-
-    def capture(self, name: str, function: "Capture") -> Graph:
-        """Run `function` once and return what it enqueued.
-
-        It is given a device and a stream to enqueue on; both record, and nothing runs.
-        """
 
     def event(self, name: str) -> Event:
         """Make an event that was never recorded."""
@@ -134,6 +117,3 @@ class Device(Protocol):
 
     async def settle(self) -> None:
         """Let the clock reach the host's own time, so that others may act before it goes on."""
-
-
-Capture = Callable[[Device, Stream], None]

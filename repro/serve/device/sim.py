@@ -12,8 +12,6 @@ from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from repro.base.probe import Access, HostSync, NullProbes, Op, Probes
-from repro.serve.device.base import Capture
-from repro.serve.device.graph import Capturing, SimGraph
 from repro.serve.device.streams import (
     QUEUE_OPERATIONS_MAX,
     CopyEngine,
@@ -77,12 +75,6 @@ class SimHost:
     def event(self, name: str) -> SimEvent:
         """Make an event that was never recorded."""
         return self._world.event_type(self, self.named(name))
-
-    def capture(self, name: str, function: Capture) -> SimGraph:
-        """Run host code once and return what it enqueued, to be replayed without it."""
-        capturing = Capturing(self, name)
-        function(capturing, capturing.origin)
-        return capturing.close()
 
     def charge(self, us: float) -> None:
         """Say that the host's own work took so long."""

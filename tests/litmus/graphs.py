@@ -1,4 +1,4 @@
-"""Captured graphs: what a function enqueued once, replayed without its host code.
+"""Captured graphs over the simulated device: what a function enqueued once, replayed without its host code.
 
     capture:  origin  [ a ] ─record─┐            ┌─wait─ [ d ]
               branch                └─wait─ [ b ] ─record─┘
@@ -10,14 +10,14 @@ loading then is left out of every replay. Bodies keep what they captured; memory
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from repro.base.probe import Access
-from repro.serve.device.base import Body, Capture, Event, Stream
+from repro.serve.device.base import Body, Device, Event, Stream
+from repro.serve.device.sim import SimHost
 from repro.serve.device.streams import Launch, SimEvent, SimStream, calling_line
 
-if TYPE_CHECKING:
-    from repro.serve.device.sim import SimHost
+Function = Callable[[Device, Stream], None]
 
 GRAPH_LAUNCH_US = 10.0  # host time of one graph launch, whatever is in it
 
@@ -124,7 +124,7 @@ class CapturingStream:
 class Capturing:
     """The device that a captured function sees (`base.Device`)."""
 
-    def __init__(self, device: "SimHost", name: str) -> None:
+    def __init__(self, device: SimHost, name: str) -> None:
         self._device = device
         self._name = name
         self._actions: list[_Action] = []
@@ -141,10 +141,6 @@ class Capturing:
         """Make an event of this capture."""
         self._events += 1
         return CapturedEvent(self._events - 1, f"{self._name}.{name}")
-
-    def capture(self, name: str, function: Capture) -> "SimGraph":
-        """Refuse: a capture holds no capture."""
-        raise AssertionError(f"capture of {name} within the capture of {self._name}")
 
     def host(self, name: str) -> NoReturn:
         """Refuse: a host is no part of a capture."""
@@ -201,7 +197,7 @@ class Capturing:
 class SimGraph:
     """See `base.Graph`. Its branches run on streams of its own."""
 
-    device: "SimHost"
+    device: SimHost
     name: str
     actions: list[_Action]
     branches: list[SimStream]
@@ -215,3 +211,15 @@ class SimGraph:
         replaying = _Replaying([stream, *self.branches], events, step, requests)
         for act in self.actions:
             act(replaying)
+
+
+def capture(device: Device, name: str, function: Function) -> SimGraph:
+    """Run `function` once and return what it enqueued, to be replayed without its host code.
+
+    It is given a device and a stream to enqueue on; both take note, and nothing runs.
+    """
+    assert not isinstance(device, Capturing), f"capture of {name} within the capture of {device.origin.name}"
+    assert isinstance(device, SimHost), f"{device} is not the simulated device"
+    capturing = Capturing(device, name)
+    function(capturing, capturing.origin)
+    return capturing.close()
