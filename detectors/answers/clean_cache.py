@@ -97,7 +97,7 @@ def judged(oracle: Oracle, check: Check) -> Judged:
         return Judged(check.request, None, check.surprisal_why or "the answer has no tokens")
     if oracle == "surprisal":
         return Judged(check.request, round(_worst_stretch(check.deficits, STRETCH_TOKENS)[0], SCORE_DIGITS))
-    if not check.told_surprisals:
+    if not check.surprisals_under_load:
         return Judged(check.request, None, "the answer came without the log-probabilities of its tokens")
     score = sqrt(_worst_stretch(_squares(check), CONFIDENCE_TOKENS)[0])
     return Judged(check.request, round(score, SCORE_DIGITS) if score > RESOLUTION_NATS else 0.0)
@@ -165,7 +165,7 @@ def _worst_stretch(values: Sequence[float], tokens: int) -> tuple[float, int]:
 
 def _shifts(check: Check) -> list[float]:
     """Return how much surer of each token the server was under load, in log-odds."""
-    pairs = zip(check.told_surprisals, check.surprisals, strict=True)
+    pairs = zip(check.surprisals_under_load, check.surprisals, strict=True)
     return [_log_odds(told) - _log_odds(clean) for told, clean in pairs]
 
 

@@ -69,7 +69,7 @@ class Summary(msgspec.Struct, frozen=True):
     scenario: str
     title: str
     defects: tuple[str, ...]  # armed ones: none in a control run
-    conditions: tuple[str, ...]  # what was switched off: "control", "no faults"
+    conditions: tuple[str, ...]  # "control", "no faults"
     seed: int
     utc: str
     state: str
@@ -77,7 +77,7 @@ class Summary(msgspec.Struct, frozen=True):
     verdict: str
     exit_code: int | None  # None for a run without a verdict
     meaning: str
-    why: str  # what the harness said beyond the meaning
+    why: str  # the verdict's sentences
     judged: bool  # False for a run that ended before detectors and oracle had spoken
     rate: Rate
     funnel: tuple[Stage, ...]
@@ -99,11 +99,11 @@ class Summary(msgspec.Struct, frozen=True):
     fingerprint: str
     token: str
     bundled: bool  # the scenario comes with the package, so a token finds it
-    url: str  # of the server that was the target, "" for the bundled stack
-    checking: tuple[str, ...]  # options by which its answers were checked, and what was kept of them
-    api: str  # of that server
-    load: dict[str, Any]  # as the scenario has it
-    acceptance: dict[str, Any]  # as the scenario asks for it, {} for not at all
+    url: str  # the server's; "" for the bundled stack
+    checking: tuple[str, ...]  # options that check the server's answers, and --redact
+    api: str  # the server's
+    load: dict[str, Any]  # the scenario's table
+    acceptance: dict[str, Any]  # the scenario's table; {}: none
     versions: dict[str, str]
     path: str
 

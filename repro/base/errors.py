@@ -20,8 +20,8 @@ from repro.base.verdict_word import VerdictWord
 class ReproError(Exception):
     """Base of all errors that are meant for the user's eyes."""
 
-    word = VerdictWord.FAILED  # what `--json` prints as the verdict; its exit code is the command's
-    run_dir = ""  # the folder that keeps what was recorded until then
+    word = VerdictWord.FAILED  # `--json` prints it as the verdict, and the command ends with its exit code
+    run_dir = ""  # the run folder, with everything recorded until then
 
 
 class UsageError(ReproError):

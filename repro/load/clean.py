@@ -146,7 +146,7 @@ class _Checker:
             check,
             surprisals=scores.surprisals,
             deficits=scores.deficits,
-            told_surprisals=_stream_surprisals(asked.answer),
+            surprisals_under_load=_stream_surprisals(asked.answer),
         )
 
     async def _past_cache(self) -> dict[str, Any]:

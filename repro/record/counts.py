@@ -8,7 +8,7 @@ from repro.record.requests import WHOLE, RequestRecord
 
 
 class Funnel(msgspec.Struct, frozen=True):
-    """How many requests each layer of the truth has something against."""
+    """How many requests reached each stage, from all that were sent to those that a user sees fail."""
 
     requests: int = 0
     raced: int = 0
@@ -17,11 +17,11 @@ class Funnel(msgspec.Struct, frozen=True):
     diverged: int = 0
     acceptance: int = 0
     visible: int = 0
-    model_own: int = 0  # with a text finding that the clean decode has too
+    model_own: int = 0  # requests with a text finding that the clean decode has too
 
     @property
     def convicted(self) -> bool:
-        """Return whether any layer has something against any request."""
+        """Return whether any request is past the first stage."""
         return any(getattr(self, name) for name in self.__struct_fields__ if name != "requests")
 
 
@@ -54,7 +54,7 @@ class Retries(msgspec.Struct, frozen=True):
 
 
 def funnel_of(records: Sequence[RequestRecord]) -> Funnel:
-    """Return how many requests reached each stage, from all that were sent down to what a user would have seen."""
+    """Return how many requests reached each stage."""
     return Funnel(
         requests=len(records),
         raced=sum(record.raced for record in records),

@@ -8,12 +8,14 @@ a line read and written again is the same line.
 import hashlib
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from repro.base.errors import RecordError
 from repro.base.probe import AnyEvent, Event, Op, Tokens
+
+Line = TypeVar("Line")
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
@@ -43,31 +45,32 @@ def _escape_surrogates(value: Any) -> Any:
 def decode_event(line: bytes) -> AnyEvent:
     """Return the event of one line. Raises RecordError for a line that is none."""
     try:
-        return _decoder.decode(line)
-    except msgspec.ValidationError:
-        return _decode_not_finite(line)
+        return decode_line(line, _decoder)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"no event: {error}: {line[:80]!r}") from error
 
 
-def _decode_not_finite(line: bytes) -> AnyEvent:
-    # JSON has no NaN: msgspec writes null. A corrupted cache can make a log-probability NaN, and
-    # just that run must stay readable.
+def decode_line(line: bytes, decoder: msgspec.json.Decoder[Line]) -> Line:
+    """Return the struct of one line; a null where it wants a number is NaN. Raises msgspec.DecodeError.
+
+    JSON has no NaN, so msgspec writes null. A corrupted cache can make a log-probability NaN, and just that run must
+    stay readable.
+    """
     try:
-        event: AnyEvent = msgspec.convert(null_to_nan(msgspec.json.decode(line)), AnyEvent)
-    except msgspec.DecodeError as error:
-        raise RecordError(f"no event: {error}: {line[:80]!r}") from error
-    return event
+        return decoder.decode(line)
+    except msgspec.ValidationError:
+        value: Line = msgspec.convert(_null_to_nan(msgspec.json.decode(line)), decoder.type)
+        return value
 
 
-def null_to_nan(value: Any) -> Any:
-    """Return JSON data with every null read as NaN; for structs that have no null of their own."""
+def _null_to_nan(value: Any) -> Any:
+    """Return JSON data with every null as NaN; for structs without optional fields."""
     if value is None:
         return math.nan
     if isinstance(value, list):
-        return [null_to_nan(item) for item in value]
+        return [_null_to_nan(item) for item in value]
     if isinstance(value, dict):
-        return {key: null_to_nan(item) for key, item in value.items()}
+        return {key: _null_to_nan(item) for key, item in value.items()}
     return value
 
 

@@ -28,7 +28,7 @@ class LineFile:
         self._tail: tuple[int, bytearray] = (0, bytearray())  # (offset in the file, bytes that belong there)
         self._lock = threading.Lock()
         self._failure: OSError | None = None
-        self._told = False
+        self._raised = False
         try:
             self._file: int | None = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -53,7 +53,7 @@ class LineFile:
                 self.lines += 1
                 if len(self._tail[1]) > self._buffer_bytes:
                     self._drain()
-        self._tell()
+        self._raise_once()
         return taken
 
     def flush(self) -> None:
@@ -68,7 +68,7 @@ class LineFile:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
-        self._tell()
+        self._raise_once()
 
     def _drain(self) -> None:
         while self._tail[1] and self._file is not None and self._failure is None:
@@ -80,10 +80,10 @@ class LineFile:
                 return
             self._tail = (offset + written, waiting[written:])
 
-    def _tell(self) -> None:
-        if self._failure is None or self._told:
+    def _raise_once(self) -> None:
+        if self._failure is None or self._raised:
             return
-        self._told = True
+        self._raised = True
         reason = self._failure.strerror or str(self._failure)
         message = f"{self.path}: cannot be written any further ({reason}). {NEXT_STEP}"
         raise RecordError(message) from self._failure

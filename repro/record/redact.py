@@ -1,7 +1,7 @@
-"""A record without what was asked and answered: for runs against servers whose texts must not be kept.
+"""Records without prompts and answers, for servers whose texts must not be kept.
 
-What stays is what the verdict rests on: counts, times, places, scores, causes. Texts become their length; token ids
-go, because they are the text too; of an error only its kind stays, because servers quote what they were sent.
+Everything that the verdict rests on stays: counts, times, places, scores, causes. A text becomes its length. Token ids
+go, because they spell the text. Of an error only its kind stays, because servers quote the prompts.
 """
 
 from typing import TypeVar
@@ -22,13 +22,13 @@ def redacted_text(text: str) -> str:
 
 
 def redacted_error(error: str) -> str:
-    """Return an error up to its first colon: what we say of it stands before, the server's own words behind."""
+    """Return an error's kind, which stands before its first colon, without the server's words behind it."""
     kind, colon, words = error.partition(":")
     return f"{kind}{colon} {redacted_text(words.strip())}" if colon else error
 
 
 def redacted_request(record: RequestRecord) -> RequestRecord:
-    """Return a copy of a request without prompt, answer, and the server's own words."""
+    """Return a copy of a request without prompt, answer, and words of the server."""
     return msgspec.structs.replace(
         record,
         error=redacted_error(record.error),
@@ -41,7 +41,7 @@ def redacted_request(record: RequestRecord) -> RequestRecord:
 
 
 def redacted_check(check: Check) -> Check:
-    """Return a copy of a check whose reasons, which a verdict may tell, are without the server's own words."""
+    """Return a copy of a check whose reasons, which a verdict may quote, hold no words of the server."""
     return msgspec.structs.replace(
         check, rerun_why=redacted_error(check.rerun_why), surprisal_why=redacted_error(check.surprisal_why)
     )

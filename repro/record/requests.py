@@ -72,14 +72,14 @@ class SentRequest(msgspec.Struct):
 
     @property
     def spec(self) -> SpecCounts:
-        """Return the counts of speculative decoding; all but the tokens 0 where the server told none."""
+        """Return the counts of speculative decoding; zeros except for the tokens where the server reports none."""
         return SpecCounts(
             self.completion_tokens, self.spec_verify_ct, self.spec_accept_token_num, self.spec_draft_token_num
         )
 
 
 class RequestRecord(SentRequest):
-    """One row of requests.parquet: a request, and what the detectors and the oracle say about it."""
+    """One row of requests.parquet: a request, with the marks of the detectors and of the clean decode."""
 
     raced: bool = False  # an access of it conflicts with another without a happens-before edge
     corrupted: bool = False  # it read bytes that were not the expected ones at first hand
@@ -93,7 +93,7 @@ class RequestRecord(SentRequest):
     first_difference: int = -1  # index of the first token that differs from the clean decode
     logit_gap: float = 0.0  # clean top-1 minus top-2 there
     visible: bool = False  # a text detector convicts it and the clean decode does not have it
-    model_own: bool = msgspec.field(default=False, name="own")  # a text finding that the clean decode has too
+    model_own: bool = msgspec.field(default=False, name="own")  # the clean decode has the text finding too
     detectors: list[str] = msgspec.field(default_factory=list)
 
     @property

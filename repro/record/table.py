@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from repro.base.errors import RecordError
-from repro.record.events import null_to_nan
+from repro.record.events import decode_line
 from repro.record.lines import CHANGED, read_lines
 from repro.record.requests import RequestRecord
 
@@ -38,10 +38,7 @@ def read_request_lines(path: Path) -> list[RequestRecord]:
 
 def _decode(path: Path, number: int, line: bytes) -> RequestRecord:
     try:
-        try:
-            return _decoder.decode(line)
-        except msgspec.ValidationError:
-            return msgspec.convert(null_to_nan(msgspec.json.decode(line)), RequestRecord)
+        return decode_line(line, _decoder)
     except msgspec.DecodeError as error:
         raise RecordError(f"{path}:{number}: no request: {error}. {CHANGED}") from error
 

@@ -1,4 +1,4 @@
-"""The verdict of a run: what `repro run --json` prints and run.json holds. Everybody reads it as this struct."""
+"""The verdict of a run: `repro run --json` prints it, run.json holds it, and all readers share this struct."""
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -61,10 +61,10 @@ class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     control: bool = False
     requests: int = 0
-    findings: dict[str, int] = {}  # by detector
-    signatures: dict[str, int] = {}  # by cause
-    first: dict[str, FirstFinding] = {}  # by layer
-    detectors: dict[str, str] = {}  # the answer of each
+    findings: dict[str, int] = {}  # detector -> count
+    signatures: dict[str, int] = {}  # cause -> count
+    first: dict[str, FirstFinding] = {}  # layer -> its first finding
+    detectors: dict[str, str] = {}  # detector -> its answer
     oracle: Compared = Compared()
     contexts_cut: ContextsCut = ContextsCut()
     client_lag_ms: ClientLag = ClientLag()

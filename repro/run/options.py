@@ -54,5 +54,5 @@ class Watch:
 
     clock_s: Callable[[], float] = lambda: 0.0  # the scenario's limits.wall_s is measured with it
     load: LoadListener = SILENT  # hears the load, and the answers that are asked for again
-    note: Callable[[str], None] = lambda text: None  # what a user should know before the load begins
-    listeners: tuple[Callable[[Event], None], ...] = ()  # of the stack's events
+    note: Callable[[str], None] = lambda text: None  # hears sentences for the user before the load begins
+    listeners: tuple[Callable[[Event], None], ...] = ()  # hear the stack's events

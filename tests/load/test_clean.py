@@ -61,7 +61,7 @@ def test_a_clean_answer_is_said_again_and_each_token_is_the_likeliest(speaks: st
     for check in checked(ClosedStub(speaks)).done:
         assert (check.first_difference, check.gap, check.tokens, check.bypassed) == (-1, 0.0, TOKENS, True)
         assert check.deficits == (0.0,) * TOKENS and check.surprisals == pytest.approx((0.1,) * TOKENS)
-        assert check.told_surprisals == check.surprisals
+        assert check.surprisals_under_load == check.surprisals
 
 
 @pytest.mark.parametrize("speaks", ["sglang", "vllm"])
@@ -69,14 +69,16 @@ def test_how_likely_tokens_were_under_load_is_kept_as_it_was_told(speaks: str) -
     stub = ClosedStub(speaks)
     stub.doubts["b"] = 0.5
     _, doubted, _ = checked(stub).done
-    assert doubted.told_surprisals == pytest.approx((0.6,) * TOKENS) and doubted.surprisals[0] == pytest.approx(0.1)
+    assert doubted.surprisals_under_load == pytest.approx((0.6,) * TOKENS) and doubted.surprisals[0] == pytest.approx(
+        0.1
+    )
 
 
 def test_answers_whose_tokens_came_without_log_probabilities_tell_nothing_of_them() -> None:
     stub = ClosedStub("vllm")
     stub.drops = 3
     [check] = checked(stub, names="a").done
-    assert check.told_surprisals == () and len(check.surprisals) == TOKENS
+    assert check.surprisals_under_load == () and len(check.surprisals) == TOKENS
 
 
 @pytest.mark.parametrize("speaks", ["sglang", "vllm"])

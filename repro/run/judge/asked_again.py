@@ -21,20 +21,20 @@ NOT_FLUSHED = (
 
 @dataclass(frozen=True)
 class CleanCacheRules:
-    """How a server's answers are judged by what it says of them on a clean cache."""
+    """How a server's answers are judged by its second answers on a clean cache."""
 
     calibration: Calibration
-    false_alarm_rate: float  # of an answer, for each of the oracles
+    false_alarm_rate: float  # per answer and oracle
 
 
 def judge_asked_again(recorder: Recorder, again: AskedAgain) -> list[Verdict]:
-    """Judge suspects by the server's lone answers: wrong there too is the model's own, if the cache was dropped."""
+    """Judge suspects by the server's lone answers: if the cache was dropped, wrong there too is the model's own."""
     for record in recorder.records:
         if not record.detectors or record.request not in again.texts:
             continue
         record.clean_text = again.texts[record.request]
         looks_wrong_too = clean_answer_looks_wrong(record, recorder)
-        if record.finish == "abort":  # given up by us: compared as far as it had come
+        if record.finish == "abort":  # the client gave it up: its beginning is compared
             record.clean_text = record.clean_text[: len(record.text)]
         same = record.clean_text == record.text
         repeats = same or looks_wrong_too
@@ -52,7 +52,7 @@ def judge_asked_again(recorder: Recorder, again: AskedAgain) -> list[Verdict]:
 
 
 def judge_clean_cache(recorder: Recorder, checks: Sequence[Check], rules: CleanCacheRules) -> list[Verdict]:
-    """Judge answers by the server's own word on a clean cache, and mark those that were checked."""
+    """Judge answers by the server's checks on a clean cache, and mark the requests that were checked."""
     finished_us = {record.request: record.finished_us for record in recorder.records}
     verdicts = [
         clean_cache(oracle, checks, rules.calibration, rules.false_alarm_rate, at_us=finished_us.__getitem__)

@@ -1,4 +1,4 @@
-"""What every target's detectors say about a run: marks on its requests, and an answer of each detector."""
+"""Answers of the detectors that every target has, and their marks on the requests."""
 
 from collections.abc import Sequence
 

@@ -40,11 +40,11 @@ class Target(Protocol):
     The attributes hold from the start; corruptions and explored are complete once the load has been driven.
     """
 
-    versions: Mapping[str, str]  # of an engine that is not part of this package
+    versions: Mapping[str, str]  # names and versions of engines outside this package
     repeats: bool  # the seed alone brings the same run again, so that a token can name it
     answer_detectors: AnswerDetectors
     acceptance: AcceptanceRules
-    corruptions: Mapping[str, Corruptions]  # what became of changed bytes, by fault
+    corruptions: Mapping[str, Corruptions]  # by fault: reads of the bytes that it changed
     explored: Exploring | None  # None: a server chooses its schedule for itself
 
     @property

@@ -83,7 +83,7 @@ class BundledTarget:
         self._options = options
         self._build = build
         self._guards = guards or with_defects(self._defects, scenario.name)
-        self._asked: dict[str, GenerateRequest] = {}  # by request id: the clean decode answers them again
+        self._asked: dict[str, GenerateRequest] = {}  # requests by id, for the clean decode
         self._corruptor: Corruptor | None = None
         self.corruptions: Mapping[str, Corruptions] = {}
 
@@ -131,7 +131,7 @@ class BundledTarget:
             load.limits.interrupt()
         if running.done():
             driving.cancel()
-            await asyncio.wait((driving,))  # so that the requests under way are recorded
+            await asyncio.wait((driving,))  # it records the requests under way
             raise _death_of(running)
         result = await driving
         engine.stop()
@@ -171,7 +171,7 @@ class SGLangClassesTarget(BundledTarget):
 
 def _death_of(engine: "asyncio.Task[None]") -> ReproError:
     error = engine.exception()
-    if isinstance(error, ReproError):  # of a listener: the disk is full
+    if isinstance(error, ReproError):  # raised by a listener, whose disk is full
         return error
     died = HarnessError(f"the bundled engine died: {error!r}; this is a bug of the stack")
     died.__cause__ = error

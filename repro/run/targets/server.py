@@ -29,15 +29,15 @@ class Checking:
     """That a server's answers are checked after the load, past what the load has cached (`load.clean`)."""
 
     tokens_max: int  # all checks together, prompts included
-    model: str = ""  # that the server must serve; "": any
+    model: str = ""  # the only one that the server may serve; "": any
 
 
 class Server(LoadListener):
     """Drives a load, then asks suspects again and checks answers. Raises UsageError for what is no URL."""
 
     def __init__(self, url: str, api: Api = "chat", checking: Checking | None = None) -> None:
-        self.asked_again = AskedAgain()  # what it answers suspects alone, after the load
-        self.checks = Checks()  # of its answers, where `checking` asks for them
+        self.asked_again = AskedAgain()  # its lone answers to suspects, after the load
+        self.checks = Checks()  # checks of its answers, where `checking` asks for them
         self.context_tokens_max: int | None = None
         self._checking = checking
         self._client = RememberingClient(open_client(url).http, api=api, extra=ASKED_FOR[api] if checking else {})

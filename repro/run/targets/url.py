@@ -1,4 +1,4 @@
-"""A server at a URL as a target: what a user should know beforehand, and what can be told of its answers."""
+"""A server at a URL as a target."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from repro.scenario.sessions import longest_wait_s
 from repro.schedule.strategies import Exploring
 from repro.trace.format import Session
 
-NOTED_WAIT_S = 600.0  # in real time, somebody would take it for a hang
+NOTED_WAIT_S = 600.0  # a user who watches a server would take it for a hang
 
 
 class UrlTarget:
@@ -54,7 +54,7 @@ class UrlTarget:
 
     @property
     def context_tokens_max(self) -> int | None:
-        """Return the model's limit, once the server has told it."""
+        """Return the model's limit, once the server has been asked."""
         return self._server.context_tokens_max
 
     def count_tokens(self, text: str) -> int:

@@ -36,7 +36,7 @@ def checked(name: str = "a", *, gap: float | None = 0.0, worst: float = 0.0, **m
         gap=gap,
         deficits=deficits,
         surprisals=(LOG_2,) * len(deficits),
-        told_surprisals=tuple(surprisal_of(log_odds) for log_odds in deficits),
+        surprisals_under_load=tuple(surprisal_of(log_odds) for log_odds in deficits),
         **more,
     )
 
@@ -96,7 +96,7 @@ def test_a_shift_of_log_odds_counts_the_same_however_likely_the_token_and_adds_u
             tokens=tokens,
             deficits=(0.0,) * tokens,
             surprisals=(surprisal_of(log_odds),) * tokens,
-            told_surprisals=(surprisal_of(log_odds - 0.2),) * tokens,
+            surprisals_under_load=(surprisal_of(log_odds - 0.2),) * tokens,
         )
 
     for log_odds in (-3.0, 0.0, 4.5):
@@ -110,7 +110,7 @@ def test_what_single_precision_cannot_tell_is_no_shift() -> None:
     sure, last_digit = surprisal_of(4.9), 1e-6
     check = Check(
         request="a", tokens=64, deficits=(0.0,) * 64, surprisals=(sure,) * 64,
-        told_surprisals=(sure + last_digit, sure - last_digit) * 32,
+        surprisals_under_load=(sure + last_digit, sure - last_digit) * 32,
     )  # fmt: skip
     assert judged("confidence", check).score == 0.0
 
