@@ -177,11 +177,10 @@ class _Attempt:
         self._index, self._turn, self._attempt, self._retry_of = index, turn, attempt, retry_of
         self._gives_up = gives_up
         self._stopped = False  # we closed the stream at a piece of the answer
-        self._abort = _abort_of(turn, owner.fault("client.abort"))
-        fault = owner.fault("client.disconnect")
-        self._disconnect = fault if isinstance(fault, Disconnect) else None
-        fault = owner.fault("client.slow_reader")
-        self._slow = fault if isinstance(fault, SlowReader) else None
+        leaving = (_abort_of(turn, owner.fault("client.abort")), owner.fault("client.disconnect"))
+        self._leaving = [fault for fault in leaving if isinstance(fault, Abort | Disconnect)]
+        slow = owner.fault("client.slow_reader")
+        self._slow = slow if isinstance(slow, SlowReader) else None
         self._text_detectors: Sequence[TextDetector] = []
         self._counts_detectors: Sequence[CountsDetector] = []
 
@@ -207,8 +206,7 @@ class _Attempt:
 
     def _timer(self) -> tuple[float | None, Abort | Disconnect | None]:
         """Return after how long the client gives up, and for which reason: the earlier one."""
-        timed = [fault for fault in (self._abort, self._disconnect) if fault is not None]
-        timers = [(fault.after_s, fault) for fault in timed if fault.after_s is not None]
+        timers = [(fault.after_s, fault) for fault in self._leaving if fault.after_s is not None]
         return min(timers, key=lambda timer: timer[0]) if timers else (None, None)
 
     def watch(self, answer: Answer, piece: Piece) -> Close | Pause | None:
@@ -217,8 +215,8 @@ class _Attempt:
         if self._convicts(answer, piece) and self._gives_up:
             self.convicted = True
             return self._stop(answer)
-        for fault in (self._abort, self._disconnect):
-            if fault is not None and fault.after_tokens is not None and answer.tokens_seen >= fault.after_tokens:
+        for fault in self._leaving:
+            if fault.after_tokens is not None and answer.tokens_seen >= fault.after_tokens:
                 self.lost = fault if isinstance(fault, Disconnect) else None
                 return self._stop(answer)
         if self._slow is not None and answer.pieces % self._slow.every_pieces == 0:
