@@ -6,10 +6,10 @@ A command takes a group as one parameter; `flat` gives typer the signature that 
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import typer
 
 import repro.scenario.schema as scenarios
@@ -33,6 +33,10 @@ WORKERS = 2
 MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
 
 
+class Options(msgspec.Struct, frozen=True):
+    """A group of options: a parameter of a command, and one parameter an option for typer."""
+
+
 def number(help: str, *, least: float = 1, most: float | None = None, metavar: str = "N") -> Any:
     """Return an option that takes a number within bounds."""
     return typer.Option(min=least, max=most, help=help, metavar=metavar)
@@ -40,10 +44,10 @@ def number(help: str, *, least: float = 1, most: float | None = None, metavar: s
 
 def flat(command: Callable[..., Result]) -> Callable[..., Result]:
     """Return the command with the options of each group in the place of the group."""
-    groups: dict[str, type[Any]] = {}
+    groups: dict[str, type[Options]] = {}
     parameters: list[inspect.Parameter] = []
     for each in inspect.signature(command).parameters.values():
-        if is_dataclass(each.annotation) and isinstance(each.annotation, type):
+        if isinstance(each.annotation, type) and issubclass(each.annotation, Options):
             groups[each.name] = each.annotation
             parameters += inspect.signature(each.annotation).parameters.values()
         else:
@@ -52,7 +56,7 @@ def flat(command: Callable[..., Result]) -> Callable[..., Result]:
     @functools.wraps(command)
     def flattened(**options: Any) -> Result:
         made = {
-            name: group(**{each.name: options.pop(each.name) for each in fields(group)})
+            name: group(**{option: options.pop(option) for option in group.__struct_fields__})
             for name, group in groups.items()
         }
         return command(**made, **options)
@@ -72,8 +76,7 @@ def url_of(target: str) -> str:
     return target
 
 
-@dataclass(frozen=True, kw_only=True)
-class Results:
+class Results(Options, frozen=True):
     """What becomes of the results."""
 
     json: Json = False
@@ -81,38 +84,33 @@ class Results:
     runs: Runs = RUNS
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResults(Results):
+class RunResults(Results, frozen=True):
     """What becomes of the results of one run in this process."""
 
     threads: Threads = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class CampaignResults(Results):
+class CampaignResults(Results, frozen=True):
     """What becomes of the results of many runs."""
 
     json: Annotated[bool, typer.Option("--json", help="Print all verdicts as one JSON object.")] = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrationResults:
+class CalibrationResults(Options, frozen=True):
     """What is printed of a calibration."""
 
     json: Annotated[bool, typer.Option("--json", help="Print what came of it as one JSON object.")] = False
     quiet: Quiet = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class LeftOut(Options, frozen=True):
     """Which parts of a scenario are left out."""
 
     control: Annotated[bool, typer.Option("--control", help="The same load and faults, no defect.")] = False
     no_faults: Annotated[bool, typer.Option("--no-faults", help="The defect alone, nothing perturbed.")] = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExperimentOptions:
+class ExperimentOptions(Options, frozen=True):
     """What an experiment takes and a scenario does not."""
 
     workers: Annotated[int | None, number(f"Of an experiment: runs at once, {WORKERS} if not given.")] = None
@@ -122,8 +120,7 @@ class ExperimentOptions:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Server:
+class Server(Options, frozen=True):
     """What a replay is sent to."""
 
     target: Annotated[str, typer.Option(help="bundled, or the URL of an OpenAI-compatible server.")] = BUNDLED
@@ -132,8 +129,7 @@ class Server:
     ] = "chat"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReplayLoad:
+class ReplayLoad(Options, frozen=True):
     """How traces are replayed."""
 
     concurrency: Annotated[int, number("Sessions under way at once.", most=MOST["concurrency"])] = 16
@@ -161,8 +157,7 @@ class ReplayLoad:
     anomaly_retries: Annotated[int, number("At most so often a turn.", least=0, most=MOST["anomaly_retries_max"])] = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Detection:
+class Detection(Options, frozen=True):
     """How closely the answers of a replay are judged, and what the record holds of them."""
 
     calibration: Annotated[
@@ -187,8 +182,7 @@ class Detection:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class GentleLoad:
+class GentleLoad(Options, frozen=True):
     """The load that a calibration learns from."""
 
     answers: Annotated[int, number("999 can vouch for a false-alarm rate of 0.001.", most=1_000_000)] = 1000
@@ -200,8 +194,7 @@ class GentleLoad:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class HuntGoal:
+class HuntGoal(Options, frozen=True):
     """What to hunt for, and when to stop."""
 
     strategy: Annotated[
@@ -217,8 +210,7 @@ class HuntGoal:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class HuntPlay:
+class HuntPlay(Options, frozen=True):
     """How a hunt plays each schedule."""
 
     full: Annotated[bool, typer.Option("--full", help="The scenario's whole load, not a light one.")] = False
@@ -231,8 +223,7 @@ class HuntPlay:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class NightTarget:
+class NightTarget(Options, frozen=True):
     """What a night runs against."""
 
     defect: Annotated[str, typer.Option(help="Give the bundled stack this defect.", metavar="NAME")] = ""
@@ -243,8 +234,7 @@ class NightTarget:
     ] = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NightRuns:
+class NightRuns(Options, frozen=True):
     """Where and how a night runs."""
 
     baseline: Annotated[str, typer.Option(help="The night to compare with, or latest.", metavar="RUN")] = ""

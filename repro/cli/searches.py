@@ -137,16 +137,16 @@ def detect(
     assert events is not None
     from repro.tools.detect_events import detect as judge_events
 
-    told = judge_events(events)
+    judged = judge_events(events)
     if json:
-        print_json(told)
-        raise typer.Exit(told.verdict.exit_code)
-    output.print(f"{told.verdict.upper()}  {told.events:,} events", markup=False)
-    for finding in told.findings:
+        print_json(judged)
+        raise typer.Exit(judged.verdict.exit_code)
+    output.print(f"{judged.verdict.upper()}  {judged.events:,} events", markup=False)
+    for finding in judged.findings:
         output.print(f"{finding.count} x  {finding.claim}", markup=False, soft_wrap=True)
         if "missing_edge" in finding.evidence:
             output.print(f"  missing edge: {finding.evidence['missing_edge']}", markup=False, soft_wrap=True)
-    raise typer.Exit(told.verdict.exit_code)
+    raise typer.Exit(judged.verdict.exit_code)
 
 
 @command("repro mutate", "repro mutate generic_pd --seeds 5 --json")

@@ -1,7 +1,6 @@
 """Groups of options: typer sees each option where its group stands, and the command gets the group."""
 
 import inspect
-from dataclasses import dataclass
 from typing import Annotated
 
 import pytest
@@ -9,13 +8,12 @@ import typer
 from typer.testing import CliRunner
 
 from repro.cli import app
-from repro.cli.options import flat
+from repro.cli.options import Options, flat
 
 PARAMETERS_MAX = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
+class Sizes(Options, frozen=True):
     width: Annotated[int, typer.Option(min=1)] = 2
     height: Annotated[int, typer.Option("--tall")] = 3
 
