@@ -1,10 +1,12 @@
 """What a detector is: a pure function of what was recorded, with one of four answers."""
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal, Protocol
 
 import msgspec
 
+from detectors.evidence import NOTHING, Evidence
 from repro.base.probe import Event
 from repro.record.requests import SpecCounts
 
@@ -15,8 +17,7 @@ Layer = Literal["ordering", "canary", "divergence", "acceptance", "text"]
 class Finding(msgspec.Struct, frozen=True):
     """One anomaly: the claim in words, and the evidence it rests on.
 
-    `signature` is equal for findings of one cause (it holds no ids, times or pages); `evidence`
-    is JSON-serialisable and specific to the detector (operations, tokens, text spans).
+    `signature` is equal for findings of one cause (it holds no ids, times or pages).
     """
 
     detector: str
@@ -26,7 +27,52 @@ class Finding(msgspec.Struct, frozen=True):
     request: str = ""
     at_us: float = 0.0
     count: int = 1  # equal occurrences folded into this one
-    evidence: dict[str, object] = {}
+    evidence: Evidence = NOTHING
+
+
+_decoder = msgspec.json.Decoder(Finding, dec_hook=lambda kind, record: Evidence.of_record(record))
+
+
+def decode_finding(line: bytes) -> Finding:
+    """Return the finding of one line of JSON. Raises msgspec.DecodeError for a line that is none."""
+    return _decoder.decode(line)
+
+
+def by_cause(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """Return the findings by signature, in the order of their first ones."""
+    causes: dict[str, list[Finding]] = {}
+    for finding in findings:
+        causes.setdefault(finding.signature, []).append(finding)
+    return causes
+
+
+class Causes:
+    """Findings while a detector makes them: of each cause a few with their evidence, the others counted."""
+
+    def __init__(self, examples_max: int) -> None:
+        self._examples_max = examples_max
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[Finding]] = {}
+
+    def add(self, signature: str, finding: Callable[[], Finding]) -> bool:
+        """Count one more of a cause; return whether it was made an example."""
+        self._counts[signature] += 1
+        examples = self._examples.setdefault(signature, [])
+        if len(examples) == self._examples_max:
+            return False
+        examples.append(finding())
+        return True
+
+    def examples(self, signature: str) -> list[Finding]:
+        """Return the examples of a cause."""
+        return self._examples[signature]
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return the examples; the first of each cause counts for those that are none."""
+        folded: list[Finding] = []
+        for signature, (first, *others) in self._examples.items():
+            folded += [msgspec.structs.replace(first, count=self._counts[signature] - len(others)), *others]
+        return tuple(folded)
 
 
 class Marks(msgspec.Struct, frozen=True):

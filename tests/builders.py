@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from detectors.base import Finding
+from detectors.evidence import GarbledSpan, Operation, PagePair, PageRead, WrongToken
 from repro.base.probe import (
     Access,
     AnyEvent,
@@ -69,43 +71,40 @@ def sent_request(request: str, **changes: Any) -> SentRequest:
 
 
 def race_finding(**changes: Any) -> Finding:
-    evidence = {
-        "first": {
-            "stream": "load", "index": 5, "name": "loadback.copy_layer", "layer": 2, "step": 3, "write": True,
-            "site": "serve/kv/tiers.py:208", "start_us": 500.0, "end_us": 1400.0,
-        },
-        "second": {
-            "stream": "compute", "index": 7, "name": "index.score", "layer": 2, "step": 7, "write": False,
-            "site": "serve/forward.py:88", "start_us": 720.0, "end_us": 790.0,
-        },
-        "page": 12,
-        "tier": "device",
-        "component": "index",
-        "layer": 2,
-        "missing_edge": "compute waits for no event that load records behind loadback.copy_layer (layer 2)",
-        "requests": ["s1-t1"],
-        "history": ["   10.0 us  alloc  by load:s1-t1", "  500.0 us  write  by load#5 loadback.copy_layer"],
-    }  # fmt: skip
-    fields: dict[str, Any] = {
-        "detector": "ordering",
-        "layer": "ordering",
-        "claim": "loadback.copy_layer on stream load writes and index.score on stream compute reads "
-        "the index rows of page 12, layer 2; nothing orders them",
-        "signature": "ordering: loadback.copy_layer write x index.score read of device index",
-        "request": "s1-t1",
-        "at_us": 720.0,
-        "count": 14,
-        "evidence": evidence,
-    }
-    return Finding(**(fields | changes))
+    return Finding(**(_RACE | {"evidence": race_evidence()} | changes))
 
 
-def canary_finding(**changes: Any) -> Finding:
-    evidence = {
-        "stream": "compute", "index": 7, "op": "index.score", "component": "index", "layer": 2,
-        "request": "s1-t1", "tokens": 640, "first_position": 128, "pages": 3, "owner_expected": "s1-t1",
-        "origin": "",
-    }  # fmt: skip
+def race_evidence(**changes: Any) -> PagePair:
+    evidence = PagePair(
+        first=Operation("load", 5, "loadback.copy_layer", 2, 3, "serve/kv/tiers.py:208", None, 500.0, 1400.0, True),
+        second=Operation("compute", 7, "index.score", 2, 7, "serve/forward.py:88", None, 720.0, 790.0, False),
+        page=12,
+        pages=1,
+        tier="device",
+        component="index",
+        layer=2,
+        missing_edge="compute waits for no event that load records behind loadback.copy_layer (layer 2)",
+        inverted=False,
+        requests=("s1-t1",),
+        history=("   10.0 us  alloc  by load:s1-t1", "  500.0 us  write  by load#5 loadback.copy_layer"),
+    )
+    return replace(evidence, **changes)
+
+
+_RACE: dict[str, Any] = {
+    "detector": "ordering",
+    "layer": "ordering",
+    "claim": "loadback.copy_layer on stream load writes and index.score on stream compute reads "
+    "the index rows of page 12, layer 2; nothing orders them",
+    "signature": "ordering: loadback.copy_layer write x index.score read of device index",
+    "request": "s1-t1",
+    "at_us": 720.0,
+    "count": 14,
+}
+
+
+def canary_finding(pages: int = 3, **changes: Any) -> Finding:
+    evidence = PageRead("compute", 7, "index.score", "", "index", 2, "s1-t1", 640, 128, pages, "")
     fields: dict[str, Any] = {
         "detector": "canary",
         "layer": "canary",
@@ -119,14 +118,14 @@ def canary_finding(**changes: Any) -> Finding:
     return Finding(**(fields | changes))
 
 
-def divergence_finding(**changes: Any) -> Finding:
-    evidence = {
-        "request": "s1-t1",
-        "first_difference": 2,
-        "logit_gap": 7.5,
-        "got": "def readceivedceivedceived\x00",
-        "clean": "def read(path):\n    return path.read_text()\n",
-    }
+def divergence_finding(
+    *,
+    got: str = "def readceivedceivedceived\x00",
+    clean: str = "def read(path):\n    return path.read_text()\n",
+    first_difference: int = 2,
+    **changes: Any,
+) -> Finding:
+    evidence = WrongToken("s1-t1", first_difference, 7.5, got, clean)
     fields: dict[str, Any] = {
         "detector": "divergence",
         "layer": "divergence",
@@ -139,19 +138,14 @@ def divergence_finding(**changes: Any) -> Finding:
     return Finding(**(fields | changes))
 
 
-def text_finding(detector: str = "repetition", **changes: Any) -> Finding:
+def text_finding(detector: str = "repetition", excerpt: str = "ceivedceivedceived", **changes: Any) -> Finding:
     fields: dict[str, Any] = {
         "layer": "text",
         "claim": f"s1-t1: {detector}: 'ceived' 3 times to the end of the answer",
         "signature": f"{detector}: loop",
         "request": "s1-t1",
         "at_us": 61_000.0,
-        "evidence": {
-            "request": "s1-t1",
-            "span": [8, 26],
-            "excerpt": "ceivedceivedceived",
-            "why": "covers 69 %",
-        },
+        "evidence": GarbledSpan(26, excerpt, 0, 69.0),
     }
     return Finding(detector=detector, **(fields | changes))
 

@@ -11,10 +11,12 @@ Three rules look at the counts that the server sends with the stream; the first 
 from functools import cached_property
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from detectors.answers.acceptance_profile import WINDOW_TOKENS, AcceptanceProfile, Chart, chart_of, percent
 from detectors.answers.cusum import Cusum
 from detectors.base import Finding
+from detectors.evidence import DraftCounts
 from repro.base.errors import UsageError
 from repro.record.requests import SpecCounts
 
@@ -144,21 +146,23 @@ class Acceptance:
             if sums.feed(added):
                 since = self.window_rates[sums.since :]
                 began = self._ends_tokens[sums.since - 1] if sums.since else 0
-                return self._finding(signature, sum(since) / len(since), None, since_tokens=began)
+                return self._finding(signature, sum(since) / len(since), None, began)
         return None
 
-    def _finding(self, signature: str, value: float, limit: float | None, **more: object) -> Finding:
+    def _finding(
+        self, signature: str, value: float, limit: float | None, since_tokens: int | UnsetType = UNSET
+    ) -> Finding:
         self._found = True
         counts = self._last
-        evidence: dict[str, object] = {
-            "value": round(value, 4),
-            "limit": limit,
-            "accept_length": round(counts.accept_length, 4),
-            "accept_rate": round(counts.accept_rate, 4),
-            "window_rates": [round(rate, 3) for rate in self.window_rates[-WINDOWS_SHOWN:]],
+        evidence = DraftCounts(
+            value=round(value, 4),
+            limit=limit,
+            accept_length=round(counts.accept_length, 4),
+            accept_rate=round(counts.accept_rate, 4),
+            window_rates=tuple(round(rate, 3) for rate in self.window_rates[-WINDOWS_SHOWN:]),
             **msgspec.structs.asdict(counts),
-            **more,
-        }
+            since_tokens=since_tokens,
+        )
         told = f", the limit is {limit:.4g}" if limit is not None else " on average since then"
         claim = f"{signature}: {value:.4g} after {counts.completion_tokens} tokens{told}"
         return Finding(self.name, "acceptance", claim, signature, evidence=evidence)

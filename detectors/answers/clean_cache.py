@@ -26,6 +26,7 @@ import msgspec
 from scipy.stats import binom
 
 from detectors.base import Answer, Finding, Verdict
+from detectors.evidence import ConfidenceScore, Evidence, RerunScore, SurprisalScore
 from repro.base.errors import UsageError
 from repro.base.json_file import read_struct
 from repro.record.checks import Check
@@ -180,10 +181,11 @@ def _log_odds(surprisal: float) -> float:
 
 
 def _finding(oracle: Oracle, check: Check, score: float, limit: float, at_us: float) -> Finding:
-    evidence: dict[str, object] = {"score_nats": round(score, 4), "limit_nats": round(limit, 4)}
+    scores = (round(score, 4), round(limit, 4))
+    evidence: Evidence
     if oracle == "rerun":
         signature = "the answer differs from the rerun"
-        evidence |= {"first_difference": check.first_difference, "alone": check.text[:TEXT_SHOWN_CHARS]}
+        evidence = RerunScore(*scores, check.first_difference, check.text[:TEXT_SHOWN_CHARS])
         claim = (
             f"from token {check.first_difference} on the answer is another one than the server gives alone, on a clean "
             f"cache, where its own token is {score:.3g} nats likelier"
@@ -191,7 +193,7 @@ def _finding(oracle: Oracle, check: Check, score: float, limit: float, at_us: fl
     elif oracle == "surprisal":
         signature = "the server would not say its own answer"
         start = _worst_stretch(check.deficits, STRETCH_TOKENS)[1]
-        evidence |= _shown(start, "deficits", check.deficits)
+        evidence = SurprisalScore(*scores, start, *_around(start, check.deficits))
         claim = (
             f"tokens {start} to {start + STRETCH_TOKENS - 1} of the answer are {score:.3g} nats behind what the server "
             "itself finds likeliest there on a clean cache"
@@ -199,7 +201,7 @@ def _finding(oracle: Oracle, check: Check, score: float, limit: float, at_us: fl
     else:
         signature = "the server is otherwise sure of its own answer"
         start = _worst_stretch(_squares(check), CONFIDENCE_TOKENS)[1]
-        evidence |= _shown(start, "shifts", _shifts(check))
+        evidence = ConfidenceScore(*scores, start, *_around(start, _shifts(check)))
         claim = (
             f"the log-odds that came with tokens {start} to {min(start + CONFIDENCE_TOKENS, check.tokens) - 1} of the "
             f"answer are {score:.3g} nats (root of the summed squares) from what the server finds on a clean cache"
@@ -207,10 +209,10 @@ def _finding(oracle: Oracle, check: Check, score: float, limit: float, at_us: fl
     return Finding(oracle, "divergence", claim, signature, check.request, at_us, 1, evidence)
 
 
-def _shown(start: int, name: str, values: Sequence[float]) -> dict[str, object]:
+def _around(start: int, values: Sequence[float]) -> tuple[int, tuple[float, ...]]:
+    """Return the values from a little before `start` on, rounded, and which is the first."""
     first = max(0, start - STRETCH_TOKENS)
-    shown = [round(value, 2) for value in values[first : start + SPAN_SHOWN_TOKENS]]
-    return {"start": start, f"{name}_from": first, name: shown}
+    return first, tuple(round(value, 2) for value in values[first : start + SPAN_SHOWN_TOKENS])
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from detectors.base import Answer, Finding, Verdict
+from detectors.evidence import WrongToken
 
 DIVERGENCE = "divergence"  # the detector's name
 NEAR_TIE_LOGITS = 1e-3  # closer than this, another machine's rounding may choose the other token
@@ -30,13 +31,7 @@ def divergence(compared: Iterable[Compared], *, asked: int) -> Verdict:
         near = answer.logit_gap < NEAR_TIE_LOGITS
         claim = f"{answer.request}: token {answer.first_difference} is not what the model says on a clean cache"
         claim += f" (logit gap {answer.logit_gap:.3f}{', a near-tie' if near else ''})"
-        evidence: dict[str, object] = {
-            "request": answer.request,
-            "first_difference": answer.first_difference,
-            "logit_gap": answer.logit_gap,
-            "got": answer.got,
-            "clean": answer.clean,
-        }
+        evidence = WrongToken(answer.request, answer.first_difference, answer.logit_gap, answer.got, answer.clean)
         signature = "divergence: the answer differs from the clean decode"
         findings.append(Finding(DIVERGENCE, "divergence", claim, signature, answer.request, answer.at_us, 1, evidence))
     verdict: Answer = "anomaly" if findings else ("clean" if answers else "unknown")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from detectors.base import Finding
+from detectors.evidence import LeakedNonce
 
 STRETCH_DIGITS = 12  # of a nonce that has leaked in part; a random text has the same 12 once in 3e14 places
 EXCERPT_CHARACTERS = 200
@@ -58,7 +59,7 @@ class CrossPromptLeak:
                 self._own.add(stretch)
                 continue
             self._found = True
-            evidence: dict[str, object] = {"session": session, "nonce": stretch, "excerpt": _around(text, stretch)}
+            evidence = LeakedNonce(session, stretch, _around(text, stretch))
             claim = f"the answer holds {stretch}, which stands in the prompt of session {session} and not in its own"
             return Finding(self.name, "text", claim, "another session's nonce in the answer", evidence=evidence)
         return None

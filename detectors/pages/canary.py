@@ -5,13 +5,15 @@ first-hand wrong read makes a request corrupted; meeting rows that such a reques
 reader poisoned, and the origin is named.
 """
 
-import msgspec
+from copy import deepcopy
+from functools import partial
 
-from detectors.base import Answer, Finding, Marks, Verdict
+from detectors.base import Answer, Causes, Finding, Marks, Verdict
+from detectors.evidence import PageRead
 from repro.base.probe import BadRead, Event, Op
 
 EXAMPLES_MAX = 5
-UNKNOWN = "an earlier request"  # where the record does not hold the read that a taint stems from
+UNKNOWN = "an earlier request"  # the origin of a taint whose read is not in the record
 
 
 class CanaryDetector:
@@ -20,10 +22,9 @@ class CanaryDetector:
     name = "canary"
 
     def __init__(self) -> None:
-        self._pending: list[BadRead] = []  # until their operation ends and tells its name
+        self._pending: list[BadRead] = []  # reads whose operation has not ended: it tells their operation's name
         self._requests: dict[int, str] = {}  # bad read -> request
-        self._findings: dict[str, list[Finding]] = {}
-        self._counts: dict[str, int] = {}
+        self._causes = Causes(EXAMPLES_MAX)
         self.corrupted: dict[str, int] = {}  # request -> its first bad read
         self.poisoned: dict[str, str] = {}  # request -> the request whose wrong read it inherited
         self._checked = 0
@@ -47,37 +48,29 @@ class CanaryDetector:
 
     def verdict(self) -> Verdict:
         """Return the answer about all events fed so far."""
-        counts = dict(self._counts)
-        findings = {signature: list(examples) for signature, examples in self._findings.items()}
-        for bad in self._pending:  # a run that broke off: the operation was not seen to end
-            self._add(findings, counts, bad, None)
-        found = []
-        for signature, examples in findings.items():
-            count = counts[signature] - len(examples) + 1
-            found.append(msgspec.structs.replace(examples[0], count=count))
-            found.extend(examples[1:])
+        causes = deepcopy(self._causes) if self._pending else self._causes
+        for bad in self._pending:  # the run broke off before their operations ended
+            self._add(causes, bad, None)
+        found = causes.findings()
         answer: Answer = "anomaly" if found else ("clean" if self._checked else "not_applicable")
-        marks = Marks(corrupted=frozenset(self.corrupted), poisoned=dict(self.poisoned))
         why = "" if self._checked else "no read was checked: the target keeps no stamps"
-        return Verdict(self.name, answer, tuple(found), why, self._checked, marks)
+        marks = Marks(corrupted=frozenset(self.corrupted), poisoned=dict(self.poisoned))
+        return Verdict(self.name, answer, found, why, self._checked, marks)
 
     def _settle(self, op: Op) -> None:
         still = []
         for bad in self._pending:
             if (bad.stream, bad.index) == (op.stream, op.index):
-                self._add(self._findings, self._counts, bad, op)
+                self._add(self._causes, bad, op)
             else:
                 still.append(bad)
         self._pending = still
 
-    def _add(self, findings: dict[str, list[Finding]], counts: dict[str, int], bad: BadRead, op: Op | None) -> None:
+    def _add(self, causes: Causes, bad: BadRead, op: Op | None) -> None:
         kind = "taint" if bad.origin else "foreign bytes"
         name = op.name if op else f"an operation of stream {bad.stream}"
         signature = f"canary: {name} reads {bad.component} rows: {kind}"
-        counts[signature] = counts.get(signature, 0) + 1
-        examples = findings.setdefault(signature, [])
-        if len(examples) < EXAMPLES_MAX:
-            examples.append(self._finding(bad, name, op.site if op else "", signature))
+        causes.add(signature, partial(self._finding, bad, name, op.site if op else "", signature))
 
     def _finding(self, bad: BadRead, name: str, site: str, signature: str) -> Finding:
         origin = self._requests.get(bad.origin, UNKNOWN) if bad.origin else ""
@@ -86,17 +79,8 @@ class CanaryDetector:
             f"{bad.request}: {name}, layer {bad.layer}, read {bad.tokens} {bad.component} {what}, "
             f"from position {bad.first_position} on"
         )
-        evidence: dict[str, object] = {
-            "stream": bad.stream,
-            "index": bad.index,
-            "op": name,
-            "site": site,
-            "component": bad.component,
-            "layer": bad.layer,
-            "request": bad.request,
-            "tokens": bad.tokens,
-            "first_position": bad.first_position,
-            "pages": bad.pages,
-            "origin": origin,
-        }
+        evidence = PageRead(
+            bad.stream, bad.index, name, site, bad.component, bad.layer, bad.request, bad.tokens, bad.first_position,
+            bad.pages, origin,
+        )  # fmt: skip
         return Finding(self.name, "canary", claim, signature, bad.request, bad.at_us, 1, evidence)

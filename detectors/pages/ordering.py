@@ -12,14 +12,15 @@ depend on another's. So what is found is as true as without, and what races on o
 """
 
 from collections import defaultdict, deque
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple, get_args
 
-import msgspec
 import numpy as np
 
-from detectors.base import Answer, Finding, Marks, Verdict
+from detectors.base import Answer, Causes, Finding, Marks, Verdict
+from detectors.evidence import Operation, PagePair
 from detectors.pages.epochs import Epochs, Flags, Numbers, Touches, covered_by
 from detectors.pages.happens_before import ACTORS_MAX, Clock, HappensBefore
 from detectors.pages.sets import ALL, PageHistory, Pages, PageSetTable, Sample, kind_of
@@ -82,8 +83,7 @@ class OrderingDetector:
         self._epochs: defaultdict[Tier, Epochs] = defaultdict(Epochs)
         self._operations: dict[OpRef, Op] = {}
         self._remembered: deque[OpRef] = deque()
-        self._findings: dict[str, list[Finding]] = {}
-        self._counts: dict[str, int] = {}
+        self._causes = Causes(EXAMPLES_MAX)
         self._raced: dict[str, str] = {}
         self._checked = 0
         self._pending: list[tuple[Op, int]] = []  # of one stream, not compared yet; each with its clock's number
@@ -112,14 +112,10 @@ class OrderingDetector:
     def verdict(self) -> Verdict:
         """Return the answer about all events fed so far."""
         self._settle()
-        findings: list[Finding] = []
-        for signature, examples in self._findings.items():
-            rest = self._counts[signature] - len(examples)
-            findings.append(msgspec.structs.replace(examples[0], count=rest + 1))
-            findings.extend(examples[1:])
+        findings = self._causes.findings()
         answer: Answer = "anomaly" if findings else ("clean" if self._checked else "not_applicable")
         why = "" if self._checked else self._why_nothing
-        return Verdict(self.name, answer, tuple(findings), why, self._checked, Marks(raced=frozenset(self._raced)))
+        return Verdict(self.name, answer, findings, why, self._checked, Marks(raced=frozenset(self._raced)))
 
     def _touch(self, op: Op, clock: Clock) -> None:
         """Have an operation's accesses compared, at once with others of its stream."""
@@ -199,12 +195,11 @@ class OrderingDetector:
         requests = self._requests(touch, others, pages)
         for request in requests:
             self._raced.setdefault(request, signature)
-        self._counts[signature] = self._counts.get(signature, 0) + 1
-        examples = self._findings.setdefault(signature, [])
-        if len(examples) < EXAMPLES_MAX:
-            examples.append(self._finding(signature, touch, other, pages, requests))
-        elif _is_inverted(touch, other) and not any(each.evidence["inverted"] for each in examples):
-            examples[-1] = self._finding(signature, touch, other, pages, requests)  # it tells more
+        finding = partial(self._finding, signature, touch, other, pages, requests)
+        if not self._causes.add(signature, finding) and _is_inverted(touch, other):
+            examples = self._causes.examples(signature)
+            if not any(isinstance(each.evidence, PagePair) and each.evidence.inverted for each in examples):
+                examples[-1] = finding()  # it tells more
 
     def _other(self, epoch: int, wrote: bool) -> _Other:
         index, actor = divmod(epoch, ACTORS_MAX)
@@ -229,19 +224,19 @@ class OrderingDetector:
             f"{_VERBS[touch.write]} the {touch.component} rows of page {page}, layer {touch.layer}; "
             "nothing orders them"
         )
-        evidence: dict[str, object] = {
-            "first": _described(other.op, other.ref, other.write),
-            "second": _described(op, (op.stream, op.index), touch.write),
-            "page": page,
-            "pages": len(pages),
-            "tier": touch.tier,
-            "component": touch.component,
-            "layer": touch.layer,
-            "missing_edge": _missing_edge(touch, other),
-            "inverted": _is_inverted(touch, other),
-            "requests": requests,
-            "history": self._history.lines(touch.tier, page),
-        }
+        evidence = PagePair(
+            first=_described(other.op, other.ref, other.write),
+            second=_described(op, (op.stream, op.index), touch.write),
+            page=page,
+            pages=len(pages),
+            tier=touch.tier,
+            component=touch.component,
+            layer=touch.layer,
+            missing_edge=_missing_edge(touch, other),
+            inverted=_is_inverted(touch, other),
+            requests=tuple(requests),
+            history=self._history.lines(touch.tier, page),
+        )
         request = requests[0] if requests else ""
         return Finding(self.name, "ordering", claim, signature, request, op.start_us, 1, evidence)
 
@@ -285,18 +280,8 @@ def _enqueued_first(one: Op, other: Op) -> bool:
     return one.enqueued_us < other.enqueued_us
 
 
-def _described(op: Op | None, ref: OpRef, write: bool) -> dict[str, object]:
+def _described(op: Op | None, ref: OpRef, write: bool) -> Operation:
     if op is None:
-        return {"stream": ref[0], "index": ref[1], "write": write}
-    return {
-        "stream": op.stream,
-        "index": op.index,
-        "name": op.name,
-        "layer": op.layer,
-        "step": op.step,
-        "site": op.site,
-        "enqueued_us": op.enqueued_us,
-        "start_us": op.start_us,
-        "end_us": op.end_us,
-        "write": write,
-    }
+        return Operation(*ref, write=write)
+    times = (op.enqueued_us, op.start_us, op.end_us)
+    return Operation(*ref, op.name, op.layer, op.step, op.site, *times, write)

@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from operator import attrgetter
 
-import msgspec
 import numpy as np
 
-from detectors.base import Answer, Finding, Verdict
+from detectors.base import Answer, Causes, Finding, Verdict
+from detectors.evidence import PageChange, PageUse
 from detectors.pages.sets import Grid, PageHistory, Pages, PageSetTable, kind_of
 from repro.base.probe import Access, Event, Op, PageEvent
 
@@ -43,8 +43,7 @@ class OwnershipDetector:
         self._sets = PageSetTable()
         self._history = PageHistory(self._sets)
         self._owners: defaultdict[str, _Owners] = defaultdict(_Owners)
-        self._findings: dict[str, Finding] = {}  # by signature, the first
-        self._counts: dict[str, int] = {}
+        self._causes = Causes(examples_max=1)
         self._checked = 0
 
     def feed(self, event: Event) -> None:
@@ -64,10 +63,7 @@ class OwnershipDetector:
 
     def verdict(self) -> Verdict:
         """Return the answer about all events fed so far."""
-        found = tuple(
-            msgspec.structs.replace(finding, count=self._counts[signature])
-            for signature, finding in self._findings.items()
-        )
+        found = self._causes.findings()
         answer: Answer = "anomaly" if found else ("clean" if self._checked else "not_applicable")
         why = "" if self._checked else "no page access was recorded: the target does not tell them"
         return Verdict(self.name, answer, found, why, self._checked)
@@ -90,16 +86,13 @@ class OwnershipDetector:
     def _convict_change(self, event: PageEvent, pages: Pages, what: str) -> None:
         page, tier = int(pages[0]), event.tier
         signature = f"ownership: a {kind_of(tier)} page {what}"
-        if self._is_known(signature):
-            return
         claim = f"{tier} page {page} {what}" + (f", for {event.owner}" if event.owner else "")
-        evidence: dict[str, object] = {
-            "page": page,
-            "pages": len(pages),
-            "tier": tier,
-            "history": self._history.lines(tier, page),
-        }
-        self._findings[signature] = Finding(self.name, "ordering", claim, signature, "", event.at_us, 1, evidence)
+
+        def finding() -> Finding:
+            evidence = PageChange(page, len(pages), tier, self._history.lines(tier, page))
+            return Finding(self.name, "ordering", claim, signature, "", event.at_us, 1, evidence)
+
+        self._causes.add(signature, finding)
 
     def _check(self, op: Op, tier: str, accesses: Sequence[Access]) -> None:
         owners = self._owners[tier]
@@ -135,25 +128,12 @@ class OwnershipDetector:
     def _convict(self, op: Op, tier: str, access: Access, pages: Pages, what: str) -> None:
         page, verb = int(pages[0]), "writes" if access.write else "reads"
         signature = f"ownership: {op.name} {verb} a {kind_of(tier)} page {what}"
-        if self._is_known(signature):
-            return
         layer = f", layer {op.layer}," if op.layer >= 0 else ""
         claim = f"{op.name} on stream {op.stream}{layer} {verb} {tier} page {page} {what}"
-        evidence: dict[str, object] = {
-            "stream": op.stream,
-            "index": op.index,
-            "op": op.name,
-            "page": page,
-            "pages": len(pages),
-            "tier": tier,
-            "site": op.site,
-            "request": access.request,
-            "history": self._history.lines(tier, page),
-        }
-        finding = Finding(self.name, "ordering", claim, signature, access.request, op.start_us, 1, evidence)
-        self._findings[signature] = finding
 
-    def _is_known(self, signature: str) -> bool:
-        """Count a finding, and return whether it is not the first of its signature."""
-        self._counts[signature] = self._counts.get(signature, 0) + 1
-        return signature in self._findings
+        def finding() -> Finding:
+            history = self._history.lines(tier, page)
+            evidence = PageUse(op.stream, op.index, op.name, page, len(pages), tier, op.site, access.request, history)
+            return Finding(self.name, "ordering", claim, signature, access.request, op.start_us, 1, evidence)
+
+        self._causes.add(signature, finding)

@@ -115,11 +115,11 @@ class PageHistory:
             changes = self._changes.setdefault(event.tier, deque(maxlen=HISTORY_CHANGES_KEPT))
             changes.append((event, self._table[event.pages]))
 
-    def lines(self, tier: str, page: int) -> list[str]:
+    def lines(self, tier: str, page: int) -> tuple[str, ...]:
         """Return the page's last changes, oldest first."""
         changes = reversed(self._changes.get(tier, ()))
         of_page = islice((event for event, pages in changes if page in pages), HISTORY_EVENTS_MAX)
-        return [f"{event.at_us:.1f} us: {event.what} ({event.owner})" for event in of_page][::-1]
+        return tuple(f"{event.at_us:.1f} us: {event.what} ({event.owner})" for event in of_page)[::-1]
 
 
 class Grid:

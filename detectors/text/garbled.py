@@ -7,6 +7,7 @@ letters of scripts that the prompt does not have are counted in `foreign` and in
 from typing import NamedTuple
 
 from detectors.base import Finding
+from detectors.evidence import GarbledSpan
 from detectors.text import characters
 from detectors.text.blocks import whole_blocks
 from detectors.text.salad import BLOCK_CHARS, Salad
@@ -73,12 +74,7 @@ class Garbled:
         if wrong is None:
             return None
         self._found = True
-        evidence: dict[str, object] = {
-            "end_chars": self._seen,
-            "excerpt": excerpt,
-            "foreign_letters": self.foreign,
-            "salad_bits": round(self._salad.bits, 1),
-        }
+        evidence = GarbledSpan(self._seen, excerpt, self.foreign, round(self._salad.bits, 1))
         claim = f"garbled text: {wrong.size:.3g} {wrong.what}"
         return Finding(self.name, "text", claim, f"garbled: {wrong.kind}", evidence=evidence)
 

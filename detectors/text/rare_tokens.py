@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from detectors.base import Finding
+from detectors.evidence import ControlSpan, Evidence, ImpossibleToken, RareSpan, SurprisingTokens
 from detectors.text import characters
 from detectors.text.blocks import whole_blocks
 
@@ -41,7 +42,7 @@ class Claim(NamedTuple):
 
     kind: str
     what: str
-    evidence: dict[str, object]
+    evidence: Evidence
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
@@ -137,7 +138,7 @@ class ImpossibleIds:
         if not what or self._found:
             return None
         self._found = True
-        return Claim("impossible id", what, {"id": token})
+        return Claim("impossible id", what, ImpossibleToken(token))
 
     def _wrong(self, token: int) -> str:
         if self._end is not None:
@@ -184,7 +185,7 @@ class Surprisal:
         what = f"the model is {self._nats:.0f} nats more surprised by its own words than a healthy one"
         if peaks:
             what = f"{PEAKS_MIN} tokens of less than exp(-{PEAK_NATS:.0f}) within {PEAK_WINDOW_TOKENS}"
-        return Claim("surprising tokens", what, {"nats": round(self._nats, 1), "at_token": self._seen})
+        return Claim("surprising tokens", what, SurprisingTokens(round(self._nats, 1), self._seen))
 
 
 class Leaks:
@@ -206,7 +207,7 @@ class Leaks:
             if 0 <= at < len(text) - len(spelling):
                 self._spellings = ()
                 shown = text[max(0, at - SHOWN_CHARS) : at + len(spelling) + SHOWN_CHARS]
-                return Claim("leaked control token", f"{spelling} stands in the content", {"excerpt": shown})
+                return Claim("leaked control token", f"{spelling} stands in the content", ControlSpan(shown))
         return None
 
 
@@ -231,4 +232,4 @@ class RareCharacters:
         self._found = True
         names = ", ".join(f"U+{ord(mark):04X}" for mark in both[:SHOWN_MAX])
         what = f"{len(both)} control, private, unassigned or unusual characters, such as {names}"
-        return Claim("rare characters", what, {"count": len(both), "end_chars": self._seen})
+        return Claim("rare characters", what, RareSpan(len(both), self._seen))

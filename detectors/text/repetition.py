@@ -11,6 +11,7 @@ count too.
 from typing import Literal, NamedTuple
 
 from detectors.base import Finding
+from detectors.evidence import LoopSpan
 from detectors.text.blocks import whole_blocks
 from detectors.text.loops import Loop, beyond, loops
 
@@ -169,14 +170,8 @@ class Repetition:
     def _finding(self, kind: str, loop: Loop) -> Finding:
         self._found = True
         silent = kind == "silent"
-        unit = [ord(token) for token in loop.unit] if silent else loop.unit[:UNIT_SHOWN_CHARS]
-        evidence: dict[str, object] = {
-            "unit": unit,
-            "period": len(loop.unit),
-            "repeats": round(loop.repeats, 1),
-            "span": loop.span,
-            "end_chars": self._seen,
-        }
+        unit = tuple(ord(token) for token in loop.unit) if silent else loop.unit[:UNIT_SHOWN_CHARS]
+        evidence = LoopSpan(unit, len(loop.unit), round(loop.repeats, 1), loop.span, self._seen)
         what = "token ids that show no text" if silent else "characters"
         claim = f"the answer repeats {len(loop.unit)} {what} {loop.repeats:.0f} times, to its end"
         return Finding(self.name, "text", claim, f"loop of {kind}", evidence=evidence)

@@ -5,6 +5,7 @@ import re
 import msgspec
 
 from detectors.base import Finding
+from detectors.evidence import Evidence, RerunScore, WrongToken
 from repro.record.requests import RequestRecord
 
 KEPT = "\n\t"
@@ -73,15 +74,13 @@ def escape_of(character: str) -> str:
 
 def compare(finding: Finding | None, record: RequestRecord | None) -> Comparison | None:
     """Return the answer beside the clean one, or None when either is unknown."""
-    evidence = finding.evidence if finding else {}
-    got, clean = evidence.get("got"), evidence.get("clean")
-    if not isinstance(got, str) or not isinstance(clean, str):
-        if record is None or not record.oracle or not (record.text or record.clean_text):
-            return None
-        got, clean = record.text, record.clean_text
-        if record.oracle == "same":
-            clean = clean or got
-    return difference(clean, got, note=_token_note(finding, record))
+    evidence = finding.evidence if finding else None
+    if isinstance(evidence, WrongToken):
+        return difference(evidence.clean, evidence.got, note=_token_note(evidence, record))
+    if record is None or not record.oracle or not (record.text or record.clean_text):
+        return None
+    clean = record.clean_text or (record.text if record.oracle == "same" else "")
+    return difference(clean, record.text, note=_token_note(evidence, record))
 
 
 def difference(clean: str, got: str, *, note: str = "") -> Comparison:
@@ -118,15 +117,17 @@ def _common_prefix(first: str, second: str) -> int:
     return same
 
 
-def _token_note(finding: Finding | None, record: RequestRecord | None) -> str:
-    evidence = finding.evidence if finding else {}
-    place = evidence.get("first_difference", record.first_difference if record else -1)
-    gap = evidence.get("logit_gap", record.logit_gap if record else 0.0)
-    if not isinstance(place, int) or place < 0:
+def _token_note(evidence: Evidence | None, record: RequestRecord | None) -> str:
+    place, gap = (record.first_difference, record.logit_gap) if record else (-1, 0.0)
+    if isinstance(evidence, WrongToken | RerunScore):
+        place = evidence.first_difference
+    if isinstance(evidence, WrongToken):
+        gap = evidence.logit_gap
+    if place < 0:
         return ""
     note = f"First wrong token: number {place}"
     if record and place < len(record.tokens) and place < len(record.clean_tokens):
         note += f", id {record.tokens[place]} where the clean decode has {record.clean_tokens[place]}"
-    if isinstance(gap, int | float) and gap:
+    if gap:
         note += f"; there the clean decode's best token leads the next by {gap:.3g} in logits"
     return note + "."

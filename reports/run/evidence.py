@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from detectors.base import Finding
-from reports.run.story import Operation, operations
+from detectors.evidence import Operation, PagePair, PageRead, PageUse
 from repro.base.probe import Access, Event, Op, OpRef, PageEvent, PageSet
 
 HISTORY_STEPS_MAX = 40
@@ -101,23 +101,22 @@ def windows(read: Callable[[], Iterable[Event]], findings: Sequence[Finding]) ->
 
 
 def _target(finding: Finding) -> _Target | None:
-    sides, evidence = operations(finding), finding.evidence
-    if not sides:
+    evidence, sides = finding.evidence, finding.evidence.operations
+    if not isinstance(evidence, PagePair | PageRead | PageUse):
         return None
     times = [us for side in sides for us in (side.start_us, side.end_us) if us is not None]
     start_us, end_us = (min(times), max(times)) if times else (finding.at_us, finding.at_us)
     pad_us = max((end_us - start_us) * PAD_SHARE, PAD_US_MIN) if times else BAD_READ_PAD_US
-    layer = evidence.get("layer")
     return _Target(
         sides=sides,
         refs=tuple((side.stream, side.index) for side in sides),
         start_us=max(0.0, start_us - pad_us),
         end_us=end_us + pad_us,
-        page=_whole(evidence.get("page")),
-        page_set=_whole(evidence.get("pages")) if finding.layer == "canary" else None,
-        tier=str(evidence.get("tier") or "device"),
-        component=str(evidence.get("component") or ""),
-        layer=_whole(layer),
+        page=None if isinstance(evidence, PageRead) else evidence.page,
+        page_set=evidence.pages if isinstance(evidence, PageRead) else None,
+        tier="device" if isinstance(evidence, PageRead) else evidence.tier,
+        component="" if isinstance(evidence, PageUse) else evidence.component,
+        layer=None if isinstance(evidence, PageUse) else evidence.layer,
     )
 
 
@@ -130,12 +129,6 @@ def _resolve_pages(read: Callable[[], Iterable[Event]], targets: Sequence[_Targe
     first = {event.id: event.ranges[0] for event in sets if event.id in wanted and event.ranges}
     for target in targets:
         target.page = first.get(target.page_set or 0)
-
-
-def _whole(value: object) -> int | None:
-    if isinstance(value, list) and value:
-        value = value[0]
-    return value if isinstance(value, int) else None
 
 
 def _feed(target: _Target, event: Event) -> None:

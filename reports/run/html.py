@@ -7,27 +7,28 @@ any script but its own, so that even a mistake here could not make an answer act
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from markupsafe import Markup
 
 from detectors.base import Finding
+from detectors.evidence import (
+    ControlSpan,
+    Evidence,
+    GarbledSpan,
+    LeakedNonce,
+    Operation,
+    PageChange,
+    PagePair,
+    PageUse,
+)
 from reports import charts
 from reports.page import environment, page_parts
 from reports.rates import cluster_text
 from reports.run.answers import Comparison, compare
 from reports.run.evidence import Window, windows
 from reports.run.lanes import Lanes, draw
-from reports.run.story import (
-    Operation,
-    lead_example,
-    missing_edge,
-    operations,
-    replay_command,
-    story,
-    wrong_reads,
-)
+from reports.run.story import lead_example, missing_edge, replay_command, story, wrong_reads
 from reports.run.summary import Group, Summary, headline, summarise
 from reports.run.words import compared_text, cut_text, loop_lag_text, own_text, retries_text
 from repro.base.errors import RecordError
@@ -68,7 +69,6 @@ class FindingView(msgspec.Struct, frozen=True):
     history: tuple[str, ...]  # as the detector told it, where the log has none
     comparison: Comparison | None
     excerpt: str
-    why: str
     raw: str
     others: tuple[Finding, ...]
     others_left_out: int
@@ -162,21 +162,21 @@ def _finding(
     reads: Mapping[OpRef, Finding],
 ) -> FindingView:
     evidence = first.evidence
-    involved = [first.request, *(str(each) for each in _listed(evidence.get("requests")))]
-    page = evidence.get("page", window.page if window else None)
+    involved = [first.request, *(evidence.requests if isinstance(evidence, PagePair) else ())]
+    owned = evidence if isinstance(evidence, PagePair | PageUse | PageChange) else None
+    page = owned.page if owned else window.page if window else None
     return FindingView(
         group=group,
         first=first,
         story=story(first, reads),
-        sides=window.sides if window else operations(first),
+        sides=window.sides if window else evidence.operations,
         missing_edge=missing_edge(first),
         page="" if page is None else str(page),
         lanes=draw(window, records, involved) if window and window.operations else None,
         window=window,
-        history=tuple(str(line) for line in _listed(evidence.get("history"))),
+        history=owned.history if owned else (),
         comparison=_shown(compare(first, by_request.get(first.request))),
-        excerpt=str(evidence.get("excerpt") or ""),
-        why=str(evidence.get("why") or ""),
+        excerpt=evidence.excerpt if isinstance(evidence, GarbledSpan | ControlSpan | LeakedNonce) else "",
         raw=_raw(evidence),
         others=tuple(each for each in group.examples if each is not first)[: EXAMPLES_MAX - 1],
         others_left_out=max(0, group.count - len(group.examples[:EXAMPLES_MAX])),
@@ -187,11 +187,7 @@ def _shown(comparison: Comparison | None) -> Comparison | None:
     return None if comparison is None or comparison.equal else comparison
 
 
-def _listed(value: object) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else ()
-
-
-def _raw(evidence: Mapping[str, object]) -> str:
+def _raw(evidence: Evidence) -> str:
     text = msgspec.json.format(msgspec.json.encode(evidence), indent=2).decode()
     if len(text) <= EVIDENCE_CHARACTERS_MAX:
         return text

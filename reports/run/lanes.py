@@ -6,8 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from detectors.evidence import Operation
 from reports.run.evidence import Window
-from reports.run.story import Operation, time_text
+from reports.run.story import time_text
 from repro.base.probe import Op
 from repro.record.requests import RequestRecord
 

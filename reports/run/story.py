@@ -4,9 +4,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-import msgspec
-
 from detectors.base import Finding
+from detectors.evidence import Operation, PagePair
 from reports.run.summary import Group, Summary
 from repro.base.probe import OpRef
 
@@ -23,69 +22,10 @@ REPLAY_OPTIONS = {
 NO_READS: Mapping[OpRef, Finding] = MappingProxyType({})
 
 
-class Operation(msgspec.Struct, frozen=True):
-    """One side of a race, as far as the evidence tells it."""
-
-    stream: str
-    index: int = -1
-    name: str = ""
-    layer: int = -1
-    step: int = -1
-    site: str = ""
-    enqueued_us: float | None = None
-    start_us: float | None = None
-    end_us: float | None = None
-    write: bool | None = None
-
-    @property
-    def label(self) -> str:
-        """Return its name, or its number where the name is unknown."""
-        return self.name or f"operation {self.index}"
-
-    @property
-    def span_us(self) -> tuple[float, float] | None:
-        """Return when it ran, None where the evidence does not say."""
-        return None if self.start_us is None or self.end_us is None else (self.start_us, self.end_us)
-
-    @property
-    def verb(self) -> str:
-        """Return what it does to the page."""
-        return {True: "writes", False: "reads", None: "touches"}[self.write]
-
-
-def operations(finding: Finding) -> tuple[Operation, ...]:
-    """Return the operations that the evidence names: two for a race, one for a bad read, else none.
-
-    Of two, the one that the host enqueued first comes first; where that is unknown, the one that began first.
-    """
-    evidence = finding.evidence
-    sides = [_operation(evidence.get(key)) for key in ("first", "second")]
-    if not any(sides) and evidence.get("stream"):
-        told = dict(evidence) | {"name": evidence.get("op") or evidence.get("name") or ""}
-        sides = [_operation(told)]
-    found = [side for side in sides if side is not None]
-    enqueued = all(side.enqueued_us is not None for side in found)
-    return tuple(sorted(found, key=lambda side: _or_never(side.enqueued_us if enqueued else side.start_us)))
-
-
-def _or_never(us: float | None) -> float:
-    return float("inf") if us is None else us
-
-
-def _operation(told: object) -> Operation | None:
-    if not isinstance(told, Mapping) or not told.get("stream"):
-        return None
-    known = {name: told[name] for name in Operation.__struct_fields__ if told.get(name) is not None}
-    try:
-        return msgspec.convert(known, Operation, strict=False)
-    except msgspec.ValidationError:
-        return Operation(stream=str(told["stream"]))  # evidence of a foreign detector: say what is certain
-
-
 def wrong_reads(groups: Sequence[Group]) -> dict[OpRef, Finding]:
     """Return the canary's examples by the operation that read wrong bytes."""
     canaries = [finding for group in groups if group.layer == "canary" for finding in group.examples]
-    sides = [(side, finding) for finding in canaries for side in operations(finding)]
+    sides = [(side, finding) for finding in canaries for side in finding.evidence.operations]
     return {(side.stream, side.index): finding for side, finding in reversed(sides)}  # the first one stays
 
 
@@ -102,16 +42,16 @@ def lead_example(group: Group, reads: Mapping[OpRef, Finding] = NO_READS) -> Fin
 
 
 def _explains(finding: Finding, reads: Mapping[OpRef, Finding]) -> int:
-    sides = operations(finding)
-    together = _overlap_us(sides) > 0 or bool(finding.evidence.get("inverted"))
-    return len(sides) + together + 2 * (_wrong_read(finding, sides, reads) is not None)
+    evidence, sides = finding.evidence, finding.evidence.operations
+    together = _overlap_us(sides) > 0 or (isinstance(evidence, PagePair) and evidence.inverted)
+    return len(sides) + together + 2 * (_wrong_read(finding, reads) is not None)
 
 
-def _wrong_read(finding: Finding, sides: Sequence[Operation], reads: Mapping[OpRef, Finding]) -> Finding | None:
+def _wrong_read(finding: Finding, reads: Mapping[OpRef, Finding]) -> Finding | None:
     """Return what the canary says of a race: that one of its operations read wrong bytes for its request."""
-    if len(sides) != 2:
+    if not isinstance(finding.evidence, PagePair):
         return None
-    seen = [reads[ref] for side in sides if (ref := (side.stream, side.index)) in reads]
+    seen = [reads[ref] for side in finding.evidence.operations if (ref := (side.stream, side.index)) in reads]
     return next((canary for canary in seen if canary.request == finding.request), None)
 
 
@@ -124,29 +64,23 @@ def _overlap_us(sides: Sequence[Operation]) -> float:
 
 def story(finding: Finding, reads: Mapping[OpRef, Finding] = NO_READS) -> str:
     """Return the finding as a few sentences; `reads` are the wrong ones, by operation."""
-    sides = operations(finding)
-    if len(sides) != 2:
+    if not isinstance(finding.evidence, PagePair):
         return _sentence(finding.claim)
-    seen = _wrong_read(finding, sides, reads)
-    return _race(finding, *sides) + (f" The canary saw what came of it: {_sentence(seen.claim)}" if seen else "")
+    seen = _wrong_read(finding, reads)
+    return _race(finding.evidence) + (f" The canary saw what came of it: {_sentence(seen.claim)}" if seen else "")
 
 
 def missing_edge(finding: Finding) -> str:
     """Return what would have ordered the two operations of a race; "" for a finding that is none."""
-    if len(operations(finding)) < 2:
-        return ""
-    told = finding.evidence.get("missing_edge")
-    return _sentence(str(told or "no event, no stream order and no host wait connects the two"))
+    return _sentence(finding.evidence.missing_edge) if isinstance(finding.evidence, PagePair) else ""
 
 
-def _race(finding: Finding, earlier: Operation, later: Operation) -> str:
-    evidence = finding.evidence
-    what = f"the {evidence['component']} rows" if evidence.get("component") else "the bytes"
-    page = f" of page {evidence['page']}" if "page" in evidence else ""
-    layer = evidence.get("layer")
-    where = f", layer {layer}" if isinstance(layer, int) and layer >= 0 else ""
+def _race(pair: PagePair) -> str:
+    earlier, later = pair.operations
+    layer = f", layer {pair.layer}" if pair.layer >= 0 else ""
     return (
-        f"{earlier.label} on stream {earlier.stream} {earlier.verb} {what}{page}{where}{_span(earlier)}. "
+        f"{earlier.label} on stream {earlier.stream} {earlier.verb} the {pair.component} rows of page "
+        f"{pair.page}{layer}{_span(earlier)}. "
         f"{later.label} on stream {later.stream} {later.verb} them{_span(later)}{_relation(earlier, later)}."
     )
 

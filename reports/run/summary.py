@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detectors.base import Finding
+from detectors.base import Finding, by_cause, decode_finding
 from reports.rates import Rate, rate_of, rate_text
 from reports.run.funnel import Stage, stages_of
 from repro.base.verdict_word import VerdictWord
@@ -140,7 +140,7 @@ def summarise(run: Run) -> Summary:
         funnel=stages_of(records, answers, judged=judged, exercised=verdict.exercised, at_url=bool(url)),
         model_own=sum(record.model_own for record in records),
         compared=compared_of(records),
-        groups=grouped(run.findings(Finding)),
+        groups=grouped(run.findings(decode_finding)),
         faults=verdict.faults,
         exercised={} if url else {name: n for name, n in exercised.items() if n or name in floors},
         detectors=detectors,
@@ -184,19 +184,16 @@ def headline(summary: Summary) -> str:
 
 def grouped(findings: Sequence[Finding]) -> tuple[Group, ...]:
     """Return the findings by signature: deepest layer first, then the most frequent."""
-    by_signature: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        by_signature.setdefault((finding.detector, finding.signature), []).append(finding)
     groups = [
         Group(
             signature=signature,
-            detector=detector,
+            detector=examples[0].detector,
             layer=examples[0].layer,
             count=sum(finding.count for finding in examples),
             requests=len({finding.request for finding in examples if finding.request}),
             examples=tuple(examples),
         )
-        for (detector, signature), examples in by_signature.items()
+        for signature, examples in by_cause(findings).items()
     ]
     return tuple(sorted(groups, key=lambda group: (_depth(group.layer), -group.count, group.signature)))
 

@@ -135,6 +135,7 @@ def detect(
             output.print(f"and more; --json shows {len(found.findings):,}", markup=False)
         raise typer.Exit(found.verdict.exit_code)
     assert events is not None
+    from detectors.evidence import PagePair
     from repro.tools.detect_events import detect as judge_events
 
     judged = judge_events(events)
@@ -144,8 +145,8 @@ def detect(
     output.print(f"{judged.verdict.upper()}  {judged.events:,} events", markup=False)
     for finding in judged.findings:
         output.print(f"{finding.count} x  {finding.claim}", markup=False, soft_wrap=True)
-        if "missing_edge" in finding.evidence:
-            output.print(f"  missing edge: {finding.evidence['missing_edge']}", markup=False, soft_wrap=True)
+        if isinstance(finding.evidence, PagePair):
+            output.print(f"  missing edge: {finding.evidence.missing_edge}", markup=False, soft_wrap=True)
     raise typer.Exit(judged.verdict.exit_code)
 
 

@@ -78,7 +78,7 @@ def made(line: bytes) -> bytes:
     function = getattr(importlib.import_module(module), name)
     argument_type, _ = _types(function)
     try:
-        result = function(msgspec.json.decode(call.argument, type=argument_type))
+        result = function(msgspec.json.decode(call.argument, type=argument_type, dec_hook=_read_by_its_class))
     except ReproError as error:
         return msgspec.json.encode(Answer(error=type(error).__name__, text=str(error), run_dir=error.run_dir))
     except Exception as error:
@@ -94,7 +94,13 @@ def decoded_answer(function: Callable[[Argument], Result], line: bytes) -> Resul
         error: ReproError = getattr(errors, answer.error)(answer.text)
         error.run_dir = answer.run_dir
         raise error
-    return cast(Result, msgspec.json.decode(answer.result, type=_types(function)[1]))
+    result = msgspec.json.decode(answer.result, type=_types(function)[1], dec_hook=_read_by_its_class)
+    return cast(Result, result)
+
+
+def _read_by_its_class(kind: Any, record: object) -> object:
+    """Return a value of a class that msgspec does not know: such a class has `of_record`."""
+    return kind.of_record(record)
 
 
 def _types(function: Callable[..., Any]) -> tuple[Any, Any]:

@@ -49,10 +49,7 @@ def redacted_check(check: Check) -> Check:
 
 def redacted_finding(finding: Finding) -> Finding:
     """Return a copy of a finding whose claim is its cause, and whose evidence holds no text."""
-    evidence = {
-        key: _redacted(value) if key not in IDENTIFYING else value
-        for key, value in getattr(finding, "evidence", {}).items()
-    }
+    evidence = _redacted(getattr(finding, "evidence", {}))
     return msgspec.structs.replace(finding, claim=getattr(finding, "signature", ""), evidence=evidence)
 
 
@@ -60,6 +57,10 @@ def _redacted(value: object) -> object:
     """Return evidence without its texts; numbers stay, but lists of whole ones may be token ids."""
     if isinstance(value, str):
         return redacted_text(value)
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.asdict(value)
+        texts_out = {name: _redacted(each) for name, each in fields.items() if name not in IDENTIFYING}
+        return msgspec.structs.replace(value, **texts_out)
     if isinstance(value, dict):
         return {key: _redacted(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

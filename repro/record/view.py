@@ -1,6 +1,6 @@
 """A recorded run, read-only: finished, interrupted, or killed in the middle."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -54,10 +54,10 @@ class Run:
         table = self.path / "requests.parquet"
         return read_table(table) if table.exists() else read_request_lines(self.path / "requests.jsonl")
 
-    def findings(self, kind: type[FoundStruct]) -> list[FoundStruct]:
-        """Return the findings as `kind` (`detectors.base.Finding`)."""
+    def findings(self, decode: Callable[[bytes], FoundStruct]) -> list[FoundStruct]:
+        """Return the findings; `decode` makes one of a line (`detectors.base.decode_finding`)."""
         path = self.path / "findings.jsonl"
-        return [_decode(path, number, line, kind) for number, line in read_lines(path)]
+        return [_decode(path, number, line, decode) for number, line in read_lines(path)]
 
 
 def open_run(path: Path) -> Run:
@@ -91,8 +91,8 @@ def _read_meta(file: Path) -> RunMeta:
     return meta
 
 
-def _decode(path: Path, number: int, line: bytes, kind: type[FoundStruct]) -> FoundStruct:
+def _decode(path: Path, number: int, line: bytes, decode: Callable[[bytes], FoundStruct]) -> FoundStruct:
     try:
-        return msgspec.json.decode(line, type=kind)
+        return decode(line)
     except msgspec.DecodeError as error:
         raise RecordError(f"{path}:{number}: no finding: {error}. {CHANGED}") from error

@@ -1,8 +1,9 @@
 """A finding told as prose: what ran after what, for whom, and what should have ordered them."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from detectors.base import Finding
+from detectors.evidence import Evidence, Operation, PageChange, PagePair, PageRead, PageUse
 from repro.schedule.schedule import WINDOWS_US
 from repro.schedule.strategies import Overtaking, number_of
 from repro.search.play import Played
@@ -30,69 +31,65 @@ NOUNS = {
     "transfer.read_slot": "the read of the first token",
 }
 HOST = "the host's next timer"
-OVERTAKINGS_TOLD = 5
-CHANGES_TOLD = 4
+OVERTAKINGS_MAX = 5  # named one by one
+CHANGES_MAX = 4  # of a page's history
 
 
-def explain(found: Finding, case: Played) -> str:
+def explain(finding: Finding, case: Played) -> str:
     """Return the finding in a few sentences."""
-    told = [] if _is_race(found) else [f"{found.claim}."]
-    race = found if _is_race(found) else _race_behind(found, case)
+    evidence, race = finding.evidence, _race_of(finding)
+    lines = [] if race else [f"{finding.claim}."]
+    race = race or _race_behind(evidence, case.found)
     if race is not None:
-        told += [_what_raced(race), f"Missing edge: {race.evidence['missing_edge']}."]
-    history: Any = found.evidence.get("history")
-    if race is None and history:
-        told.append(f"The page's last changes: {'; '.join(history[-CHANGES_TOLD:])}.")
+        lines += [_what_raced(race), f"Missing edge: {race.missing_edge}."]
+    elif isinstance(evidence, PagePair | PageUse | PageChange) and evidence.history:
+        lines.append(f"The page's last changes: {'; '.join(evidence.history[-CHANGES_MAX:])}.")
+    return "\n".join([*lines, *_schedule(case)])
+
+
+def _schedule(case: Played) -> list[str]:
+    """Return what the schedule does that the natural order does not."""
     schedule = case.options.schedule
     if not case.deviations:
-        told.append("It takes no special schedule: the natural order of a real machine shows it.")
-    elif len(case.overtakings) <= OVERTAKINGS_TOLD and schedule.strategy == "timed":
-        told += [f"At step {each.step}, {_overtaking(each)}." for each in case.overtakings]
-    else:
-        held = {each.overtaken for each in case.overtakings if number_of(each.overtaken) == schedule.seed}
-        what = f"holds {_noun(min(held))} back" if schedule.strategy == "hold" and held else "leaves the natural order"
-        window_ms = WINDOWS_US[schedule.window] / 1e3
-        told.append(f"Its schedule {what} at {len(case.deviations)} steps, by {window_ms:g} ms at most.")
-    return "\n".join(told)
+        return ["It takes no special schedule: the natural order of a real machine shows it."]
+    if len(case.overtakings) <= OVERTAKINGS_MAX and schedule.strategy == "timed":
+        return [f"At step {each.step}, {_overtaking(each)}." for each in case.overtakings]
+    held = {each.overtaken for each in case.overtakings if number_of(each.overtaken) == schedule.seed}
+    what = f"holds {_noun(min(held))} back" if schedule.strategy == "hold" and held else "leaves the natural order"
+    window_ms = WINDOWS_US[schedule.window] / 1e3
+    return [f"Its schedule {what} at {len(case.deviations)} steps, by {window_ms:g} ms at most."]
 
 
-def _is_race(found: Finding) -> bool:
-    """Return whether it tells both operations with their times; the first may be long forgotten."""
-    ends = (found.evidence.get("first"), found.evidence.get("second"))
-    return all(isinstance(op, dict) and "start_us" in op for op in ends)
+def _race_of(finding: Finding) -> PagePair | None:
+    """Return the race that a finding tells, None where the record has dropped one of its operations."""
+    pair = finding.evidence
+    return pair if isinstance(pair, PagePair) and pair.first.span_us and pair.second.span_us else None
 
 
-def _race_behind(found: Finding, case: Played) -> Finding | None:
-    """Return the race, among the run's findings, that a wrong read of this operation comes from."""
-    for each in case.found:
-        evidence: Any = each.evidence
-        names = [evidence[end]["name"] for end in ("first", "second")] if _is_race(each) else []
-        if found.evidence.get("op") in names and evidence["component"] == found.evidence.get("component"):
-            return each
-    return None
+def _race_behind(evidence: Evidence, found: Sequence[Finding]) -> PagePair | None:
+    """Return the race, among the run's findings, that a wrong read comes from."""
+    if not isinstance(evidence, PageRead):
+        return None
+    races = (race for each in found if (race := _race_of(each)) is not None)
+    mine = (race for race in races if race.component == evidence.component)
+    return next((race for race in mine if evidence.op in (race.first.name, race.second.name)), None)
 
 
-def _what_raced(found: Finding) -> str:
-    first: Any = found.evidence["first"]
-    second: Any = found.evidence["second"]
-    earlier, later = sorted((first, second), key=lambda op: (op["start_us"], op["end_us"]))
-    relation = "runs after" if later["start_us"] >= earlier["end_us"] else "runs beside"
-    requests: Any = found.evidence.get("requests")
-    whom = f" for request {requests[0]}" if requests else ""
+def _what_raced(race: PagePair) -> str:
+    earlier, later = sorted((race.first, race.second), key=lambda operation: operation.span_us or (0.0, 0.0))
+    assert earlier.span_us is not None and later.span_us is not None
+    relation = "runs after" if later.span_us[0] >= earlier.span_us[1] else "runs beside"
+    whom = f" for request {race.requests[0]}" if race.requests else ""
     text = (
-        f"{_operation(later)}{whom} {relation} {_operation(earlier)} and {_verb(later)} what it {_verb(earlier)}: "
-        f"{found.evidence['component']} rows of page {found.evidence['page']}; nothing orders them."
+        f"{_operation(later)}{whom} {relation} {_operation(earlier)} and {later.verb} what it {earlier.verb}: "
+        f"{race.component} rows of page {race.page}; nothing orders them."
     )
     return f"{text[:1].upper()}{text[1:]}"
 
 
-def _operation(op: dict[str, Any]) -> str:
-    layer = f" of layer {op['layer']}" if op["layer"] >= 0 else ""
-    return f"{_noun(op['name'])}{layer}"
-
-
-def _verb(op: dict[str, Any]) -> str:
-    return "writes" if op["write"] else "reads"
+def _operation(operation: Operation) -> str:
+    layer = operation.layer
+    return _noun(operation.name) + (f" of layer {layer}" if layer is not None and layer >= 0 else "")
 
 
 def _overtaking(each: Overtaking) -> str:

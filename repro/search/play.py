@@ -4,11 +4,10 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from detectors.base import Finding
+from detectors.base import Finding, by_cause
 from repro.base.errors import ReproError, UsageError
 from repro.base.probe import Event, RequestEvent
 from repro.pool.call import Died, Pool
@@ -56,7 +55,7 @@ class Played(msgspec.Struct, frozen=True):
 
 
 def chief(found: Sequence[Finding], scenario: Scenario) -> Finding:
-    """Return the finding of the scenario's first expected detector that has one; without any, the first finding."""
+    """Return what a run has found of what the scenario expects, in the order of its detectors; else the first."""
     expected = scenario.expect.detectors
     return min(found, key=lambda each: expected.index(each.detector) if each.detector in expected else len(expected))
 
@@ -82,16 +81,13 @@ def play(trial: Trial) -> Played:
         raise
     except ReproError as error:
         return Played(options, error=f"{type(error).__name__}: {error}", run_dir=error.run_dir)
-    verdict = outcome.verdict
-    first: dict[str, Finding] = {}
-    for finding in outcome.findings:
-        first.setdefault(finding.signature, finding)
-    explored = outcome.explored
+    verdict, explored = outcome.verdict, outcome.explored
     assert explored is not None
+    found = tuple(findings[0] for findings in by_cause(outcome.findings).values())
     sent = min(verdict.requests, options.overrides.requests or verdict.requests)  # one more may have ended the load
     return Played(
-        options, verdict.word, tuple(first.values()),
-        orders=frozenset(orders.seen), operations=orders.operations, suspects=suspects(first.values()),
+        options, verdict.word, found,
+        orders=frozenset(orders.seen), operations=orders.operations, suspects=suspects(found),
         steps=len(explored.tape), weights=weights_of(explored.contended), deviations=deviations_of(explored.tape),
         overtakings=tuple(explored.overtakings), requests=sent, prompt_tokens=longest.prompt_tokens,
         token=verdict.token, fingerprint=verdict.fingerprint, run_dir=verdict.run_dir,
@@ -105,12 +101,7 @@ def suspects(found: Iterable[Finding]) -> tuple[str, ...]:
     for each in found:
         if each.layer != "ordering":
             continue
-        evidence: Any = each.evidence
-        ends = [end for key in ("first", "second") if "name" in (end := evidence.get(key, {}))]
-        ends.sort(key=lambda end: float(end["enqueued_us"]))
-        names = [end["name"] for end in ends]
-        if "op" in evidence:  # ownership names one operation
-            names.append(evidence["op"])
+        names = [operation.name for operation in each.evidence.operations if operation.name]
         earlier += names[:1]
         later += names[1:]
     return tuple(dict.fromkeys([*earlier, *later]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.base import Finding
+from detectors.base import decode_finding
 from repro.base.errors import DivergedError, ReproError, UsageError
 from repro.base.probe import AnyEvent
 from repro.record.events import canonical, fingerprint_of
@@ -150,7 +150,8 @@ def _recipe_of_run(run: Run) -> Recipe:
         return _recipe_of_cut_run(run, scenario, options, verdict, warnings)
     if _is_of_another_scenario(verdict.token, source):
         warnings += (f"{run.path}/scenario.toml was changed after the run",)
-    changed = not run.meta.dropped_events and verdict.fingerprint != fingerprint_of(run.events(), run.findings(Finding))
+    findings = run.findings(decode_finding)
+    changed = not run.meta.dropped_events and verdict.fingerprint != fingerprint_of(run.events(), findings)
     if changed:
         warnings += (f"{run.path} was changed after the run: its events and findings don't give its fingerprint",)
     return Recipe(scenario, options, verdict.fingerprint, run, None, changed, warnings)

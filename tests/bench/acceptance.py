@@ -17,6 +17,7 @@ from detectors.answers.acceptance_profile import PERCENT, WINDOW_TOKENS, Accepta
 from detectors.answers.cusum import average_run_length
 from detectors.answers.leak import CrossPromptLeak, Nonces
 from detectors.base import Finding
+from detectors.evidence import DraftCounts
 from repro.record.requests import SpecCounts
 from tests.bench.results import add_record, show
 from tests.detectors.spec import NO_RULES, clean_answers, drawn
@@ -115,7 +116,10 @@ def _delay(rules: AcceptanceRules, accepts: float, changed: float, seed: int) ->
         np.random.default_rng(seed), CHANGE_AT + CHANGED_TOKENS, lambda seen: accepts if seen < CHANGE_AT else changed
     )
     finding = found(rules, series)
-    return None if finding is None else int(str(finding.evidence["completion_tokens"])) - CHANGE_AT
+    if finding is None:
+        return None
+    assert isinstance(finding.evidence, DraftCounts)
+    return finding.evidence.completion_tokens - CHANGE_AT
 
 
 def costs(profile: AcceptanceProfile) -> Table:

@@ -46,7 +46,7 @@ def test_without_one_link_of_the_chain_they_race(missing: str) -> None:
     writes(world, "P1", host=21)
     (finding,) = judged(OrderingDetector(), world.events).findings
     assert finding.signature.endswith("of D.device latent, no edge between P.transfer and P.transfer")
-    assert finding.evidence["missing_edge"] == (
+    assert finding.evidence.missing_edge == (
         "no message told host P1, before it enqueued transfer.write (layer 0), that transfer.write of P0.transfer0 "
         "had completed"
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detectors.base import Finding
+from detectors.base import decode_finding
 from repro.base.errors import RecordError, UsageError
 from repro.record import folder as folder_module
 from repro.record.folder import RunMeta, utc_stamp
@@ -27,7 +27,7 @@ def test_a_finished_run_reads_back_whole(tmp_path: Path) -> None:
     assert run.verdict == make_verdict() and run.scenario_toml == "format = 1\n"
     assert list(run.events()) == race_events() and list(run.events()) == race_events()
     assert [record.request for record in run.requests][:2] == ["s1-t1", "s2-t0"]
-    assert run.findings(Finding)[0] == race_finding()
+    assert run.findings(decode_finding)[0] == race_finding()
     names = sorted(file.name for file in run.path.iterdir())
     assert names == ["events.jsonl", "findings.jsonl", "requests.parquet", "run.json", "scenario.toml"]
 
@@ -43,7 +43,7 @@ def test_a_killed_run_reads_back_as_far_as_it_came(tmp_path: Path) -> None:
     run = open_run(folder.path / "run.json")
     assert not run.whole and run.meta.state == "running" and run.verdict is None
     assert list(run.events()) == race_events()[:1]
-    assert run.requests == [make_request("a")] and run.findings(Finding) == [race_finding()]
+    assert run.requests == [make_request("a")] and run.findings(decode_finding) == [race_finding()]
     folder.close("interrupted")
     assert open_run(folder.path).meta.state == "interrupted"
 

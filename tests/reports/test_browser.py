@@ -17,11 +17,10 @@ from tests.reports.test_html import HOSTILE
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Any:
     """Open the report of a run whose answers are hostile."""
-    evidence = divergence_finding().evidence | {"got": f"def read{HOSTILE}"}
     findings = [
         race_finding(),
-        divergence_finding(evidence=evidence),
-        text_finding(evidence={"excerpt": HOSTILE}),
+        divergence_finding(got=f"def read{HOSTILE}"),
+        text_finding(excerpt=HOSTILE),
     ]
     path = write_report(make_run(tmp_path, findings=findings))
     for log in ("browser", "performance"):

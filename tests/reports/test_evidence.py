@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from reports.run.evidence import HISTORY_STEPS_MAX, Window, windows
 from reports.run.lanes import BARS_MAX, GUTTER, MARGIN, WIDTH, draw
@@ -14,6 +15,7 @@ from tests.builders import (
     make_op,
     make_run,
     race_events,
+    race_evidence,
     race_finding,
     race_requests,
     text_finding,
@@ -59,7 +61,7 @@ def test_a_page_in_other_sets_and_other_tiers_is_told_apart() -> None:
 
 
 def test_a_bad_read_finds_its_page_by_its_set_and_its_times_in_the_log(tmp_path: Path) -> None:
-    finding = canary_finding(evidence=canary_finding().evidence | {"pages": 1})
+    finding = canary_finding(pages=1)
     window = windows(make_run(tmp_path).events, [finding, text_finding()])[0]
     assert window is not None and window.page == 10
     assert window.sides[0].span_us == (720.0, 790.0) and window.sides[0].site == "serve/forward.py:120"
@@ -119,9 +121,11 @@ def test_a_crowded_window_draws_the_nearest_and_says_what_it_left_out() -> None:
 
 @pytest.mark.parametrize("span_us", [0.01, 3.0, 999.0, 5e6])
 def test_ticks_are_few_and_round(span_us: float) -> None:
-    second = race_finding().evidence["second"] | {"start_us": 500.0, "end_us": 500.0 + span_us}  # type: ignore[operator]
-    first = race_finding().evidence["first"] | {"start_us": 500.0, "end_us": 500.0 + span_us}  # type: ignore[operator]
-    evidence = race_finding().evidence | {"first": first, "second": second}
+    first, second = (
+        replace(side, start_us=500.0, end_us=500.0 + span_us)
+        for side in (race_evidence().first, race_evidence().second)
+    )
+    evidence = race_evidence(first=first, second=second)
     lanes = draw(window_of([make_op()], evidence=evidence), [], [])
     assert all(tick.x + 3.2 * len(tick.text) <= WIDTH for tick in lanes.ticks)  # none is cut off at the edge
     assert 3 <= len(lanes.ticks) <= 8 and all(len(tick.text) <= 12 for tick in lanes.ticks)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from detectors.evidence import Evidence
 from reports.charts import first_token_chart
 from reports.run.answers import visible_text
 from reports.run.html import REPORT_BYTES_MAX, Bounds, render_report, write_report
@@ -28,6 +30,7 @@ from tests.builders import (
     make_run,
     make_verdict,
     race_events,
+    race_evidence,
     race_finding,
     race_requests,
     text_finding,
@@ -93,14 +96,13 @@ def assert_inert(source: str) -> Page:
 
 def hostile_run(root: Path, text: str) -> Iterator[object]:
     """Yield a run whose every string from outside is `text`."""
-    evidence = race_finding().evidence
-    second = dict(evidence["second"]) | {"name": text, "site": text, "stream": text or "s"}  # type: ignore[call-overload]
+    second = replace(race_evidence().second, name=text, site=text, stream=text or "s")
     race = race_finding(
         claim=text, signature=text, request=text,
-        evidence=evidence | {"second": second, "missing_edge": text, "history": [text], "requests": [text]},
+        evidence=race_evidence(second=second, missing_edge=text, history=(text,), requests=(text,)),
     )  # fmt: skip
-    loop = text_finding(claim=text, evidence={"excerpt": text, "why": text})
-    differs = divergence_finding(evidence={"got": text, "clean": "clean", "first_difference": 0}, request=text)
+    loop = text_finding(claim=text, excerpt=text)
+    differs = divergence_finding(got=text, clean="clean", first_difference=0, request=text)
     request = make_request(
         text or "r", session=text, text=text, clean_text="clean", oracle="diverged", finish=text, error=text,
         origin=text, first_token_us=-1.0, visible=True,
@@ -223,10 +225,10 @@ def test_a_run_without_findings_or_answers_has_a_page(tmp_path: Path, requests: 
 
 def test_findings_with_poor_evidence_have_a_page(tmp_path: Path) -> None:
     findings = [
-        race_finding(evidence={"first": {"stream": "load"}, "second": None, "history": "x", "requests": 3}),
-        canary_finding(evidence={"pages": [], "layer": "?"}),
-        divergence_finding(evidence={"got": 3}),
-        text_finding(evidence={}),
+        race_finding(evidence=Evidence.of_record({"first": {"stream": "load"}, "second": None, "history": "x"})),
+        canary_finding(evidence=Evidence.of_record({"pages": [], "layer": "?"})),
+        divergence_finding(evidence=Evidence.of_record({"got": 3})),
+        text_finding(evidence=Evidence.of_record({})),
     ]
     assert_inert(render_report(make_run(tmp_path, findings=findings)))
 
@@ -267,8 +269,8 @@ def test_a_hundred_thousand_events_and_huge_answers_stay_within_five_megabytes(t
         )
         for number in range(800)
     ]  # fmt: skip
-    findings = [race_finding(signature=f"ordering: {number}", evidence=race_finding().evidence) for number in range(40)]
-    findings += [text_finding(signature=f"{number}", evidence={"excerpt": answer}) for number in range(40)]
+    findings = [race_finding(signature=f"ordering: {number}") for number in range(40)]
+    findings += [text_finding(signature=f"{number}", excerpt=answer) for number in range(40)]
     run = make_run(tmp_path, events=events, requests=requests, findings=findings)
     started_s = time.perf_counter()
     source = render_report(run)

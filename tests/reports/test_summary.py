@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from detectors.evidence import Evidence, Operation
 from reports.run.funnel import stages_of
 from reports.run.story import (
     best_finding,
     lead_example,
     missing_edge,
-    operations,
     replay_command,
     story,
     time_text,
@@ -29,6 +30,7 @@ from tests.builders import (
     make_request,
     make_run,
     make_verdict,
+    race_evidence,
     race_finding,
     race_requests,
     text_finding,
@@ -214,7 +216,7 @@ def test_a_race_is_told_with_both_operations_in_the_order_they_began() -> None:
 
 
 def test_an_overlapping_example_is_shown_before_one_that_is_only_unordered() -> None:
-    apart = race_finding(evidence=race_finding().evidence | {"second": _later(20_000.0)})
+    apart = race_finding(evidence=race_evidence(second=_later(20_000.0)))
     assert "19.300 ms later" not in story(race_finding())
     assert "18.600 ms later; in this schedule they did not overlap" in story(apart)
     group = grouped([apart, race_finding()])[0]
@@ -222,7 +224,7 @@ def test_an_overlapping_example_is_shown_before_one_that_is_only_unordered() -> 
 
 
 def test_the_example_whose_read_got_wrong_bytes_is_shown_first_and_says_so() -> None:
-    harmless = race_finding(request="other", evidence=race_finding().evidence | {"page": 1})
+    harmless = race_finding(request="other", evidence=race_evidence(page=1))
     groups = grouped([harmless, race_finding(), canary_finding()])
     best = best_finding(groups)
     assert best == race_finding()
@@ -231,18 +233,15 @@ def test_the_example_whose_read_got_wrong_bytes_is_shown_first_and_says_so() -> 
 
 
 def test_a_race_that_ran_the_wrong_way_round_is_told_so() -> None:
-    told = race_finding().evidence
-    late = {"enqueued_us": 1.0, "start_us": 900.0, "end_us": 1400.0}
-    first = dict(told["first"]) | late  # type: ignore[call-overload]
-    second = dict(told["second"]) | {"enqueued_us": 2.0}  # type: ignore[call-overload]
-    inverted = race_finding(evidence=told | {"first": second, "second": first, "inverted": True})
+    first = replace(race_evidence().first, enqueued_us=1.0, start_us=900.0, end_us=1400.0)
+    second = replace(race_evidence().second, enqueued_us=2.0)
+    inverted = race_finding(evidence=race_evidence(first=second, second=first, inverted=True))
     assert story(inverted).endswith(": enqueued later, it had ended 110 us before loadback.copy_layer began.")
-    assert [side.name for side in operations(inverted)] == ["loadback.copy_layer", "index.score"]
+    assert [side.name for side in inverted.evidence.operations] == ["loadback.copy_layer", "index.score"]
 
 
-def _later(start_us: float) -> dict[str, object]:
-    second = dict(race_finding().evidence["second"])  # type: ignore[call-overload]
-    return second | {"start_us": start_us, "end_us": start_us + 10}
+def _later(start_us: float) -> Operation:
+    return replace(race_evidence().second, start_us=start_us, end_us=start_us + 10)
 
 
 @pytest.mark.parametrize(
@@ -255,10 +254,10 @@ def _later(start_us: float) -> dict[str, object]:
         {"stream": "compute", "index": 4},
     ],
 )
-def test_evidence_that_lacks_parts_is_told_as_far_as_it_goes(evidence: dict[str, object]) -> None:
-    finding = race_finding(evidence=evidence)
-    assert story(finding) and len(operations(finding)) <= 2
-    assert bool(missing_edge(finding)) == (len(operations(finding)) == 2)
+def test_a_finding_with_evidence_of_no_known_kind_is_told_by_its_claim(evidence: dict[str, object]) -> None:
+    finding = race_finding(evidence=Evidence.of_record(evidence))
+    assert finding.evidence == evidence and finding.evidence.operations == ()
+    assert story(finding) == f"{finding.claim}." and missing_edge(finding) == ""
 
 
 def test_times_keep_their_microseconds_however_late() -> None:

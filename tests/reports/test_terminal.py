@@ -78,7 +78,7 @@ def test_without_colour_there_is_no_escape_sequence(tmp_path: Path) -> None:
 
 
 def test_an_old_terminal_gets_ascii_and_no_error(tmp_path: Path) -> None:
-    got = divergence_finding(evidence=divergence_finding().evidence | {"got": "中 é", "clean": "ok"})
+    got = divergence_finding(got="中 é", clean="ok")
     shown = printed(make_run(tmp_path, findings=[race_finding(), got]), encoding="ascii", width=80)
     assert "\\u4e2d" in shown and "####" in shown
 
@@ -86,7 +86,7 @@ def test_an_old_terminal_gets_ascii_and_no_error(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec=None), max_size=60))
 def test_an_answer_cannot_steer_the_terminal(tmp_path: Path, text: str) -> None:
-    finding = divergence_finding(evidence=divergence_finding().evidence | {"got": f"[red]{text}", "clean": "x"})
+    finding = divergence_finding(got=f"[red]{text}", clean="x")
     shown = printed(make_run(tmp_path, findings=[finding]), width=80)
     assert "\x1b" not in shown and "\x07" not in shown and "[red]" in shown
 

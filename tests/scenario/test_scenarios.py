@@ -30,7 +30,7 @@ def test_with_pages_sampled_the_race_is_found_on_a_page_of_the_sample_and_the_co
     scenario = small_scenario(pages_sampled=16)
     found = run_small(tmp_path, scenario, seed=seed)
     races = [finding for finding in found.findings if finding.detector == "ordering"]
-    assert races and all(finding.evidence["page"] % 16 == seed % 16 for finding in races)  # type: ignore[operator]
+    assert races and all(finding.evidence.page % 16 == seed % 16 for finding in races)
     control = run_small(tmp_path, scenario, seed=seed, control=True)
     assert control.verdict.word == "clean", control.verdict.why
 

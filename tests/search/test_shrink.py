@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from detectors.base import Finding
+from detectors.base import Finding, Layer
+from detectors.evidence import PageChange
 from repro.cli import app
 from repro.run.options import RunOptions
 from repro.run.run import run_scenario
@@ -212,7 +213,8 @@ def test_with_pd_decode_has_few_pages_too_and_then_prefill_alone() -> None:
 
 
 def test_the_finding_that_the_scenario_expects_is_kept(tmp_path: Path) -> None:
-    found = tuple(Finding(each, each, "", each) for each in ("ordering", "canary"))
+    layers: tuple[Layer, ...] = ("ordering", "canary")
+    found = tuple(Finding(layer, layer, "", layer) for layer in layers)
     case, scenario = Played(RunOptions(), found=found), find("hicache_partial_prefetch")
     assert scenario.expect.detectors == ("canary",)
     assert shrinking._chosen(case, scenario, "").detector == "canary"
@@ -220,7 +222,8 @@ def test_the_finding_that_the_scenario_expects_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_chief_finding_is_what_the_scenario_expects() -> None:
-    found = [Finding(each, each, "", each) for each in ("divergence", "canary", "ordering")]
+    layers: tuple[Layer, ...] = ("divergence", "canary", "ordering")
+    found = [Finding(layer, layer, "", layer) for layer in layers]
     scenario = find("hicache_early_read")
     assert scenario.expect.detectors[:2] == ("ordering", "canary")
     assert chief(found, scenario).detector == "ordering" and chief(found[:2], scenario).detector == "canary"
@@ -315,10 +318,8 @@ def test_the_explanation_names_operations_layer_and_request(tmp_path: Path) -> N
 
 
 def test_of_a_page_with_two_owners_the_last_changes_are_told() -> None:
-    history = [f"{number}.0 us: alloc (r{number})" for number in range(9)]
-    found = Finding(
-        "ownership", "ordering", "device page 5 is freed twice", "ownership: x", evidence={"history": history}
-    )
+    evidence = PageChange(5, 1, "device", tuple(f"{number}.0 us: alloc (r{number})" for number in range(9)))
+    found = Finding("ownership", "ordering", "device page 5 is freed twice", "ownership: x", evidence=evidence)
     told = explain(found, Played(RunOptions(), found=(found,)))
     assert told.startswith("device page 5 is freed twice.\nThe page's last changes: 5.0 us: alloc (r5); 6.0 us")
 

@@ -54,7 +54,7 @@ def test_the_reports_rule_waits_for_its_tokens() -> None:
     assert first_finding(AcceptanceRules(), poor[:127]) is None
     finding = first_finding(AcceptanceRules(), poor)
     assert finding is not None and finding.signature == "accept length below the fixed limit"
-    assert (finding.layer, finding.evidence["completion_tokens"], finding.evidence["limit"]) == ("acceptance", 128, 1.4)
+    assert (finding.layer, finding.evidence.completion_tokens, finding.evidence.limit) == ("acceptance", 128, 1.4)
 
 
 def test_a_limit_itself_is_not_passed() -> None:
@@ -132,7 +132,7 @@ def test_a_late_change_that_the_average_misses_is_found_by_the_sums() -> None:
     assert fixed is None and quantiles is None
     finding = first_finding(learned_rules(), series())
     assert finding is not None and finding.signature == "acceptance fell within the answer"
-    at_tokens, since = finding.evidence["completion_tokens"], finding.evidence["since_tokens"]
+    at_tokens, since = finding.evidence.completion_tokens, finding.evidence.since_tokens
     assert isinstance(at_tokens, int) and begin < at_tokens <= begin + 5 * WINDOW_TOKENS
     assert isinstance(since, int) and abs(since - begin) <= 5 * WINDOW_TOKENS
 

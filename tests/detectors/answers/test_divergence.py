@@ -1,6 +1,7 @@
 """Answers beside their clean decode."""
 
 from detectors.answers.divergence import Compared, divergence
+from detectors.evidence import WrongToken
 
 
 def compared(first_difference: int = -1, logit_gap: float = 0.0, request: str = "a") -> Compared:
@@ -17,9 +18,7 @@ def test_a_difference_is_named_with_its_token_and_gap() -> None:
     (finding,) = verdict.findings
     assert verdict.answer == "anomaly"
     assert finding.claim == "b: token 17 is not what the model says on a clean cache (logit gap 7.500)"
-    assert finding.evidence == {
-        "request": "b", "first_difference": 17, "logit_gap": 7.5, "got": "got", "clean": "clean",
-    }  # fmt: skip
+    assert finding.evidence == WrongToken("b", first_difference=17, logit_gap=7.5, got="got", clean="clean")
 
 
 def test_a_near_tie_is_called_one() -> None:

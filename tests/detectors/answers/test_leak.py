@@ -25,7 +25,7 @@ def leak_in(*pieces: str, prompt: str = PROMPT, nonces: Nonces = NONCES) -> Find
 def test_another_sessions_nonce_convicts_and_names_the_session() -> None:
     finding = leak_in("the ticket is ", f"Ticket {OTHER}.", " and more")
     assert finding is not None and (finding.detector, finding.layer) == ("cross_prompt_leak", "text")
-    assert finding.evidence["session"] == "theirs" and OTHER in str(finding.evidence["excerpt"])
+    assert finding.evidence.session == "theirs" and OTHER in str(finding.evidence.excerpt)
     assert "theirs" not in finding.signature
 
 

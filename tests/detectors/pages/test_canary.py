@@ -32,7 +32,7 @@ def test_a_first_hand_wrong_read_corrupts_its_request() -> None:
         "a: forward.index, layer 2, read 64 index rows that are not its own prefix, from position 128 on"
     )
     assert finding.signature == "canary: forward.index reads index rows: foreign bytes"
-    assert (finding.request, finding.evidence["origin"]) == ("a", "")
+    assert (finding.request, finding.evidence.origin) == ("a", "")
     assert detector.corrupted == {"a": 1}
     assert detector.poisoned == {}
 
@@ -46,7 +46,7 @@ def test_a_tainted_read_poisons_the_reader_and_names_the_origin() -> None:
     first, second = verdict.findings
     assert second.claim.startswith("b: forward.index, layer 2, read 64 index rows that a stored from wrong bytes")
     assert second.signature == "canary: forward.index reads index rows: taint"
-    assert second.evidence["origin"] == "a"
+    assert second.evidence.origin == "a"
     assert detector.corrupted == {"a": 1}
     assert detector.poisoned == {"b": "a"}
 
@@ -89,7 +89,7 @@ def test_bad_reads_of_two_operations_in_flight_find_their_own() -> None:
     world.bad_read(world.next_ref("other"), "b", layer=2)
     world.op("other", "other.op", world.access("read", 3, request="b"))
     world.op("compute", "compute.op", world.access("read", 3, request="a"))
-    by_request = {finding.request: finding.evidence["op"] for finding in answer(world).findings}
+    by_request = {finding.request: finding.evidence.op for finding in answer(world).findings}
     assert by_request == {"a": "compute.op", "b": "other.op"}
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.base import Verdict
+from detectors.evidence import Operation
 from detectors.pages.ordering import EXAMPLES_MAX, OPERATIONS_KEPT, OrderingDetector
 from detectors.pages.sets import Sample
 from repro.base.probe import PAGE_SETS_VALID, OpRef, PageSet
@@ -32,16 +33,16 @@ def test_a_race_names_both_operations_the_page_the_layer_and_the_missing_edge() 
         "ordering: loadback.copy_layer write x forward.index read of device index, no edge between compute and load"
     )
     assert finding.request == "s1-t1"
-    evidence: dict[str, Any] = finding.evidence
-    assert (evidence["page"], evidence["pages"], evidence["layer"], evidence["tier"]) == (12, 1, 2, "device")
-    assert evidence["missing_edge"] == (
+    evidence = finding.evidence
+    assert (evidence.page, evidence.pages, evidence.layer, evidence.tier) == (12, 1, 2, "device")
+    assert evidence.missing_edge == (
         "compute waits for no event that load records behind loadback.copy_layer (layer 2) before forward.index"
     )
-    assert (evidence["first"]["name"], evidence["first"]["write"]) == ("loadback.copy_layer", True)
-    assert (evidence["second"]["name"], evidence["second"]["write"]) == ("forward.index", False)
-    assert evidence["first"]["site"] == "serve/load.py:1"
-    assert evidence["requests"] == ["s1-t1"]
-    assert "alloc (load:s1)" in evidence["history"][0]
+    assert (evidence.first.name, evidence.first.write) == ("loadback.copy_layer", True)
+    assert (evidence.second.name, evidence.second.write) == ("forward.index", False)
+    assert evidence.first.site == "serve/load.py:1"
+    assert evidence.requests == ("s1-t1",)
+    assert "alloc (load:s1)" in evidence.history[0]
 
 
 def test_the_missing_edge_goes_from_what_was_enqueued_first_even_if_it_ran_last() -> None:
@@ -49,10 +50,10 @@ def test_the_missing_edge_goes_from_what_was_enqueued_first_even_if_it_ran_last(
     world.op("compute", "forward.index", world.access("read", 12), host=2)
     world.op("load", "loadback.copy_layer", world.access("write", 12), host=1)
     evidence = only(answer(world)).evidence
-    assert evidence["missing_edge"] == (
+    assert evidence.missing_edge == (
         "compute waits for no event that load records behind loadback.copy_layer (layer 0) before forward.index"
     )
-    assert evidence["inverted"]
+    assert evidence.inverted
 
 
 def test_an_example_of_a_race_that_went_wrong_is_kept_however_late_it_comes() -> None:
@@ -64,7 +65,7 @@ def test_an_example_of_a_race_that_went_wrong_is_kept_however_late_it_comes() ->
     world.op("load", "copy", world.access("write", 99), host=0)
     findings = answer(world).findings
     assert len(findings) == EXAMPLES_MAX
-    assert [finding.evidence["inverted"] for finding in findings] == [False] * (EXAMPLES_MAX - 1) + [True]
+    assert [finding.evidence.inverted for finding in findings] == [False] * (EXAMPLES_MAX - 1) + [True]
 
 
 @pytest.mark.parametrize("first", ["read", "write"])
@@ -104,7 +105,7 @@ def test_a_wait_for_an_earlier_operation_does_not_order_the_later_ones() -> None
     first = world.write("load", 5)
     world.write("load", 6)
     world.read("compute", 6, after=(first,))
-    assert only(answer(world)).evidence["page"] == 6
+    assert only(answer(world)).evidence.page == 6
 
 
 def test_waits_are_transitive_over_a_third_stream() -> None:
@@ -157,7 +158,7 @@ def test_freeing_and_allocating_again_is_no_edge() -> None:
     world.page_event("alloc", 5, owner="new")
     world.write("load", 5)
     finding = only(answer(world))
-    assert finding.evidence["requests"] == ["old"]
+    assert finding.evidence.requests == ("old",)
     assert finding.claim.startswith("compute.read on stream compute reads and load.write on stream load writes")
 
 
@@ -200,7 +201,7 @@ def test_the_last_reader_of_each_stream_is_remembered() -> None:
     ordered = world.read("other", 5, request="b")
     world.write("load", 5, after=(ordered,))
     finding = only(answer(world))
-    assert finding.evidence["requests"] == ["a"]
+    assert finding.evidence.requests == ("a",)
 
 
 def test_only_requests_that_touched_raced_pages_are_named() -> None:
@@ -210,7 +211,7 @@ def test_only_requests_that_touched_raced_pages_are_named() -> None:
     world.op("compute", "read", *accesses)
     detector = OrderingDetector()
     finding = only(judged(detector, world.events))
-    assert finding.evidence["requests"] == ["hit"]
+    assert finding.evidence.requests == ("hit",)
     assert list(detector.raced) == ["hit"]
 
 
@@ -223,8 +224,8 @@ def test_a_write_that_races_with_several_reads_names_the_requests_of_all() -> No
     detector = OrderingDetector()
     finding = only(judged(detector, world.events))
     assert sorted(detector.raced) == ["a", "b"]
-    assert finding.evidence["pages"] == 2
-    assert finding.evidence["page"] == 5
+    assert finding.evidence.pages == 2
+    assert finding.evidence.page == 5
 
 
 def test_the_page_named_is_one_that_the_pair_named_really_shares() -> None:
@@ -233,8 +234,8 @@ def test_the_page_named_is_one_that_the_pair_named_really_shares() -> None:
     world.op("load", "first", world.access("write", 3))
     accesses = [world.access("read", 9, request="a"), world.access("read", 3, request="b")]
     world.op("compute", "read", *accesses)
-    evidence: dict[str, Any] = only(answer(world)).evidence
-    assert (evidence["page"], evidence["first"]["name"]) == (3, "first")
+    evidence = only(answer(world)).evidence
+    assert (evidence.page, evidence.first.name) == (3, "first")
 
 
 def test_equal_races_are_counted_and_only_some_keep_their_evidence() -> None:
@@ -254,8 +255,8 @@ def test_a_race_with_an_operation_long_gone_still_names_its_stream() -> None:
     for _ in range(OPERATIONS_KEPT + 10):
         world.read("compute", 9)
     world.read("compute", 5)
-    evidence: dict[str, Any] = only(answer(world)).evidence
-    assert evidence["first"] == {"stream": "load", "index": 0, "write": True}
+    evidence = only(answer(world)).evidence
+    assert evidence.first == Operation("load", 0, write=True)
 
 
 def test_nothing_recorded_is_not_applicable() -> None:
@@ -319,7 +320,7 @@ def test_a_sample_is_judged_as_if_no_other_page_were_touched(program: list[Step]
     """So what is found is true, and all that races on a page of the sample is found."""
     sampled, whole = OrderingDetector(Sample(2, first)), OrderingDetector()
     told = [fed(sampled, played(program)), fed(whole, played(program, frozenset({first % 2, first % 2 + 2})))]
-    found = [[(each.signature, each.count, each.evidence["page"]) for each in verdict.findings] for verdict in told]
+    found = [[(each.signature, each.count, each.evidence.page) for each in verdict.findings] for verdict in told]
     assert found[0] == found[1]
     assert sampled.raced.keys() >= whole.raced.keys()
     assert told[0].checked == told[1].checked

@@ -30,7 +30,7 @@ def test_an_operation_enqueued_after_the_free_is_found() -> None:
     finding = only(answer(world))
     assert finding.claim == "compute.write on stream compute, layer 0, writes device page 5 after it was freed"
     assert finding.request == "a"
-    assert [line.partition(": ")[2] for line in finding.evidence["history"]] == ["alloc (a)", "free (a)"]  # type: ignore[attr-defined]
+    assert [line.partition(": ")[2] for line in finding.evidence.history] == ["alloc (a)", "free (a)"]
 
 
 def test_an_operation_enqueued_before_the_free_may_run_after_it() -> None:
@@ -99,7 +99,7 @@ def test_a_page_that_is_handed_out_while_somebody_owns_it_is_found() -> None:
     world.page_event("alloc", 5, owner="b")
     finding = only(answer(world))
     assert finding.claim == "device page 5 is handed out while somebody owns it, for b"
-    assert finding.evidence["pages"] == 1
+    assert finding.evidence.pages == 1
 
 
 def test_a_page_that_is_freed_twice_is_found() -> None:
@@ -125,7 +125,7 @@ def test_each_tier_has_its_own_pages() -> None:
     world.read("compute", 5, request="a")
     assert answer(world).answer == "clean"
     world.read("write", 5, tier="host")
-    assert only(answer(world)).evidence["tier"] == "host"
+    assert only(answer(world)).evidence.tier == "host"
 
 
 def test_only_the_requests_on_wrong_pages_are_named() -> None:
@@ -134,7 +134,7 @@ def test_only_the_requests_on_wrong_pages_are_named() -> None:
     good, bad = (world.access("read", page, request=name) for page, name in ((5, "good"), (6, "bad")))
     world.op("compute", "forward.index", good, bad)
     finding = only(answer(world))
-    assert (finding.request, finding.evidence["page"]) == ("bad", 6)
+    assert (finding.request, finding.evidence.page) == ("bad", 6)
 
 
 def test_equal_findings_are_counted() -> None:

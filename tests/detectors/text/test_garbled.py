@@ -144,7 +144,7 @@ def test_late_salad_is_seen_soon() -> None:
     text = CODE + SALADS["tokens"]
     finding = found(text)
     assert finding is not None
-    end = finding.evidence["end_chars"]
+    end = finding.evidence.end_chars
     assert isinstance(end, int) and len(CODE) < end <= len(CODE) + 1024
 
 

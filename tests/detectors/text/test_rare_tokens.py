@@ -38,7 +38,7 @@ def test_an_impossible_id_convicts_at_once(token: int, what: str) -> None:
     assert detector.feed("ordinary", (20, 21, 4079)) is None
     finding = detector.feed("", (30, token))
     assert finding is not None and what in finding.claim
-    assert finding.evidence["id"] == token and finding.signature == "impossible id"
+    assert finding.evidence.id == token and finding.signature == "impossible id"
     assert detector.feed("", (token,)) is None
 
 

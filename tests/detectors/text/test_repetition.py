@@ -108,8 +108,8 @@ def test_line_of_the_prompt_that_loops_is_found() -> None:
 def test_evidence_names_the_unit() -> None:
     finding = found(CODE[:500] + "ceived" * 40)
     assert finding is not None
-    assert sorted(str(finding.evidence["unit"])) == sorted("ceived")
-    assert finding.evidence["period"] == 6
+    assert sorted(str(finding.evidence.unit)) == sorted("ceived")
+    assert finding.evidence.period == 6
     assert finding.signature == "loop of text"
 
 
