@@ -32,9 +32,9 @@ from repro.search.shrink.candidates import (
     fewer_deviations,
     fires,
     lengths,
-    room,
     sessions,
-    tight,
+    smaller_memory,
+    tight_memory,
 )
 from repro.search.shrink.meetings import after_one_fault, meetings
 from repro.search.shrink.shrinker import Shrinker
@@ -92,13 +92,13 @@ def test_candidates_get_smaller_the_boldest_first() -> None:
 def test_a_short_prompt_is_never_made_longer() -> None:
     base = parse(RACE.replace("prompt_tokens = 760", "prompt_tokens = 300"), "race", "race.toml")
     case = Played(RunOptions())
-    tried = [options.overrides.prompt_tokens for each in (room, lengths) for options in each(case, base)]
+    tried = [options.overrides.prompt_tokens for each in (smaller_memory, lengths) for options in each(case, base)]
     assert tried and all(tokens is None or tokens <= 300 for tokens in tried)
 
 
 def test_contexts_are_whole_pages_and_fit_their_share_of_the_memory() -> None:
     base, case = race_scenario(), Played(RunOptions(), prompt_tokens=600)
-    tried = [options.overrides for each in (tight, room) for options in each(case, base)]
+    tried = [options.overrides for each in (tight_memory, smaller_memory) for options in each(case, base)]
     assert len(tried) > 4 and (tried[0].context_tokens, tried[0].device_pages) == (640, 13)  # 604 tokens, 80 %
     for overrides in tried:
         assert overrides.context_tokens % base.config.page_tokens == 0
@@ -205,11 +205,11 @@ def test_clients_that_leave_do_so_while_a_smaller_load_lasts() -> None:
 def test_with_pd_decode_has_few_pages_too_and_then_prefill_alone() -> None:
     scenario = find("async_step_after_free")  # 160 pages for prefill, 128 for decode
     case = Played(RunOptions(), prompt_tokens=1_000)
-    tried = [overridden(scenario, options.overrides).config for options in tight(case, scenario)]
+    tried = [overridden(scenario, options.overrides).config for options in tight_memory(case, scenario)]
     assert [(config.device_pages, config.pd and config.pd.decode_pages) for config in tried] == [
         (23, 23), (36, 36), (23, 128), (36, 128),
     ]  # fmt: skip
-    assert all(options.overrides.decode_pages is None for options in tight(case, find("pd_reuse_before_drain")))
+    assert all(options.overrides.decode_pages is None for options in tight_memory(case, find("pd_reuse_before_drain")))
 
 
 def test_the_finding_that_the_scenario_expects_is_kept(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from repro.fleet.experiment.alone import bad_requests
+from repro.fleet.experiment.bad_requests import bad_requests
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, Part, limited
 from repro.fleet.runs import PlannedRun, make_runs

@@ -102,7 +102,7 @@ def gaps_ms(base: Scenario) -> list[int]:
     return [gap_ms for gap_ms in GAPS_MS if gap_ms < base.load.gap_s[1] * 1e3]
 
 
-def tight(case: Played, base: Scenario) -> Iterator[RunOptions]:
+def tight_memory(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Prompts as they are, in hardly more memory than one of them takes."""
     yield from _in_each(case, memories(base, case.prompt_tokens))
 
@@ -138,7 +138,7 @@ def _memories_for(base: Scenario, pages_long: int) -> Iterator[Memory]:
                 yield Memory(pages_long * config.page_tokens, pages, host_pages, decode_pages)
 
 
-def room(case: Played, base: Scenario) -> Iterator[RunOptions]:
+def smaller_memory(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Shorter contexts allow fewer pages. With prompts as long as before fewer requests fill them."""
     config, load = base.config, base.load
     size = config.page_tokens
@@ -194,4 +194,15 @@ def _subsets(items: tuple[Item, ...]) -> Iterator[tuple[Item, ...]]:
         size //= 2
 
 
-LESS_OF_EACH: tuple[Candidates, ...] = (faults, fires, aborts, tight, gaps, sessions, turns, room, requests, lengths)
+LESS_OF_EACH: tuple[Candidates, ...] = (
+    faults,
+    fires,
+    aborts,
+    tight_memory,
+    gaps,
+    sessions,
+    turns,
+    smaller_memory,
+    requests,
+    lengths,
+)
