@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import typer
@@ -11,6 +11,10 @@ import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import Output, command, consoles, live_line, print_json, recipe_with_notes, say
 from repro.cli.options import WORKERS, HuntGoal, HuntPlay, Json, LeftOut, Quiet, Results, Seed, number
+
+if TYPE_CHECKING:
+    from repro.tools.detect_events import Detected
+    from repro.tools.detect_texts import DetectedAnswers
 
 FINDINGS_SHOWN = 20  # `repro detect` prints so many
 HUNTED = ("ordering", "canary", "divergence", "text")  # layers that may count as found
@@ -117,37 +121,37 @@ def detect(
     """
     if (events is None) == (not files):
         raise UsageError("give either files of answers, or --events FILE")
-    output = Output(highlight=False)
-    if files:
-        from repro.tools.detect_texts import detect_answers
-
-        found = detect_answers(files, redact=redact)
-        if json:
-            print_json(found)
-            raise typer.Exit(found.verdict.exit_code)
-        count = f"{found.answers:,} answers, {found.with_prompt:,} with their prompt; {found.unanswered:,} unanswered"
-        output.print(f"{found.verdict.upper()}  {count}", markup=False, soft_wrap=True)
-        for name, convicted in found.detectors.items():
-            output.print(f"{convicted:>6} x  {name}", markup=False)
-        for each in found.findings[:FINDINGS_SHOWN]:
-            output.print(f"{each.where} {each.id}: {each.finding.claim}", markup=False, soft_wrap=True)
-        if len(found.findings) > FINDINGS_SHOWN:
-            output.print(f"and more; --json shows {len(found.findings):,}", markup=False)
-        raise typer.Exit(found.verdict.exit_code)
-    assert events is not None
-    from detectors.evidence import PagePair
     from repro.tools.detect_events import detect as judge_events
+    from repro.tools.detect_texts import detect_answers
 
-    judged = judge_events(events)
+    judged = judge_events(events) if events is not None else detect_answers(files or [], redact=redact)
     if json:
         print_json(judged)
-        raise typer.Exit(judged.verdict.exit_code)
-    output.print(f"{judged.verdict.upper()}  {judged.events:,} events", markup=False)
-    for finding in judged.findings:
-        output.print(f"{finding.count} x  {finding.claim}", markup=False, soft_wrap=True)
-        if isinstance(finding.evidence, PagePair):
-            output.print(f"  missing edge: {finding.evidence.missing_edge}", markup=False, soft_wrap=True)
+    else:
+        _print_judged(judged, Output(highlight=False))
     raise typer.Exit(judged.verdict.exit_code)
+
+
+def _print_judged(judged: "Detected | DetectedAnswers", output: Output) -> None:
+    """Print what was found in events or answers."""
+    from detectors.evidence import PagePair
+    from repro.tools.detect_events import Detected
+
+    if isinstance(judged, Detected):
+        output.print(f"{judged.verdict.upper()}  {judged.events:,} events", markup=False)
+        for finding in judged.findings:
+            output.print(f"{finding.count} x  {finding.claim}", markup=False, soft_wrap=True)
+            if isinstance(finding.evidence, PagePair):
+                output.print(f"  missing edge: {finding.evidence.missing_edge}", markup=False, soft_wrap=True)
+        return
+    count = f"{judged.answers:,} answers, {judged.with_prompt:,} with their prompt; {judged.unanswered:,} unanswered"
+    output.print(f"{judged.verdict.upper()}  {count}", markup=False, soft_wrap=True)
+    for name, convicted in judged.detectors.items():
+        output.print(f"{convicted:>6} x  {name}", markup=False)
+    for each in judged.findings[:FINDINGS_SHOWN]:
+        output.print(f"{each.where} {each.id}: {each.finding.claim}", markup=False, soft_wrap=True)
+    if len(judged.findings) > FINDINGS_SHOWN:
+        output.print(f"and more; --json shows {len(judged.findings):,}", markup=False)
 
 
 @command("repro mutate", "repro mutate generic_pd --seeds 5 --json")
