@@ -131,13 +131,7 @@ class KVPool:
 
     def write(self, component: Component, layer: int, pages: Pages, rows: Rows) -> None:
         """Overwrite whole pages."""
-        values, place = self.values[component], self._place(layer)
-        if values is not None:
-            assert rows.values is not None
-            values[place][torch.from_numpy(pages.astype(np.int64))] = rows.values
-        self.stamps[component][place, pages] = rows.stamps
-        self.taint[component][place, pages] = rows.taint
-        self.tainted |= bool(rows.taint.any())
+        self._overwrite(component, (self._place(layer), pages.astype(np.int64)), rows)
 
     def read_page(self, component: Component, page: int) -> Rows:
         """Return a copy of all layers of one page, (layers, page_tokens, ...)."""
@@ -150,12 +144,15 @@ class KVPool:
 
     def write_page(self, component: Component, page: int, rows: Rows) -> None:
         """Overwrite all layers of one page with what `read_page` returned."""
+        self._overwrite(component, (slice(None), page), rows)
+
+    def _overwrite(self, component: Component, where: tuple[int | slice, NDArray[np.int64] | int], rows: Rows) -> None:
         values = self.values[component]
         if values is not None:
             assert rows.values is not None
-            values[:, page] = rows.values
-        self.stamps[component][:, page] = rows.stamps
-        self.taint[component][:, page] = rows.taint
+            values[where] = rows.values
+        self.stamps[component][where] = rows.stamps
+        self.taint[component][where] = rows.taint
         self.tainted |= bool(rows.taint.any())
 
     def stamps_at(self, component: Component, layer: int, pages: NDArray[np.int64], read: NDArray[np.bool_]) -> Words:

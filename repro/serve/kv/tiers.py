@@ -183,7 +183,8 @@ class HiCache:
             self.tree.unpin_host(match.host_node)
             self.tree.unpin(ancestor)
             return None
-        for node, pages in zip(nodes, _parts(target, nodes), strict=True):
+        parts = np.split(target, np.cumsum([node.num_pages for node in nodes])[:-1])
+        for node, pages in zip(nodes, parts, strict=True):
             self.tree.set_device_pages(node, pages)
         self.tree.pin(match.host_node)
         self.tree.unpin(ancestor)
@@ -211,8 +212,7 @@ class HiCache:
         if not self._load_queue:
             return
         queue, self._load_queue = self._load_queue, []
-        source = np.concatenate([transfer.source for transfer in queue])
-        target = np.concatenate([transfer.target for transfer in queue])
+        source, target = _merged(queue)
         self._transfers += 1
         loading = self._copier.load(self._transfers, source, target, self._last_used(target))
         self._loads.append(Flight(queue, loading.done))
@@ -274,8 +274,7 @@ class HiCache:
         if not self._write_queue:
             return
         queue, self._write_queue = self._write_queue, []
-        source = np.concatenate([transfer.source for transfer in queue])
-        target = np.concatenate([transfer.target for transfer in queue])
+        source, target = _merged(queue)
         self._transfers += 1
         writing = self._copier.write(self._transfers, source, target)
         self._writes.append(Flight(queue, writing.done, writing.copies))
@@ -335,6 +334,6 @@ class HiCache:
             self.storage.files.close()
 
 
-def _parts(pages: Pages, nodes: list[Node]) -> list[Pages]:
-    """Return each node's share of `pages`, in order."""
-    return np.split(pages, np.cumsum([node.num_pages for node in nodes])[:-1])
+def _merged(queue: list[Transfer]) -> tuple[Pages, Pages]:
+    """Return the pages of all transfers, source and target."""
+    return np.concatenate([each.source for each in queue]), np.concatenate([each.target for each in queue])

@@ -8,6 +8,9 @@ from repro.base.probe import CacheEvent, LimitEvent, RequestEvent
 from repro.fault.kinds import Evict
 from repro.fault.plan import Fault, When
 from repro.schedule.pickers import RandomPicker
+from repro.serve.kv.radix.node import TokenRun
+from repro.serve.sched.keys import CacheKeys
+from repro.serve.sched.request import Request
 from repro.serve.types import RejectedError
 from tests.serve.engine.builders import (
     PAGE,
@@ -256,6 +259,30 @@ def test_nobody_is_admitted_on_room_that_a_running_answer_will_need(hicache: boo
 
     stack = Stack(make_config(hicache=hicache)).run(main)
     assert max(len(step) for step in stack.steps) == 2, "16 pages are enough for two answers to their end"
+
+
+def test_a_request_that_waits_for_room_builds_its_cache_keys_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    first = CacheKeys.first
+    asked: list[str] = []
+    hit = CacheKeys.hit
+
+    def noted(self: CacheKeys, request: Request, count: int) -> TokenRun:
+        built.extend([request.id] if request.state == "waiting" else [])
+        return first(self, request, count)
+
+    def noted_hit(self: CacheKeys, request: Request) -> TokenRun:
+        asked.append(request.id)
+        return hit(self, request)
+
+    async def main(stack: Stack) -> None:
+        await stack.ask_all(*(make_request(f"r{n}", prompt(n, 4), 28) for n in range(3)))
+
+    monkeypatch.setattr(CacheKeys, "first", noted)
+    monkeypatch.setattr(CacheKeys, "hit", noted_hit)
+    Stack(make_config()).run(main)
+    assert asked.count("r2") > 10, "it waits for many rounds"
+    assert sorted(built) == ["r0", "r1", "r2"]
 
 
 def test_eviction_that_somebody_asks_for_at_any_time_changes_no_answer() -> None:

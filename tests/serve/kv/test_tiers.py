@@ -22,6 +22,7 @@ from repro.serve.kv.loadback import RING_SLOTS, LayerEvents
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, PageSets, Place, Rows
 from repro.serve.kv.radix.invariants import check_tree
 from repro.serve.kv.radix.node import Node
+from repro.serve.kv.radix.tree import RadixTree
 from repro.serve.kv.tiers import HiCache
 from tests.serve.engine.builders import PAGE, delay, make_config, never, prompt
 
@@ -492,6 +493,22 @@ async def short_of_host_pages(tiers: Tiers) -> tuple[Node, Node]:
 
 
 SHORT = {"write_policy": "write_back", "reclaim_host": True, "host_pages": 6}
+
+
+def test_a_host_allocation_with_room_takes_no_page_off_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(tree: RadixTree, num_pages: int) -> Pages:
+        raise AssertionError("the tree was searched though pages are free")
+
+    for name in ("reclaim_host", "evict_host"):
+        monkeypatch.setattr(repro.serve.kv.tiers, name, refuse)
+    tiers = Tiers(**SHORT)
+
+    async def main() -> None:
+        node = tiers.insert(1, 2)
+        tiers.cache.evict_device(8)
+        assert node.backed_up
+
+    tiers.run(main)
 
 
 def test_a_copy_of_what_is_on_the_device_too_makes_room_once_its_load_back_is_acknowledged() -> None:

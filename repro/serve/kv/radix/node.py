@@ -77,10 +77,7 @@ class Node:
         return path[::-1]
 
     def evicted_path(self) -> tuple["Node", list["Node"]]:
-        """Return (deepest resident ancestor, evicted nodes from below it down to this one).
-
-        That is (this node, []) when it is resident. Valid until the next change.
-        """
+        """Return (deepest resident ancestor, evicted nodes from below it to this one); (this node, []) if resident."""
         path = [node for node in self.path() if not node.resident]
         return (path[0].get_parent() if path else self), path
 
