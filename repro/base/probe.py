@@ -35,7 +35,7 @@ class Access(msgspec.Struct, frozen=True, array_like=True):
     layer: int
     pages: int  # PageSet id
     request: str  # whom it was for; "" when for no single request
-    granted: int = 0  # of a remote write: the clock of the pages' own host when it offered them
+    granted: int = 0  # a remote write: the clock of the pages' own host when it offered them
 
 
 class Edge(msgspec.Struct, frozen=True, array_like=True):
@@ -197,7 +197,7 @@ class Decision(msgspec.Struct, frozen=True):
     stall_until_us: float | None = None
     reorder: bool = False
     evict_tokens: int = 0
-    kind: str = ""  # of the fault that fired last, for points that act by themselves
+    kind: str = ""  # the kind of the fault that fired last: some points act by it
     fault: str = ""  # a name for the harness; the stack does not read it
 
 

@@ -1,7 +1,7 @@
 """What became of bytes that a fault has changed: whether anybody read them, and whether that was noticed.
 
-A change that lands where nobody reads again says nothing about detectors, so it doesn't count for them. Who reads is
-told by the recorded accesses, and a copy is followed by the bytes themselves, not by what the detectors say:
+A change that lands where nobody reads again says nothing about detectors, so it doesn't count for them. The recorded
+accesses say who reads, and a copy is followed by the bytes themselves, not by what the detectors say:
 
     changed ──> read by a step ──> a first-hand bad read of that page by that very read: detected; else missed
        ├──────> copied to another page, and followed there too
@@ -42,13 +42,13 @@ class Spot(NamedTuple):
         return self.pool.tier, self.component, self.layer
 
     @property
-    def still_there(self) -> bool:
-        """Return whether any of the wrong rows is there yet."""
+    def still_wrong(self) -> bool:
+        """Return whether any of the wrong rows has not been overwritten."""
         now = self.pool.read(self.component, self.layer, np.array([self.page], np.int32))
         return bool((same(now, self.held)[0] & self.rows).any())
 
-    def told(self) -> Corrupted:
-        """Return this as it stands in the log."""
+    def as_corrupted(self) -> Corrupted:
+        """Return this spot as the event log has it."""
         return Corrupted(*self.key, self.page, int(self.rows.sum()))
 
 
@@ -56,9 +56,9 @@ class Corruptions(msgspec.Struct):
     """What became of the changes that one fault has made."""
 
     changed: int = 0
-    read: int = 0  # by a step, at least once
-    detected: int = 0  # of those: the canary noticed the first read, or a later one
-    lost: int = 0  # of those never read: a copy of it could not be told from a right page
+    read: int = 0  # changes that a step read at least once
+    detected: int = 0  # changes whose first read, or a later one, the canary noticed
+    lost: int = 0  # unread changes with a copy that equals a right page
 
 
 @dataclass(eq=False)
@@ -157,14 +157,14 @@ class Aftermath:
             if len(equal) == twins:
                 page = next(each for each in equal if each not in taken)
                 taken.add(page)
-                there = spot._replace(pool=pool, component=write.component, layer=write.layer, page=page)
-                self._add([there._replace(at_us=op.end_us)], change)
+                copied = spot._replace(pool=pool, component=write.component, layer=write.layer, page=page)
+                self._add([copied._replace(at_us=op.end_us)], change)
             elif not change.read:
                 _lose(change)
 
     def _writes(self, op: Op) -> None:
         for spot, _ in self._touched(op, write=True):
-            if not spot.still_there:
+            if not spot.still_wrong:
                 del self._spots[spot.key][spot.page]
 
 

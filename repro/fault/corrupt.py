@@ -89,7 +89,7 @@ class _Place(NamedTuple):
 
 
 class Corruptor:
-    """A listener that carries out the corrupting faults of a plan. `memory` is told to it before anything runs."""
+    """A listener that carries out the corrupting faults of a plan. Call `memory` before anything runs."""
 
     def __init__(self, injector: Injector, seed: int, *, drafts: bool) -> None:
         self._injector = injector
@@ -97,7 +97,8 @@ class Corruptor:
         self._drafts = drafts
         self._tiers: dict[Tier, _Tier] = {}
         self._sets: dict[int, list[int]] = {}
-        self._read: defaultdict[tuple[Tier, bool], set[int]] = defaultdict(set)  # of the step, and its draft layer
+        # Pages that the step has read so far, by tier and whether its draft layer read them.
+        self._read: defaultdict[tuple[Tier, bool], set[int]] = defaultdict(set)
         self._struck: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.aftermath = Aftermath(self._pages)
 
@@ -146,7 +147,7 @@ class Corruptor:
                 self._read.pop((name, False), None)
                 self._read.pop((name, True), None)
 
-    # -- where -----------------------------------------------------------------------------------------
+    # -- places -----------------------------------------------------------------------------------------
 
     def _copied(self, op: Op) -> _Place | None:
         """Return the pages that a copy has brought whole; the last page of a prompt that is sent is not."""
@@ -188,7 +189,7 @@ class Corruptor:
     def _is_draft(self, tier: _Tier, layer: int) -> bool:
         return self._drafts and layer == tier.pool.layer_numbers[-1]
 
-    # -- and what --------------------------------------------------------------------------------------
+    # -- changes -------------------------------------------------------------------------------------
 
     def _strike(self, point: str, op: Op, place: _Place | None) -> None:
         """Ask which faults fire at a place that has pages, and carry them out."""
@@ -198,9 +199,9 @@ class Corruptor:
             self._struck[fault.name, op.stream] += 1
             draw = generator(self._seed, "corrupt", fault.name, op.stream, self._struck[fault.name, op.stream])
             spots = self._change(fault, place, draw, op.end_us)
-            told = tuple(spot.told() for spot in spots)
+            corrupted = tuple(spot.as_corrupted() for spot in spots)
             ref = (op.stream, op.index)
-            self._injector.emit(FaultEvent(fault.name, point, op.end_us, 0.0, ref, op.stream, told))
+            self._injector.emit(FaultEvent(fault.name, point, op.end_us, 0.0, ref, op.stream, corrupted))
             self.aftermath.follow(fault.name, spots)
 
     def _change(self, fault: Fault, place: _Place, draw: np.random.Generator, at_us: float) -> list[Spot]:

@@ -16,7 +16,7 @@ from repro.base.probe import Component
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Event, Stream
 from repro.serve.guards import Guards
-from repro.serve.guards.waits import AskForSafety, wait_for_chunk
+from repro.serve.guards.waits import wait_for_chunk
 
 SGLANG = "https://github.com/sgl-project/sglang/"
 VLLM = "https://github.com/vllm-project/vllm/"
@@ -47,37 +47,14 @@ def _no_wait(*_: object) -> None:
     """Order nothing."""
 
 
-def _load_whole_chunks(device_hit_pages: int) -> int:
-    return device_hit_pages - device_hit_pages % CHUNK_PAGES
-
-
-def _load_the_models_layers_only(model: range, draft: range) -> tuple[int, ...]:
-    return tuple(model)
-
-
-def _load_the_latents_only(components: tuple[Component, ...]) -> tuple[Component, ...]:
-    return tuple(component for component in components if component == "latent")
+async def _at_once(*_: object) -> bool:
+    """Order nothing on the host; where a guard asks whether something is safe, say yes."""
+    return True
 
 
 def _leave_it_to_the_loader(enqueue: Callable[[], None]) -> None:
     """Let another thread of the host enqueue it, while this one launches the step that waits."""
     asyncio.get_running_loop().call_soon(enqueue)
-
-
-def _release_what_is_enqueued() -> bool:
-    return True
-
-
-async def _go_on_at_once(event: Event) -> None:
-    """Order nothing."""
-
-
-def _the_step_frees_it_again(aborted: bool) -> bool:
-    return aborted
-
-
-def _keep_what_was_hit(hit_pages: int, shared_pages: int) -> int:
-    return hit_pages
 
 
 def _wait_for_the_last_chunk_only(transfer: Stream, stored: Event, last: bool) -> None:
@@ -89,19 +66,6 @@ async def _wait_until_the_timeout(drained: Awaitable[None]) -> None:
     await asyncio.wait((asyncio.ensure_future(drained),), timeout=PRODUCER_TIMEOUT_S)
 
 
-async def _acknowledge_at_once(drained: Awaitable[None]) -> None:
-    """Say "safe" where only "received" is true."""
-
-
-async def _reclaim_at_once(ask: AskForSafety) -> bool:
-    """Tell nobody, and take the pages."""
-    return True
-
-
-async def _reuse_at_once(safe: Awaitable[bool]) -> bool:
-    return True
-
-
 def _root_of_equal_shares(owner: int, layer: int, layers: int, ranks: int) -> int:
     """Return the owner as if all ranks had equally many layers, and the last one the rest."""
     return min(layer // (layers // ranks), ranks - 1)
@@ -111,14 +75,14 @@ def _look_at_the_latents_only(failed: frozenset[Component]) -> bool:
     return "latent" not in failed
 
 
-# One row a defect: name, public report; what races; guards.
+# One row a defect: its name and public report, what races, and the guards that it replaces.
 _BANK = (
     Defect("hicache_early_read", SGLANG + "pull/22811",
         "the indexer reads a layer's index keys before their load-back has finished",
         {"before_index_read": _no_wait}),
     Defect("hicache_draft_not_restored", SGLANG + "issues/32176",
         "load-back restores the model's layers and leaves out the draft layer",
-        {"loaded_layers": _load_the_models_layers_only}, needs="speculative_drafts"),
+        {"loaded_layers": lambda model, draft: tuple(model)}, needs="speculative_drafts"),
     Defect("hicache_wrapper_no_wait", SGLANG + "issues/38217",
         "a pool that wraps another turns off the inner one's wait and forgets its own",
         {"before_index_read": _no_wait, "before_latent_read": _no_wait}),
@@ -136,37 +100,38 @@ _BANK = (
         {"page_restored": _look_at_the_latents_only}, needs="storage_pages"),
     Defect("hicache_host_evict_early", SGLANG + "pull/31427",
         "host pages are reclaimed while the load-back that reads them is in flight",
-        {"release_host_at_enqueue": _release_what_is_enqueued}, needs="reclaim_host"),
+        {"release_host_at_enqueue": lambda: True}, needs="reclaim_host"),
     Defect("hicache_load_war", VLLM + "issues/47282",
         "load-back overwrites a page that an earlier step still reads",
         {"before_page_reuse": _no_wait}),
     Defect("hicache_index_not_restored", SGLANG + "issues/17085",
         "load-back restores the latents and leaves out the index keys",
-        {"loaded_components": _load_the_latents_only}),
+        {"loaded_components": lambda components: ("latent",)}),
     Defect("async_step_after_free", VLLM + "issues/45357",
         "a step in flight still writes into pages that were given back and promised to a remote writer",
-        {"before_pages_offered": _go_on_at_once}, needs="pd"),
+        {"before_pages_offered": _at_once}, needs="pd"),
     Defect("lm_chunk_align_overwrite", "https://github.com/LMCache/LMCache/issues/2671",
         "load-back begins at a chunk's start and overwrites shared pages that are on the device already",
-        {"first_loaded": _load_whole_chunks}),
+        {"first_loaded": lambda hit_pages: hit_pages - hit_pages % CHUNK_PAGES}),
     Defect("sched_double_free", "https://github.com/sgl-project/mini-sglang/issues/111",
         "an abort frees a request whose step is in flight, and the step's result frees it again",
-        {"still_owner": _the_step_frees_it_again, "on_double_free": _no_wait}, accounts_hold=False),
+        {"still_owner": lambda aborted: aborted, "on_double_free": _no_wait}, accounts_hold=False),
     Defect("sched_retract_insert", SGLANG + "issues/38319",
         "a request is retracted, and pages that its chunks have put into the prefix tree are freed with its own",
-        {"kept_by_tree": _keep_what_was_hit, "on_double_free": _no_wait}, needs="retract", accounts_hold=False),
+        {"kept_by_tree": lambda hit_pages, shared_pages: hit_pages, "on_double_free": _no_wait},
+        needs="retract", accounts_hold=False),
     Defect("sched_row_recycled", SGLANG + "issues/18803",
         "an ended request's row is given to the next one while a step in flight still reads it",
         {"before_row_reuse": _no_wait}, needs="upload_stream"),
     Defect("sched_pinned_rewrite", "https://github.com/NVIDIA/TensorRT-LLM/pull/15546",
         "the host rewrites a pinned buffer that an asynchronous copy is still to read",
-        {"before_staging_reuse": _go_on_at_once}),
+        {"before_staging_reuse": _at_once}),
     Defect("pd_reuse_before_drain", SGLANG + "issues/24527",
         "decode gives an aborted request's pages to another while prefill still writes into them",
-        {"before_reclaim": _reclaim_at_once}, needs="pd"),
+        {"before_reclaim": _at_once}, needs="pd"),
     Defect("pd_ack_means_received", SGLANG + "issues/31357",
         "prefill acknowledges an abort when it has received it, not when its writes have drained",
-        {"before_safe_to_reclaim": _acknowledge_at_once}, needs="pd"),
+        {"before_safe_to_reclaim": _at_once}, needs="pd"),
     Defect("pd_producer_timeout", ASCEND + "issues/11140",
         "prefill frees a prompt's pages on a timeout of its own, before the network has read them",
         {"before_source_release": _wait_until_the_timeout}, needs="pd"),
@@ -175,7 +140,7 @@ _BANK = (
         {"before_transfer_read": _wait_for_the_last_chunk_only}, needs="pd"),
     Defect("pd_metadata_slot_reuse", SGLANG + "issues/17430",
         "an aborted request's metadata slot is reused while its first token is still to be written",
-        {"before_slot_reuse": _reuse_at_once}, needs="pd"),
+        {"before_slot_reuse": _at_once}, needs="pd"),
     Defect("pd_state_failed_aux_ok", SGLANG + "issues/30890",
         "the transfer of the index keys failed, and success is reported because the latents arrived",
         {"transfer_arrived": _look_at_the_latents_only}, needs="pd"),

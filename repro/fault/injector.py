@@ -71,7 +71,7 @@ class Injector:
         self._sinks = sinks
         self._now_us = now_us
         self._at: dict[str, list[_Planned]] = {}
-        self._hits: dict[str, OrderedDict[str, int]] = {}  # by point, by actor, the longest silent first
+        self._hits: dict[str, OrderedDict[str, int]] = {}  # hits by point and actor; the longest silent actor is first
         self.counts: dict[str, FaultCounts] = {}
         for fault in faults:
             counts = self.counts.setdefault(fault.name, FaultCounts(armed=0))

@@ -18,7 +18,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 def run_mutate(
-    workloads: Sequence[Scenario], seeds: Sequence[int], workers: int, json: bool, out: Console, told: Console
+    workloads: Sequence[Scenario], seeds: Sequence[int], workers: int, json: bool, out: Console, errors: Console
 ) -> int:
     """Examine the stack and print what came of it; return the exit code. Raises UsageError for a defect."""
     for workload in workloads:
@@ -26,7 +26,7 @@ def run_mutate(
             raise UsageError(
                 f"{workload.name} has a defect: a mutant that is found there proves nothing; take a scenario without"
             )
-    with Progress(console=told, transient=True) as progress:
+    with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("workloads as they are", total=None)
 
         def done(row: Row, number: int, total: int) -> None:

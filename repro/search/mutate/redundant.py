@@ -35,9 +35,9 @@ def orders_no_pages(events: Iterable[Event], whys: frozenset[str], brought: Set[
     asked, ordering, removed = _Asked(whys, brought), OrderingDetector(), 0
     for event in events:
         if isinstance(event, Op):
-            kept = tuple(edge for edge in event.after if not asked.has(edge))
-            removed += len(event.after) - len(kept)
-            ordering.feed(msgspec.structs.replace(event, after=kept))
+            edges = tuple(edge for edge in event.after if not asked.has(edge))
+            removed += len(event.after) - len(edges)
+            ordering.feed(msgspec.structs.replace(event, after=edges))
         elif isinstance(event, HostSync) and asked.has(event):
             removed += 1
         else:
@@ -62,8 +62,8 @@ def _covered(events: Iterable[Event], asked: _Asked, also: str | None = None) ->
     for event in events:
         if isinstance(event, Op):
             removed = [edge.source for edge in event.after if asked.has(edge)]
-            kept = tuple(edge for edge in event.after if not asked.has(edge) and edge.why != also)
-            clock = order.feed(msgspec.structs.replace(event, after=kept))
+            edges = tuple(edge for edge in event.after if not asked.has(edge) and edge.why != also)
+            clock = order.feed(msgspec.structs.replace(event, after=edges))
             assert clock is not None
             yield from (bool(clock[order.actor(stream)] >= index) for stream, index in removed)
         elif isinstance(event, HostSync) and (asked.has(event) or event.why == also):

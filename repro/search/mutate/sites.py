@@ -44,11 +44,11 @@ class Sites(msgspec.Struct):
 
     mutants: set[Mutant] = set()
     waits_for: dict[str, set[str]] = {}
-    edges_of: dict[str, set[Brought]] = {}  # those that the waits for each event brought
+    edges_of: dict[str, set[Brought]] = {}  # edges that the waits for each event brought
     waits_of: dict[str, set[str]] = {}
     learnt_of: dict[str, set[str]] = {}  # the whys of what the host learnt by each acknowledgement
     refused: set[str] = set()  # acknowledgements that were not there yet when they were asked for
-    took_s: float = 0.0  # of processor time, the longest of the runs
+    took_s: float = 0.0  # the longest run's processor time
 
     def add(self, other: "Sites") -> None:
         """Take in what another run came by."""

@@ -1,7 +1,7 @@
 """The examination that the stack and the detectors do not set themselves.
 
 Each mutant runs under the workloads until somebody notices: a detector, or the stack's own assertions. One that
-nobody notices is redundant, which the happens-before of a run proves by naming what implies it, or there for pace
+nobody notices is redundant, which the happens-before of a run proves by naming what implies it, or serves pace
 alone, which it proves by the accesses that stay ordered; else it is a hole.
 """
 
@@ -46,14 +46,14 @@ from repro.serve.guards import Guards
 Outcome = Literal["caught", "redundant", "survived", "undecided"]
 # A mutant may go round in circles. Processor time tells that on a machine of any speed; a run that stands still for
 # longer than RUN_TIMEOUT_S may be the machine's fault, and is nobody's.
-TIMES_MAX = 20  # of the processor time that the workload takes with nothing taken away
+TIMES_MAX = 20  # A mutant's processor time, over the unchanged workload's
 PROCESSOR_S_MIN = 30.0
 RUN_TIMEOUT_S = 1800.0
-STOP_S = 20.0  # for runs under way to end after a Ctrl-C
+STOP_S = 20.0  # Running workloads get so long to end after a Ctrl-C
 AGAIN_S = 1.0  # the loop may swallow what ends it
 NO_END = f"no end within {RUN_TIMEOUT_S:.0f} s"
 CIRCLES = f"never ends: {TIMES_MAX} times the processor time of the workload"
-FIRST_LINE_MAX = 100  # characters of what an assertion said
+FIRST_LINE_MAX = 100  # characters of an assertion's message that a row quotes
 
 
 class Watching(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ class Examination(msgspec.Struct, frozen=True):
 
     rows: tuple[Row, ...]
     unclean: tuple[str, ...] = ()
-    cut: bool = False  # by Ctrl-C
+    cut: bool = False  # Ctrl-C ended it
 
     def count(self, outcome: Outcome) -> int:
         """Return how many mutants came to this."""
@@ -114,9 +114,9 @@ def examine(
         reached: dict[str, Sites] = {workload.name: Sites() for workload in plain}
         unclean = []
         for run, watched_run in pool.results(watch, iter(runs)):
-            sites, said = alive(watched_run)
+            sites, complaint = alive(watched_run)
             reached[run.workload.name].add(sites)
-            unclean += [said] if said else []
+            unclean += [complaint] if complaint else []
         if unclean:
             return Examination((), tuple(sorted(unclean)))
         mutants = sorted(set().union(static_mutants(), *(sites.mutants for sites in reached.values())))
@@ -140,9 +140,9 @@ def watch(run: Watching) -> tuple[Sites, str]:
     workload, seed = run.workload, run.seed
     sites = Sites()
     started_s = time.process_time()
-    said = _noticed(workload, seed, watched(sites))
+    complaint = _noticed(workload, seed, watched(sites))
     sites.took_s = time.process_time() - started_s
-    return sites, f"{workload.name}, seed {seed}: {said}" if said else ""
+    return sites, f"{workload.name}, seed {seed}: {complaint}" if complaint else ""
 
 
 def fate_of(examined: Examined) -> Row:
@@ -157,18 +157,18 @@ def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], re
         return Row(mutant.kind, mutant.name, "redundant", by, 0)
     if mutant.kind == "guard" and is_trap(Guards()[mutant.name]):
         return _fate_of_trap(mutant, workloads, seeds, reached)
-    runs, there = 0, [workload for workload in workloads if mutant in reached[workload.name].mutants]
+    runs, reaching = 0, [workload for workload in workloads if mutant in reached[workload.name].mutants]
     for seed in seeds:
-        for workload in there:
+        for workload in reaching:
             runs += 1
             if noticed := _noticed(workload, seed, applied(mutant), reached[workload.name].took_s):
                 outcome: Outcome = "undecided" if noticed == NO_END else "caught"
                 return Row(mutant.kind, mutant.name, outcome, noticed, runs)
-    if not there:
+    if not reaching:
         return Row(mutant.kind, mutant.name, "survived", "no workload comes by it", 0)
-    if by := _redundant(mutant, there, seeds[0], reached):
+    if by := _redundant(mutant, reaching, seeds[0], reached):
         return Row(mutant.kind, mutant.name, "redundant", by, runs)
-    return Row(mutant.kind, mutant.name, "survived", _unneeded(mutant, there, seeds[0], reached), runs)
+    return Row(mutant.kind, mutant.name, "survived", _unneeded(mutant, reaching, seeds[0], reached), runs)
 
 
 def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
@@ -266,14 +266,14 @@ def _noticed(workload: Scenario, seed: int, altered: Altered, usual_s: float | N
     """Run once; return who noticed something. `usual_s` is the processor time that it takes with nothing taken away,
     None where nobody knows yet."""
     bound_s = None if usual_s is None else max(PROCESSOR_S_MIN, TIMES_MAX * usual_s)
-    said = ""
+    complaint = ""
     with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded(bound_s) as over:
-        said = _said(workload, seed, altered, Path(root))
-    return over[0] if over else said
+        complaint = _complaint_of(workload, seed, altered, Path(root))
+    return over[0] if over else complaint
 
 
-def _said(workload: Scenario, seed: int, altered: Altered, root: Path) -> str:
-    """Run once; return what the stack or the detectors said."""
+def _complaint_of(workload: Scenario, seed: int, altered: Altered, root: Path) -> str:
+    """Run once; return what the stack or the detectors complain of; "" for nothing."""
     try:
         outcome = run_scenario(
             workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC), guards=altered.guards,

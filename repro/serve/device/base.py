@@ -70,7 +70,7 @@ class Stream(Protocol):
         """Append an operation. Costs the host one launch; never waits for the device.
 
         `declared` is the most that the body may touch, as the host knows it now; schedule search tells
-        by it which operations could conflict. What the body really touched, its recorder is told.
+        by it which operations could conflict. The body gives its recorder what it really touched.
         """
 
     def wait(self, event: Event, why: str) -> None:

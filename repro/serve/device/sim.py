@@ -206,8 +206,8 @@ class SimDevice(SimHost):
         head = stream.queue[0]
         # The host may be ahead of the clock: what it enqueues in its own future is not there yet
         # for a timer that comes before.
-        there = deadline_us is None or head.enqueued_us <= deadline_us
-        return there and not head.blockers and not (stream.engine is not None and stream.engine.busy)
+        is_enqueued = deadline_us is None or head.enqueued_us <= deadline_us
+        return is_enqueued and not head.blockers and not (stream.engine is not None and stream.engine.busy)
 
     def _served(self, starts: list[Choice]) -> list[Choice]:
         """Return the starts, of each copy engine only the one that has waited longest."""

@@ -164,8 +164,8 @@ class SimStream:
         self.running: Operation | None = None
         self.enqueued = -1  # index of the last operation enqueued
         self.finished = -1  # index of the last operation finished
-        self._waits: list[tuple[Marker, str]] = []  # since the last operation was enqueued
-        self._gates: list[Gate] = []  # likewise
+        self._waits: list[tuple[Marker, str]] = []  # waits that hold the next operation
+        self._gates: list[Gate] = []  # gates that hold the next operation
 
     def markers(self) -> tuple[Marker, ...]:
         """Return what has to be reached for everything enqueued so far to have happened.
@@ -232,4 +232,4 @@ def calling_line() -> str:
     while frame.f_code.co_name.startswith("_") and frame.f_back is not None:
         frame = frame.f_back
     ours = frame.f_code.co_filename.rpartition("repro/")[2]
-    return f"{ours.rpartition('site-packages/')[2]}:{frame.f_lineno}"  # of another package's: without where it lies
+    return f"{ours.rpartition('site-packages/')[2]}:{frame.f_lineno}"  # another package's path begins at its name

@@ -101,7 +101,7 @@ def test_a_trap_is_redundant_where_what_springs_it_is_caught_without_it() -> Non
 def test_a_stack_that_breaks_elsewhere_has_not_sprung_the_trap(
     workload: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "_said", lambda *_: "the stack itself: AssertionError of something else")
+    monkeypatch.setattr(study, "_complaint_of", lambda *_: "the stack itself: AssertionError of something else")
     row = fate(Mutant("guard", "on_double_free"), [workload], (7,), {workload.name: Sites()})
     assert (row.outcome, row.by) == ("survived", "only raises, and nothing springs it")
 
@@ -208,7 +208,7 @@ def test_a_run_that_swallows_what_was_to_end_it_is_not_believed(
             return "ownership"
 
     monkeypatch.setattr(study, "PROCESSOR_S_MIN", 0.05)
-    monkeypatch.setattr(study, "_said", swallowing)
+    monkeypatch.setattr(study, "_complaint_of", swallowing)
     assert study._noticed(workload, 7, Altered(), 0.0) == study.CIRCLES
 
 
@@ -218,6 +218,6 @@ def test_a_workload_whose_usual_time_nobody_knows_has_no_processor_bound(
     def armed(workload: Scenario, seed: int, altered: Altered, root: Path) -> str:
         return repr([signal.getitimer(timer)[0] > 0 for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL)])
 
-    monkeypatch.setattr(study, "_said", armed)
+    monkeypatch.setattr(study, "_complaint_of", armed)
     assert study._noticed(workload, 7, Altered()) == "[False, True]"
     assert study._noticed(workload, 7, Altered(), 0.0) == "[True, True]"
