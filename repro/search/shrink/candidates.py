@@ -176,10 +176,10 @@ def _deviating(case: Played, deviations: tuple[tuple[int, int], ...]) -> RunOpti
 
 def _smaller(value: int, least: int) -> Iterator[int]:
     """Yield values from `least` up to below `value`, the boldest first."""
-    room = max(0, value - least)
+    margin = max(0, value - least)
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
-        if int(room * share):
-            yield value - int(room * share)
+        if int(margin * share):
+            yield value - int(margin * share)
 
 
 Item = TypeVar("Item")
@@ -195,14 +195,5 @@ def _subsets(items: tuple[Item, ...]) -> Iterator[tuple[Item, ...]]:
 
 
 LESS_OF_EACH: tuple[Candidates, ...] = (
-    faults,
-    fires,
-    aborts,
-    tight_memory,
-    gaps,
-    sessions,
-    turns,
-    smaller_memory,
-    requests,
-    lengths,
-)
+    faults, fires, aborts, tight_memory, gaps, sessions, turns, smaller_memory, requests, lengths,
+)  # fmt: skip
