@@ -19,7 +19,7 @@ from detectors.base import Finding, TextDetector
 from detectors.registry import text_detectors
 from detectors.text.rare_tokens import Vocabulary
 from repro.scenario.schema import AcceptanceSpec
-from repro.serve.server.chat import parse
+from repro.serve.server.toolcalls import parse
 from repro.trace.format import Session
 
 PROFILE_FILE = "acceptance.json"  # beside a checkpoint: how its clean answers accept their drafts

@@ -31,7 +31,7 @@ from repro.serve.sched.rows import StagingRing
 from repro.serve.sched.sampling import Sampled
 from repro.serve.sched.scheduler import Scheduler
 from repro.serve.sched.state import Vocabulary
-from repro.serve.types import EngineStats, GenerateRequest, Update
+from repro.serve.types import EngineStats, GenerateRequest, ServedModel, Update
 from repro.serve.worker import Executor, Work, Worker
 
 BUNDLED_CHECKPOINT = Path(__file__).parent / "model" / "checkpoint"
@@ -157,26 +157,14 @@ class Engine:
     # -- types.ServingEngine, for the server -------------------------------------------------------
 
     @property
-    def model_name(self) -> str:
-        """Return the served model's name."""
-        return self._model.name
-
-    @property
-    def context_length(self) -> int:
-        """Return the most tokens that prompt and answer may have together."""
-        return self.config.context_tokens
-
-    @property
-    def description(self) -> dict[str, object]:
-        """Return the configuration for /server_info."""
+    def served(self) -> ServedModel:
+        """Return the model and its limits. Ranks that share a step gather no log-probabilities of prompts."""
         described: dict[str, object] = msgspec.to_builtins(self.config)
-        described |= {"model_name": self.model_name, "max_total_num_tokens": self._total_tokens("device")}
-        return described | self._executor.description
-
-    @property
-    def scores_prompts(self) -> bool:
-        """Return whether clients get prompts' log-probabilities; ranks that share a step don't gather them."""
-        return self.config.layersplit is None
+        described |= {"model_name": self._model.name, "max_total_num_tokens": self._total_tokens("device")}
+        scores_prompts = self.config.layersplit is None
+        return ServedModel(
+            self._model.name, self.config.context_tokens, scores_prompts, described | self._executor.description
+        )
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update; closing aborts."""

@@ -121,24 +121,21 @@ class EngineStats(msgspec.Struct, frozen=True):
     accepted_drafts_total: int = 0
 
 
+class ServedModel(msgspec.Struct, frozen=True):
+    """What an engine serves; fixed as long as it runs."""
+
+    name: str
+    context_tokens: int  # the most that prompt and answer may have together
+    scores_prompts: bool  # whether `score_from` is honoured; if not, `Update.scores` stays empty
+    description: dict[str, object]  # the configuration for /server_info, JSON-serialisable
+
+
 class ServingEngine(Protocol):
     """What the HTTP server needs of an engine, in the server's own event loop."""
 
     @property
-    def model_name(self) -> str:
-        """Return the served model's name."""
-
-    @property
-    def context_length(self) -> int:
-        """Return the most tokens that prompt and answer may have together."""
-
-    @property
-    def description(self) -> dict[str, object]:
-        """Return the configuration for /server_info, JSON-serialisable."""
-
-    @property
-    def scores_prompts(self) -> bool:
-        """Return whether requests with `score_from` are served; the others' `scores` are empty."""
+    def served(self) -> ServedModel:
+        """Return the model and its limits."""
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update. Closing the iterator aborts."""

@@ -19,7 +19,7 @@ from repro.serve.pd.decode import DecodeWorker
 from repro.serve.pd.messages import Submit
 from repro.serve.pd.network import Network
 from repro.serve.pd.prefill import PrefillWorker
-from repro.serve.types import EngineStats, GenerateRequest, RejectedError, Update
+from repro.serve.types import EngineStats, GenerateRequest, RejectedError, ServedModel, Update
 
 IMBALANCE_MAX = 4  # prompts more than the idlest worker has; beyond it a cached prefix counts for nothing
 
@@ -60,31 +60,17 @@ class Router:
     # -- what the server calls (types.ServingEngine) ----------------------------------------------
 
     @property
-    def model_name(self) -> str:
-        """Return the served model's name."""
-        return self._model.name
-
-    @property
-    def context_length(self) -> int:
-        """Return the most tokens that prompt and answer may have together."""
-        return self.config.context_tokens
-
-    @property
-    def description(self) -> dict[str, object]:
-        """Return the configuration for /server_info."""
+    def served(self) -> ServedModel:
+        """Return the model and its limits. A prompt's log-probabilities have no way back from a prefill worker."""
         described: dict[str, object] = msgspec.to_builtins(self.config)
         total = sum(worker.engine.stats().device_total for worker in self.decode)
-        return described | {"model_name": self.model_name, "max_total_num_tokens": total}
+        described |= {"model_name": self._model.name, "max_total_num_tokens": total}
+        return ServedModel(self._model.name, self.config.context_tokens, False, described)
 
     @property
     def memory(self) -> tuple[KVPool, ...]:
         """Return every pool of every worker, each by its tier's name."""
         return tuple(pool for worker in self._workers for pool in worker.engine.memory)
-
-    @property
-    def scores_prompts(self) -> bool:
-        """Return False: what a prefill worker finds of a prompt has no way back to the client."""
-        return False
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update; closing aborts."""

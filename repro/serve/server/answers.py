@@ -1,17 +1,28 @@
-"""What the three generation routes share when they write answers."""
+"""What the generation routes share: the job that a request becomes, and the envelope of OpenAI's answers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
 
-from repro.serve.server.replies import CachedDetails, Extension, PromptDetails, StreamInfo, TokenLogprob, Usage
+from repro.serve.server.replies import (
+    CachedDetails,
+    ChunkChoice,
+    Extension,
+    OpenAiReply,
+    PromptDetails,
+    StreamInfo,
+    TextChoice,
+    Usage,
+)
 from repro.serve.server.schema import OpenAiRequest
-from repro.serve.server.vocabulary import Vocabulary
+from repro.serve.server.service import Service
 from repro.serve.types import GenerateRequest, Update
 
 LOGPROB_MIN = -9999.0  # what OpenAI writes for an impossible token; JSON has no infinity
+
+Body = TypeVar("Body", bound=OpenAiRequest)
 
 
 class Answer(Protocol):
@@ -33,24 +44,60 @@ class Job:
     stream: bool
 
 
-def usage(last: Update) -> Usage:
+class OpenAiAnswer(Generic[Body]):
+    """The envelope of one OpenAI answer, chat or text."""
+
+    reply_object: str  # the `object` of a whole reply
+    chunk_object: str
+
+    def __init__(self, service: Service, body: Body, request_id: str) -> None:
+        self._vocabulary = service.vocabulary
+        self._model = service.engine.served.name
+        self._body = body
+        self._id = request_id
+        self._created = int(service.clock())
+        self._wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+
+    def _chunk(
+        self,
+        choices: Sequence[Struct],
+        usage: Usage | None = None,
+        sglext: Extension | UnsetType = UNSET,
+        meta_info: StreamInfo | UnsetType = UNSET,
+    ) -> OpenAiReply:
+        """Return one event; where counts are wanted, `usage` is null until the chunk that carries them."""
+        counts = usage if self._wants_usage else UNSET
+        return OpenAiReply(self._id, self._created, self._model, choices, counts, sglext, meta_info, self.chunk_object)
+
+    def _ending(self, choice: ChunkChoice | TextChoice, last: Update) -> Iterator[OpenAiReply]:
+        """Yield the events that end a stream: the finish, SGLang's extension and the counts where wanted."""
+        yield self._chunk([choice], meta_info=stream_info(last))
+        sglext = self._extension(last)
+        if sglext is not UNSET:
+            yield self._chunk([], sglext=sglext)
+        if self._wants_usage:
+            yield self._chunk([], usage=usage_of(last))
+
+    def _whole(self, choice: Struct, last: Update) -> OpenAiReply:
+        sglext = self._extension(last)
+        return OpenAiReply(
+            self._id, self._created, self._model, [choice], usage_of(last), sglext, UNSET, self.reply_object
+        )
+
+    def _extension(self, last: Update) -> Extension | UnsetType:
+        return Extension(cached_details(last)) if self._body.return_cached_tokens_details else UNSET
+
+
+def usage_of(last: Update) -> Usage:
     """Return the counts that a request's last update carries."""
-    return Usage(
-        last.prompt_tokens,
-        last.completion_tokens,
-        last.prompt_tokens + last.completion_tokens,
-        PromptDetails(last.cached_device_tokens + last.cached_host_tokens),
-    )
+    total = last.prompt_tokens + last.completion_tokens
+    cached = PromptDetails(last.cached_device_tokens + last.cached_host_tokens)
+    return Usage(last.prompt_tokens, last.completion_tokens, total, cached)
 
 
 def cached_details(update: Update) -> CachedDetails:
     """Return the cached tokens by tier."""
     return CachedDetails(update.cached_device_tokens, update.cached_host_tokens)
-
-
-def extension(body: OpenAiRequest, last: Update) -> Extension | UnsetType:
-    """Return SGLang's extension object if the client asked for it."""
-    return Extension(cached_details(last)) if body.return_cached_tokens_details else UNSET
 
 
 def stream_info(update: Update) -> StreamInfo | UnsetType:
@@ -61,22 +108,11 @@ def stream_info(update: Update) -> StreamInfo | UnsetType:
     return StreamInfo(counts.completion_tokens, counts.verify_steps, counts.accepted_drafts, counts.drafts)
 
 
-def wants_usage(body: OpenAiRequest) -> bool:
-    """Return whether the stream shall end with a chunk of counts."""
-    return body.stream_options is not None and bool(body.stream_options.include_usage)
-
-
-def token_logprob(vocabulary: Vocabulary, token: int, logprob: float) -> TokenLogprob:
-    """Return one token with its log-probability, as OpenAI's chat API writes it."""
-    text = vocabulary.token_text(token)
-    return TokenLogprob(text, finite(logprob), list(vocabulary.token_bytes(token)))
-
-
 def finite(logprob: float) -> float:
     """Return a log-probability that JSON can carry."""
-    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN  # NaN also comes out as the least
+    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN  # NaN also becomes LOGPROB_MIN
 
 
-def tops_of(update: Update) -> Sequence[Sequence[tuple[int, float]]]:
-    """Return the likeliest tokens at each place of the update; empty lists when none were asked for."""
-    return update.top_logprobs or [()] * len(update.tokens)
+def chosen_tokens(update: Update) -> Iterator[tuple[int, float, Sequence[tuple[int, float]]]]:
+    """Yield each token of an update with its log-probability and the likeliest tokens at its place, if asked for."""
+    return zip(update.tokens, update.logprobs, update.top_logprobs or [()] * len(update.tokens), strict=True)

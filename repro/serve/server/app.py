@@ -1,7 +1,6 @@
 """The HTTP application: OpenAI's chat and text completions, SGLang's /generate, and operations.
 
-It runs on any asyncio loop, in virtual time too: no threads, no wall clock, no random ids. A request
-goes app -> generation (read, submit, stream) -> the engine's `generate`, and back through `sse`.
+It runs on any asyncio loop, in virtual time too: no threads, no wall clock, no random ids.
 """
 
 from collections.abc import Callable
@@ -95,16 +94,17 @@ class Operations:
 
     async def metrics(self, request: Request) -> Response:
         """Answer counters, gauges and latencies as Prometheus reads them."""
-        text = prometheus_text(self._engine.stats(), self._service.latency, self._engine.model_name)
+        text = prometheus_text(self._engine.stats(), self._service.latency, self._engine.served.name)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def server_info(self, request: Request) -> Response:
         """Answer the engine's configuration and its counters."""
+        served = self._engine.served
         return json_response(
             {
-                **self._engine.description,
-                "model": self._engine.model_name,
-                "context_length": self._engine.context_length,
+                **served.description,
+                "model": served.name,
+                "context_length": served.context_tokens,
                 "uptime_s": self._service.clock() - self._service.started_s,
                 "requests_in_flight": len(self._service.in_flight.ids),
                 "stats": msgspec.to_builtins(self._engine.stats()),
@@ -124,12 +124,12 @@ class Operations:
         """Answer the token ids of raw prompts, as /generate would split them."""
         body = decode(tokenize_decoder, await read_body(request, self._service.limits.body_bytes))
         self._service.check_model(body.model)
-        vocabulary, most = self._service.vocabulary, self._engine.context_length
+        encode, most = self._service.vocabulary.encode, self._engine.served.context_tokens
         if isinstance(body.prompt, str):
-            tokens = vocabulary.encode(body.prompt)
+            tokens = encode(body.prompt)
             return json_response(Tokenized(tokens, len(tokens), most))
-        each = [vocabulary.encode(prompt) for prompt in body.prompt]
-        return json_response(Tokenized(each, [len(tokens) for tokens in each], most))
+        each = [encode(prompt) for prompt in body.prompt]
+        return json_response(Tokenized(each, list(map(len, each)), most))
 
     async def flush_cache(self, request: Request) -> Response:
         """Drop all cached prefixes; 400 while requests run, as SGLang answers."""
@@ -148,4 +148,4 @@ class Operations:
 
     def _card(self) -> ModelCard:
         started = int(self._service.started_s)
-        return ModelCard(self._engine.model_name, started, self._engine.context_length)
+        return ModelCard(self._engine.served.name, started, self._engine.served.context_tokens)

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from repro.serve.server.channel import Channel
 from repro.serve.server.errors import EngineFailedError
-from repro.serve.types import EngineStats, GenerateRequest, RejectedError, ServingEngine, Update
+from repro.serve.types import EngineStats, GenerateRequest, RejectedError, ServedModel, ServingEngine, Update
 
 logger = logging.getLogger(__name__)
 
@@ -150,24 +150,9 @@ class BridgedEngine:
         return self._thread.is_alive
 
     @property
-    def model_name(self) -> str:
-        """Return the served model's name."""
-        return self._engine.model_name
-
-    @property
-    def context_length(self) -> int:
-        """Return the most tokens that prompt and answer may have together."""
-        return self._engine.context_length
-
-    @property
-    def description(self) -> dict[str, object]:
-        """Return the engine's configuration."""
-        return self._engine.description
-
-    @property
-    def scores_prompts(self) -> bool:
-        """Return whether the engine tells log-probabilities of prompts."""
-        return self._engine.scores_prompts
+    def served(self) -> ServedModel:
+        """Return the model and its limits."""
+        return self._engine.served
 
     def stats(self) -> EngineStats:
         """Return the counters. Read across threads: plain numbers, each right, maybe of different moments."""

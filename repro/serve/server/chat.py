@@ -1,4 +1,4 @@
-"""Chat messages to prompt tokens, and an answer's text back to content and tool calls.
+"""Chat messages to prompt tokens. `toolcalls` reads what the model writes in this form.
 
 The form is GLM-5's with thinking off (`checkpoint/chat_template.jinja`): an assistant turn opens with
 `<|assistant|></think>` and has no end token of its own, the model ends it by naming the next role
@@ -12,7 +12,6 @@ takes control tokens from the template alone.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -35,37 +34,16 @@ MARK = "\ue000"
 _MARKABLE = re.compile(f"([<\\[{MARK}])")
 _MARKED = re.compile(f"([<\\[{MARK}]){MARK}")
 
-_CALL_OPEN, _CALL_CLOSE = "<tool_call>", "</tool_call>"
 _LINE = re.compile("[^\n]*\n|[^\n]+")
-_SPACE = re.compile(r"\s*")
 
 
 class ChatError(ValueError):
     """The messages can't be rendered; the text says which one and why."""
 
 
-@dataclass(frozen=True)
-class ParsedCall:
-    """A tool call the model wrote; values are the text between the tags."""
-
-    name: str
-    arguments: dict[str, str]
-
-
 def render(messages: Sequence[ChatMessage], tools: Tools = (), add_generation_prompt: bool = True) -> str:
     """Return the prompt text. Raises ChatError for a message that has no place in the template."""
     return _rendered(_checked(messages), list(tools), add_generation_prompt)
-
-
-def parse(text: str) -> tuple[str, tuple[ParsedCall, ...]]:
-    """Return (content, tool calls) of an answer without its end token; never raises.
-
-    Tool calls count only when well-formed calls are all that follows the content; anything else is
-    content, so that nothing a confused model says is lost.
-    """
-    start = text.find(_CALL_OPEN)
-    calls = _calls(text, start) if start >= 0 else None
-    return (text, ()) if calls is None else (text[:start], calls)
 
 
 class ChatEncoder:
@@ -125,53 +103,6 @@ def checkpoint_text(name: str) -> str:
 def bundled_encoder() -> ChatEncoder:
     """Return the encoder of the bundled checkpoint."""
     return ChatEncoder(checkpoint_text("tokenizer.json"))
-
-
-def _calls(text: str, position: int) -> tuple[ParsedCall, ...] | None:
-    """Return the calls if well-formed calls are all there is from `position`, else None."""
-    calls: list[ParsedCall] = []
-    while position < len(text):
-        found = _call(text, position)
-        if found is None:
-            return None
-        call, position = found
-        calls.append(call)
-    return tuple(calls)
-
-
-def _call(text: str, position: int) -> tuple[ParsedCall, int] | None:
-    """Return the call that begins at `position` and where the next one may begin."""
-    if not text.startswith(_CALL_OPEN, position):
-        return None
-    name_start = position + len(_CALL_OPEN)
-    name_end = text.find("<", name_start)
-    name = text[name_start:name_end].strip()
-    if name_end < 0 or not name:
-        return None
-    arguments: dict[str, str] = {}
-    position = name_end
-    while not text.startswith(_CALL_CLOSE, position):
-        key = _tagged(text, position, "arg_key")
-        value = _tagged(text, key[1], "arg_value") if key else None
-        if key is None or value is None:
-            return None
-        arguments[key[0]] = value[0]
-        position = value[1]
-    return ParsedCall(name, arguments), _after_space(text, position + len(_CALL_CLOSE))
-
-
-def _tagged(text: str, position: int, tag: str) -> tuple[str, int] | None:
-    """Return what stands between <tag> at `position` and the next </tag>, and where text goes on."""
-    start = position + len(tag) + 2
-    end = text.find(f"</{tag}>", start)
-    if end < 0 or not text.startswith(f"<{tag}>", position):
-        return None
-    return text[start:end], _after_space(text, end + len(tag) + 3)
-
-
-def _after_space(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
-    return match.end() if match else position
 
 
 def _checked(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

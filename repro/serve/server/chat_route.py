@@ -4,37 +4,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
-from repro.serve.server.answers import (
-    Job,
-    extension,
-    stream_info,
-    token_logprob,
-    tops_of,
-    usage,
-    wants_usage,
-)
-from repro.serve.server.chat import ParsedCall
+from repro.serve.server.answers import Job, OpenAiAnswer, chosen_tokens, finite, stream_info
 from repro.serve.server.errors import ApiError
-from repro.serve.server.intake import answer_tokens_max, cache_key, decode, openai_sampling
+from repro.serve.server.intake import answer_tokens_max, decode, openai_request
 from repro.serve.server.replies import (
     Call,
     ChatChoice,
-    ChatChunk,
     ChatLogprobs,
     ChatMessage,
-    ChatReply,
     ChosenLogprob,
     ChunkChoice,
     Delta,
     Finish,
-    StreamInfo,
+    TokenLogprob,
 )
 from repro.serve.server.schema import ChatRequest, Content, Message, chat_decoder
 from repro.serve.server.service import Service
-from repro.serve.server.toolcalls import CallWriter, ToolCallReader
-from repro.serve.types import GenerateRequest, Update
+from repro.serve.server.toolcalls import CallWriter, ParsedCall, ToolCallReader
+from repro.serve.types import Update
 
 
 def read_chat(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job:
@@ -44,42 +33,39 @@ def read_chat(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job:
     _refuse_unsupported(body)
     request_id = service.request_id(body.rid, headers, "chatcmpl")
     tokens = _prompt(service, body)
-    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    max_tokens = answer_tokens_max(getattr(body, name), len(tokens), service.engine.context_length, "messages")
-    sampling = openai_sampling(body, request_id, max_tokens, body.top_logprobs or 0, service.seed)
-    request = GenerateRequest(request_id, tuple(tokens), sampling, cache_key=cache_key(body))
+    wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    max_tokens = answer_tokens_max(wanted, len(tokens), service.engine.served.context_tokens, "messages")
+    request = openai_request(body, request_id, tokens, max_tokens, body.top_logprobs or 0, service.seed)
     return Job(request, ChatAnswer(service, body, request_id), bool(body.stream))
 
 
-class ChatAnswer:
+class ChatAnswer(OpenAiAnswer[ChatRequest]):
     """Writes one chat answer, as a stream or whole."""
 
+    reply_object, chunk_object = "chat.completion", "chat.completion.chunk"
+
     def __init__(self, service: Service, body: ChatRequest, request_id: str) -> None:
-        self._vocabulary = service.vocabulary
-        self._model = service.engine.model_name
-        self._body = body
-        self._id = request_id
-        self._created = int(service.clock())
+        super().__init__(service, body, request_id)
         self._tools = body.tools if body.tools and body.tool_choice != "none" else None
         self._reader = ToolCallReader()
         self._writer = CallWriter(self._tools or ())
-        self._calls = 0
+        self._num_calls = 0
         self._started = False
 
     def chunks(self, update: Update, elapsed_s: float) -> Iterator[Struct]:
         """Yield role, content, tool calls, the finish, and the counts, each when it is known."""
         if not self._started:
             self._started = True
-            yield self._chunk(Delta(role="assistant", content=""))
-        logprobs = self._logprobs([update])
+            yield self._chunk([ChunkChoice(Delta(role="assistant", content=""))])
+        logprobs, info = self._logprobs([update]), stream_info(update)
         for piece in self._pieces(update):
             delta = Delta(content=piece) if isinstance(piece, str) else Delta(tool_calls=[self._call(piece, True)])
-            yield self._chunk(delta, logprobs, stream_info(update))
+            yield self._chunk([ChunkChoice(delta, logprobs)], meta_info=info)
             logprobs = None  # once, with the first piece of the update
         if logprobs is not None and logprobs.content:
-            yield self._chunk(Delta(content=""), logprobs, stream_info(update))
+            yield self._chunk([ChunkChoice(Delta(content=""), logprobs)], meta_info=info)
         if update.finish is not None:
-            yield from self._ending(update)
+            yield from self._ending(ChunkChoice(Delta(), None, self._finish(update), update.matched_stop), update)
 
     def whole(self, updates: Sequence[Update], elapsed_s: float) -> Struct:
         """Return the reply."""
@@ -88,8 +74,7 @@ class ChatAnswer:
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         calls = [self._call(piece, False) for piece in pieces if isinstance(piece, ParsedCall)]
         message = ChatMessage(text if text or not calls else None, calls or UNSET)
-        choice = ChatChoice(message, self._finish(last), self._logprobs(updates), last.matched_stop)
-        return ChatReply(self._id, self._created, self._model, [choice], usage(last), extension(self._body, last))
+        return self._whole(ChatChoice(message, self._finish(last), self._logprobs(updates), last.matched_stop), last)
 
     def _pieces(self, update: Update) -> list[str | ParsedCall]:
         if self._tools is None:
@@ -98,42 +83,28 @@ class ChatAnswer:
         return pieces if update.finish is None else pieces + self._reader.end()
 
     def _call(self, call: ParsedCall, streamed: bool) -> Call:
-        index, self._calls = self._calls, self._calls + 1
+        index, self._num_calls = self._num_calls, self._num_calls + 1
         function = self._writer.write(call)
         return Call(f"call_{self._id}_{index}", "function", function, index if streamed else UNSET)
 
-    def _ending(self, last: Update) -> Iterator[Struct]:
-        choice = ChunkChoice(Delta(), None, self._finish(last), last.matched_stop)
-        yield self._chunk_of([choice], stream_info(last))
-        sglext = extension(self._body, last)
-        if sglext is not UNSET:
-            yield msgspec.structs.replace(self._chunk_of([]), sglext=sglext)
-        if wants_usage(self._body):
-            yield msgspec.structs.replace(self._chunk_of([]), usage=usage(last))
-
     def _finish(self, last: Update) -> Finish:
         finish = last.finish or "abort"
-        return "tool_calls" if finish == "stop" and self._calls else finish
-
-    def _chunk(
-        self, delta: Delta, logprobs: ChatLogprobs | None = None, info: StreamInfo | UnsetType = UNSET
-    ) -> ChatChunk:
-        return self._chunk_of([ChunkChoice(delta, logprobs)], info)
-
-    def _chunk_of(self, choices: list[ChunkChoice], info: StreamInfo | UnsetType = UNSET) -> ChatChunk:
-        counts = None if wants_usage(self._body) else UNSET
-        return ChatChunk(self._id, self._created, self._model, choices, counts, meta_info=info)
+        return "tool_calls" if finish == "stop" and self._num_calls else finish
 
     def _logprobs(self, updates: Sequence[Update]) -> ChatLogprobs | None:
         if not self._body.logprobs:
             return None
-        return ChatLogprobs([entry for update in updates for entry in self._entries(update)])
+        return ChatLogprobs(
+            [
+                ChosenLogprob(*self._token(token, logprob), [TokenLogprob(*self._token(*top)) for top in tops])
+                for update in updates
+                for token, logprob, tops in chosen_tokens(update)
+            ]
+        )
 
-    def _entries(self, update: Update) -> Iterator[ChosenLogprob]:
-        for token, logprob, tops in zip(update.tokens, update.logprobs, tops_of(update), strict=True):
-            chosen = token_logprob(self._vocabulary, token, logprob)
-            top = [token_logprob(self._vocabulary, other, score) for other, score in tops]
-            yield ChosenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
+    def _token(self, token: int, logprob: float) -> tuple[str, float, list[int]]:
+        """Return the fields of a TokenLogprob."""
+        return self._vocabulary.token_text(token), finite(logprob), list(self._vocabulary.token_bytes(token))
 
 
 def _refuse_unsupported(body: ChatRequest) -> None:
@@ -149,7 +120,7 @@ def _refuse_unsupported(body: ChatRequest) -> None:
 
 def _prompt(service: Service, body: ChatRequest) -> list[int]:
     length = sum(_text_length(message.content) for message in body.messages)
-    service.vocabulary.check_fits(length, service.engine.context_length, "messages")
+    service.vocabulary.check_fits(length, service.engine.served.context_tokens, "messages")
     tools = msgspec.to_builtins(body.tools) if body.tools and body.tool_choice != "none" else ()
     try:
         messages = [_template_message(message) for message in body.messages]
@@ -163,8 +134,8 @@ def _prompt(service: Service, body: ChatRequest) -> list[int]:
 def _template_message(message: Message) -> dict[str, Any]:
     """Return a message as the template takes it, arguments of tool calls as objects.
 
-    msgspec reads them: it refuses the lone surrogates, NaN and huge numbers that Python's json lets
-    through and no prompt can hold.
+    msgspec reads them: it refuses lone surrogates, NaN and huge numbers, which Python's json accepts and no
+    prompt can hold.
     """
     plain: dict[str, Any] = msgspec.to_builtins(message)
     for call in plain.get("tool_calls", ()):

@@ -1,8 +1,11 @@
 """One request from body to last byte: read, submit, stream or collect, abort when the client leaves."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
+from typing import Any
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
@@ -10,7 +13,8 @@ from repro.serve.server.answers import Job
 from repro.serve.server.errors import EngineFailedError, error_reply, json_response
 from repro.serve.server.intake import read_body
 from repro.serve.server.service import Service
-from repro.serve.server.sse import DONE, EventStream, event, while_connected
+
+DONE = b"data: [DONE]\n\n"
 
 ReadJob = Callable[[Service, bytes, Mapping[str, str]], Job]
 
@@ -30,39 +34,85 @@ class GenerationRoute:
         except ClientDisconnect:
             return
         job = self._read_job(self._service, body, request.headers)
-        if job.stream:
-            await while_connected(receive, self._stream(job, send))
-        else:
-            await while_connected(receive, self._whole(job, scope, receive, send))
+        answer = self._stream(job, send) if job.stream else self._whole(job, scope, receive, send)
+        await while_connected(receive, answer)
 
     async def _whole(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
         submitted_s = self._service.clock()
         async with aclosing(self._service.updates(job.request)) as updates:
             collected = [update async for update in updates]
         reply = job.answer.whole(collected, self._service.clock() - submitted_s)
-        await json_response(reply, headers=_headers(job))(scope, receive, send)
+        await json_response(reply, headers={"x-request-id": job.request.id})(scope, receive, send)
 
     async def _stream(self, job: Job, send: Send) -> None:
         """Send each update as it comes. The status waits for the first, which may be a refusal."""
-        stream = EventStream(send)
+        stream = EventStream(send, job.request.id)
         submitted_s = self._service.clock()
-        started = False
         try:
             async with aclosing(self._service.updates(job.request)) as updates:
                 async for update in updates:
-                    if not started:
-                        await stream.start(_headers(job))
-                        started = True
+                    await stream.start()
                     for chunk in job.answer.chunks(update, self._service.clock() - submitted_s):
                         await stream.send(event(chunk))
-            await stream.end(DONE)
+            await stream.send(DONE, last=True)
         except Exception as error:
-            if not started:
+            if not stream.started:
                 raise
-            await stream.end(event(error_reply(error)))  # the status is out: the stream itself must say it
+            await stream.send(event(error_reply(error)), last=True)  # the status is out: the stream itself must say it
             if not isinstance(error, EngineFailedError):
                 raise
 
 
-def _headers(job: Job) -> dict[str, str]:
-    return {"x-request-id": job.request.id}
+class EventStream:
+    """A response body of events. Each `send` is a chunk of its own: nothing is buffered here."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.started = False
+
+    async def start(self) -> None:
+        """Send status 200 and the headers, once; errors can't have a status of their own from here on."""
+        if self.started:
+            return
+        fields = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",  # else nginx collects events before it passes them on
+            "x-request-id": self._request_id,
+        }
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        self.started = True
+
+    async def send(self, chunk: bytes, *, last: bool = False) -> None:
+        """Send one chunk, the last closes the body; waits while the client reads too slowly."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
+
+
+def event(body: msgspec.Struct) -> bytes:
+    """Return `body` as one server-sent event; JSON has no raw line breaks, so one data line holds it."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, or cancel it as soon as the client disconnects.
+
+    The request body must have been read. Two plain tasks instead of a task group: groups cancel
+    their members in the order of a set, and the order must not depend on addresses.
+    """
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(_disconnect(receive))
+    watch.add_done_callback(lambda _: task.cancel())
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not watch.done():  # we were cancelled ourselves: the server is going down
+            raise
+    finally:
+        watch.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,4 +1,4 @@
-"""From a request body to what the engine understands; whatever is wrong with it becomes a 400."""
+"""From a request body to what the engine understands; whatever is wrong with it becomes an ApiError."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,16 @@ from starlette.requests import Request
 from repro.base.rng import bits64
 from repro.serve.server.errors import ApiError
 from repro.serve.server.schema import NativeSampling, OpenAiRequest, RequestId, Stop
-from repro.serve.types import SamplingParams
+from repro.serve.types import GenerateRequest, SamplingParams
 
 Body = TypeVar("Body")
 
 STOP_STRINGS_MAX = 4  # OpenAI's limit; /generate takes as many as the schema says
+NATIVE_OFF: dict[str, object] = {
+    "n": 1, "top_k": -1, "min_p": 0.0, "min_new_tokens": 0, "repetition_penalty": 1.0, "frequency_penalty": 0.0,
+    "presence_penalty": 0.0, "logit_bias": {}, "stop_token_ids": [], "stop_regex": None, "json_schema": None,
+    "regex": None, "ebnf": None,
+}  # fmt: skip
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 _request_id = msgspec.json.Decoder(RequestId)
 
@@ -64,18 +69,17 @@ def client_id(rid: str | None, headers: Mapping[str, str]) -> str | None:
         ) from error
 
 
-def openai_sampling(
-    body: OpenAiRequest, request_id: str, max_tokens: int, top_logprobs: int, seed: int
-) -> SamplingParams:
-    """Return the sampling of an OpenAI request, after refusing what it asks and nobody can do."""
-    off = {"n": 1, "frequency_penalty": 0.0, "presence_penalty": 0.0, "logit_bias": {}}
-    refuse_unless_off(body, off)
+def openai_request(
+    body: OpenAiRequest, request_id: str, tokens: list[int], max_tokens: int, top_logprobs: int, seed: int
+) -> GenerateRequest:
+    """Return what the engine shall do for an OpenAI request. Raises ApiError for options that no engine here has."""
+    refuse_unless_off(body, {"n": 1, "frequency_penalty": 0.0, "presence_penalty": 0.0, "logit_bias": {}})
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options is only allowed with stream: true", param="stream_options")
     stop = stop_strings(body.stop)
     if len(stop) > STOP_STRINGS_MAX:
         raise ApiError(f"stop: at most {STOP_STRINGS_MAX} strings, found {len(stop)}", param="stop")
-    return SamplingParams(
+    sampling = SamplingParams(
         max_tokens=max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -84,22 +88,15 @@ def openai_sampling(
         ignore_eos=body.ignore_eos,
         top_logprobs=top_logprobs,
     )
+    cache_key = (body.cache_salt or "") + (body.extra_key or "")  # joined as SGLang does
+    return GenerateRequest(request_id, tuple(tokens), sampling, cache_key=cache_key)
 
 
 def native_sampling(
     body: NativeSampling, request_id: str, max_tokens: int, top_logprobs: int, seed: int
 ) -> SamplingParams:
-    """Return the sampling of a /generate request, after refusing what it asks and nobody can do."""
-    off: dict[str, object] = {
-        "n": 1,
-        "top_k": -1,
-        "min_p": 0.0,
-        "min_new_tokens": 0,
-        "repetition_penalty": 1.0,
-    }
-    off |= {"frequency_penalty": 0.0, "presence_penalty": 0.0, "logit_bias": {}, "stop_token_ids": []}
-    off |= {"stop_regex": None, "json_schema": None, "regex": None, "ebnf": None}
-    refuse_unless_off(body, off, "sampling_params.")
+    """Return the sampling of a /generate request. Raises ApiError for options that no engine here has."""
+    refuse_unless_off(body, NATIVE_OFF, "sampling_params.")
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=body.temperature,
@@ -139,16 +136,11 @@ def answer_tokens_max(asked: int | None, prompt_tokens: int, context_tokens: int
     return context_tokens - prompt_tokens if asked is None else asked
 
 
-def cache_key(body: OpenAiRequest) -> str:
-    """Return what a request shares cached prefixes by, as SGLang puts it together."""
-    return (body.cache_salt or "") + (body.extra_key or "")
-
-
 def stop_strings(stop: Stop | None) -> tuple[str, ...]:
     """Return the stop strings as a tuple."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def request_seed(asked: int | None, request_id: str, seed: int) -> int:
-    """Return a request's sampling seed, 63 bits: the client's, or one of its own by its id."""
+    """Return a request's sampling seed, 63 bits: the client's, or one drawn from the server's seed by its id."""
     return (bits64(seed, "sampling", request_id) if asked is None else asked) & (2**63 - 1)

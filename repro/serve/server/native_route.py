@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 from msgspec import UNSET, Struct
 
-from repro.serve.server.answers import Job, cached_details, finite, tops_of
+from repro.serve.server.answers import Job, cached_details, chosen_tokens, finite
 from repro.serve.server.completion_route import prompt_tokens
 from repro.serve.server.errors import ApiError
 from repro.serve.server.intake import answer_tokens_max, decode, native_sampling
@@ -22,7 +22,7 @@ def read_native(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job
         raise ApiError("send exactly one of text and input_ids", param="text")
     asked = body.sampling_params or NativeSampling()
     request_id = service.request_id(body.rid, headers, "generate")
-    context_tokens = service.engine.context_length
+    context_tokens = service.engine.served.context_tokens
     param = "text" if body.input_ids is None else "input_ids"
     prompt = body.text if body.text is not None else body.input_ids or ""
     tokens = prompt_tokens(service.vocabulary, prompt, context_tokens, param)
@@ -35,11 +35,11 @@ def read_native(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job
 
 
 def _score_from(service: Service, body: NativeRequest, prompt_tokens: int) -> int | None:
-    """Return the prompt's token behind which log-probabilities are wanted; None for none of them."""
+    """Return the first token of the prompt whose successors' log-probabilities are wanted; None: no prompt scores."""
     start = body.logprob_start_len
     if not body.return_logprob or start == -1:
         return None
-    if not service.engine.scores_prompts:
+    if not service.engine.served.scores_prompts:
         text = "logprob_start_len: this configuration tells no log-probabilities of prompts; send -1"
         raise ApiError(text, param="logprob_start_len", code="unsupported_value")
     if not 0 <= start <= prompt_tokens:
@@ -49,7 +49,7 @@ def _score_from(service: Service, body: NativeRequest, prompt_tokens: int) -> in
 
 
 class NativeAnswer:
-    """Writes one answer; each event of a stream repeats all there is so far, as SGLang does."""
+    """Writes one answer; each event of a stream repeats the whole answer so far, as SGLang does."""
 
     def __init__(self, service: Service, body: NativeRequest, request: GenerateRequest) -> None:
         self._vocabulary = service.vocabulary
@@ -62,7 +62,7 @@ class NativeAnswer:
         self._input_logprobs: list[InputLogprob] = []
         self._input_tops: list[list[NativeLogprob] | None] = []
         start = request.score_from
-        if start is not None and start < len(request.tokens):  # nothing stands before it that would judge it
+        if start is not None and start < len(request.tokens):  # no token before it predicts it
             first = request.tokens[start]
             self._input_logprobs.append((None, first, self._vocabulary.token_text(first)))
             self._input_tops.append(None)
@@ -83,12 +83,12 @@ class NativeAnswer:
         self._tokens += update.tokens
         if not self._logprobs_wanted:
             return
-        for token, logprob, tops in zip(update.tokens, update.logprobs, tops_of(update), strict=True):
+        for token, logprob, tops in chosen_tokens(update):
             self._logprobs.append(self._logprob(token, logprob))
-            self._tops.append([self._logprob(other, score) for other, score in tops])
-        for judged in update.scores:
-            self._input_logprobs.append(self._logprob(judged.token, judged.logprob))
-            self._input_tops.append([self._logprob(other, score) for other, score in judged.top])
+            self._tops.append([self._logprob(*top) for top in tops])
+        for score in update.scores:
+            self._input_logprobs.append(self._logprob(score.token, score.logprob))
+            self._input_tops.append([self._logprob(*top) for top in score.top])
 
     def _logprob(self, token: int, logprob: float) -> NativeLogprob:
         return (finite(logprob), token, self._vocabulary.token_text(token))

@@ -1,5 +1,6 @@
 """What the server answers, field by field: OpenAI's chat and text completions, SGLang's /generate."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
@@ -91,25 +92,13 @@ class ChatMessage(Struct, frozen=True):
 
 
 class ChatChoice(Struct, frozen=True):
-    """The one answer there is."""
+    """The one choice of an answer."""
 
     message: ChatMessage
     finish_reason: Finish
     logprobs: ChatLogprobs | None
     matched_stop: str | int | None
     index: int = 0
-
-
-class ChatReply(Struct, frozen=True):
-    """A whole chat completion."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    sglext: Extension | UnsetType = UNSET
-    object: str = "chat.completion"
 
 
 class Delta(Struct, frozen=True):
@@ -121,7 +110,7 @@ class Delta(Struct, frozen=True):
 
 
 class ChunkChoice(Struct, frozen=True):
-    """The one answer there is, as it grows."""
+    """What a chunk adds to the one choice of an answer."""
 
     delta: Delta
     logprobs: ChatLogprobs | None = None
@@ -130,30 +119,17 @@ class ChunkChoice(Struct, frozen=True):
     index: int = 0
 
 
-class ChatChunk(Struct, frozen=True):
-    """One event of a streamed chat completion. `usage` is null until the chunk that carries it."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
-    sglext: Extension | UnsetType = UNSET
-    meta_info: StreamInfo | UnsetType = UNSET
-    object: str = "chat.completion.chunk"
-
-
 class TextLogprobs(Struct):
     """Log-probabilities of a text completion; the four lists run in step."""
 
     tokens: list[str]
     token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    top_logprobs: list[dict[str, float]]
     text_offset: list[int]
 
 
 class TextChoice(Struct, frozen=True):
-    """The one continuation there is, or what a chunk adds to it."""
+    """The one choice of a text completion, or what a chunk adds to it."""
 
     text: str
     logprobs: TextLogprobs | None
@@ -162,17 +138,17 @@ class TextChoice(Struct, frozen=True):
     index: int = 0
 
 
-class TextReply(Struct, frozen=True):
-    """A text completion, or one event of it."""
+class OpenAiReply(Struct, frozen=True):
+    """A chat or text completion, or one event of its stream. `usage` is null until the event that carries it."""
 
     id: str
     created: int
     model: str
-    choices: list[TextChoice]
-    usage: Usage | None | UnsetType = UNSET
-    sglext: Extension | UnsetType = UNSET
-    meta_info: StreamInfo | UnsetType = UNSET
-    object: str = "text_completion"
+    choices: Sequence[Struct]  # of ChatChoice, ChunkChoice or TextChoice; none in an event that only counts
+    usage: Usage | None | UnsetType
+    sglext: Extension | UnsetType
+    meta_info: StreamInfo | UnsetType
+    object: str
 
 
 class NativeFinish(Struct, frozen=True):
@@ -185,11 +161,11 @@ class NativeFinish(Struct, frozen=True):
 
 
 NativeLogprob = tuple[float, int, str | None]  # (log-probability, token id, text)
-InputLogprob = tuple[float | None, int, str | None]  # None for the first: it is judged by what comes before it
+InputLogprob = tuple[float | None, int, str | None]  # None for the first: nothing before it predicts it
 
 
 class MetaInfo(Struct, frozen=True):
-    """What SGLang tells about a request beside its text; length and rate once a draft was verified."""
+    """SGLang's facts of a request beside its text; accept length and rate are set once a draft was verified."""
 
     id: str
     finish_reason: NativeFinish | None
@@ -212,7 +188,7 @@ class MetaInfo(Struct, frozen=True):
 
 
 class NativeReply(Struct, frozen=True):
-    """The answer of /generate, or one event of it; text and ids are all there is so far."""
+    """The answer of /generate, or one event of it; text and ids are the whole answer so far."""
 
     text: str
     output_ids: list[int]

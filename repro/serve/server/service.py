@@ -77,9 +77,9 @@ class Service:
 
     def check_model(self, name: str) -> None:
         """Raise ApiError 404 unless `name` is the served model, or "default"."""
-        if name not in (self.engine.model_name, "default"):
+        if name not in (self.engine.served.name, "default"):
             raise ApiError(
-                f"the model {name!r} does not exist; this server has {self.engine.model_name!r}",
+                f"the model {name!r} does not exist; this server has {self.engine.served.name!r}",
                 status=404,
                 param="model",
                 code="model_not_found",

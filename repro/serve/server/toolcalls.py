@@ -1,14 +1,58 @@
-"""Takes tool calls out of an answer while it streams."""
+"""An answer's text to content and tool calls, whole or while it streams."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
-from repro.serve.server.chat import ParsedCall, parse
 from repro.serve.server.replies import CalledFunction
 from repro.serve.server.schema import Tool
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_NAME = re.compile(rf"{OPEN}([^<]*)(?=<)")
+# Atomic groups: a key or value ends at its first end tag, never at a later one.
+_ARGUMENT = re.compile(r"<arg_key>(?>(.*?)</arg_key>)\s*<arg_value>(?>(.*?)</arg_value>)\s*", re.DOTALL)
+_CLOSE = re.compile(rf"{CLOSE}\s*")
+
+
+@dataclass(frozen=True)
+class ParsedCall:
+    """A tool call the model wrote; values are the text between the tags."""
+
+    name: str
+    arguments: dict[str, str]
+
+
+def parse(text: str) -> tuple[str, tuple[ParsedCall, ...]]:
+    """Return (content, tool calls) of an answer without its end token; never raises.
+
+    Tool calls count only when well-formed calls are all that follows the content; anything else is
+    content, so that nothing a confused model says is lost.
+    """
+    start = text.find(OPEN)
+    calls = _calls(text, start) if start >= 0 else None
+    return (text, ()) if calls is None else (text[:start], calls)
+
+
+def _calls(text: str, position: int) -> tuple[ParsedCall, ...] | None:
+    """Return the calls if `text` is nothing but well-formed calls from `position` on, else None."""
+    calls: list[ParsedCall] = []
+    while position < len(text):
+        name = _NAME.match(text, position)
+        if name is None or not name[1].strip():
+            return None
+        arguments: dict[str, str] = {}
+        position = name.end()
+        while (close := _CLOSE.match(text, position)) is None:
+            argument = _ARGUMENT.match(text, position)
+            if argument is None:
+                return None
+            arguments[argument[1]] = argument[2]
+            position = argument.end()
+        calls.append(ParsedCall(name[1].strip(), arguments))
+        position = close.end()
+    return tuple(calls)
 
 
 class ToolCallReader:

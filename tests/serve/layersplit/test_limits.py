@@ -41,7 +41,7 @@ def test_eight_ranks_hold_seven_times_the_tokens_of_glm5_in_the_same_memory() ->
 
 def test_server_info_tells_how_many_tokens_fit_and_who_keeps_which_layers() -> None:
     engine = SplitEngine(split_config(3), layered_model(), SimDevice())
-    described = engine.description
+    described = engine.served.description
     json.dumps(described)
     assert described["max_total_num_tokens"] == (16 * 5 // (2 + 1)) * 4
     assert described["layersplit_kept_layers"] == [[0, 2], [2, 4], [4, 5]]

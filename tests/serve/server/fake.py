@@ -10,6 +10,7 @@ from repro.serve.types import (
     FinishReason,
     GenerateRequest,
     RejectedError,
+    ServedModel,
     Update,
 )
 
@@ -35,20 +36,8 @@ class FakeEngine:
         self.aborted: list[str] = []
 
     @property
-    def model_name(self) -> str:
-        return MODEL
-
-    @property
-    def context_length(self) -> int:
-        return self.context
-
-    @property
-    def description(self) -> dict[str, object]:
-        return {"config": "fake", "page_tokens": 64}
-
-    @property
-    def scores_prompts(self) -> bool:
-        return self.tells_scores
+    def served(self) -> ServedModel:
+        return ServedModel(MODEL, self.context, self.tells_scores, {"config": "fake", "page_tokens": 64})
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.running), 2, 640, 1280, 64, 4096, 1000, 300, 400, 128, 192, 5, 77)

@@ -57,7 +57,7 @@ def test_updates_cross_in_order_and_an_hour_of_virtual_time_costs_nothing(engine
 
     with bridged(engine) as (bridge, _):
         assert asyncio.run(story(bridge)) == [engine.answer] * 20
-        assert bridge.model_name == MODEL and bridge.stats().steps_total == 77
+        assert bridge.served.name == MODEL and bridge.stats().steps_total == 77
     assert engine.aborted == [] and engine.running == {}
 
 

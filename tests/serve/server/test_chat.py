@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from repro.serve.server.chat import ChatEncoder, ChatError, bundled_encoder, checkpoint_text, parse, render
+from repro.serve.server.chat import ChatEncoder, ChatError, bundled_encoder, checkpoint_text, render
+from repro.serve.server.toolcalls import parse
 
 SPECIALS = (
     "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "</think>",

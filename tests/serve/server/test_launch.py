@@ -88,7 +88,7 @@ def test_a_factory_that_fails_frees_the_port() -> None:
 def test_a_signal_ends_the_server_in_order(end: signal.Signals, engine: str) -> None:
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, engine], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS,
-        env={"PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+        env={"PYTHONPATH": f"{TESTS.parents[1]}:{TESTS}"},
     )  # fmt: skip
     assert program.stdout is not None
     url = program.stdout.readline().strip()

@@ -3,9 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.serve.server.chat import ParsedCall, parse
 from repro.serve.server.schema import FunctionSpec, Tool
-from repro.serve.server.toolcalls import CallWriter, ToolCallReader
+from repro.serve.server.toolcalls import CallWriter, ParsedCall, ToolCallReader, parse
 
 CALL = "<tool_call>f<arg_key>a</arg_key><arg_value>x</arg_value></tool_call>"
 TRICKY = "<tool_call>f<arg_key>a</arg_key><arg_value>s = '</tool_call>'</arg_value></tool_call>"

@@ -30,7 +30,7 @@ from repro.serve.engine import LoadedModel
 from repro.serve.kv.pool import Names, PageSets
 from repro.serve.kv.stamps import Words, prefix_words
 from repro.serve.sched.sampling import sample_stamps
-from repro.serve.types import EngineStats, GenerateRequest, RejectedError, Update
+from repro.serve.types import EngineStats, GenerateRequest, RejectedError, ServedModel, Update
 
 
 @dataclass(eq=False)
@@ -115,30 +115,16 @@ class SglangEngine:
     # -- what the server calls (serve.types.ServingEngine) ----------------------------------------
 
     @property
-    def model_name(self) -> str:
-        """Return the served model's name."""
-        return self._model.name
+    def served(self) -> ServedModel:
+        """Return the model and its limits; no model computes log-probabilities of prompts."""
+        described: dict[str, object] = msgspec.to_builtins(self.config)
+        described |= {"model_name": self._model.name, "sglang": pinned.VERSION}
+        return ServedModel(self._model.name, self.config.context_tokens, False, described)
 
     @property
     def memory(self) -> tuple[()]:
         """Return no pool: SGLang's are not the bundled stack's, and scenarios may not corrupt them."""
         return ()
-
-    @property
-    def scores_prompts(self) -> bool:
-        """Return False: there is no model."""
-        return False
-
-    @property
-    def context_length(self) -> int:
-        """Return the most tokens that prompt and answer may have together."""
-        return self.config.context_tokens
-
-    @property
-    def description(self) -> dict[str, object]:
-        """Return the configuration for /server_info."""
-        described: dict[str, object] = msgspec.to_builtins(self.config)
-        return described | {"model_name": self.model_name, "sglang": pinned.VERSION}
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Update]:
         """Submit and stream. Raises RejectedError before the first update; closing aborts."""
