@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from repro.run.options import RunOptions
-from repro.run.run import Outcome, run_scenario
+from repro.run.outcome import Outcome
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario, parse
 
 SMALL = """

@@ -8,7 +8,8 @@ import torch
 
 from repro.load.listener import LoadListener, Progress
 from repro.run.options import RunOptions, Watch
-from repro.run.run import Outcome, run_scenario
+from repro.run.outcome import Outcome
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario, parse
 
 TINY = """

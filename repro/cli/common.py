@@ -23,7 +23,7 @@ from repro.cli.options import RunResults, flat
 
 if TYPE_CHECKING:  # these bring torch and pandas with them: a usage error is printed without the wait
     from repro.run.options import RunOptions
-    from repro.run.run import Outcome
+    from repro.run.outcome import Outcome
     from repro.scenario.schema import Scenario
     from repro.search.reproduce import Recipe
 

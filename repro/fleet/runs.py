@@ -17,7 +17,8 @@ from repro.pool.local import LocalPool
 from repro.record.verdict import RunVerdict
 from repro.record.view import open_run
 from repro.run.options import RunOptions, Watch
-from repro.run.run import Outcome, run_scenario
+from repro.run.outcome import Outcome
+from repro.run.run import run_scenario
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule
 

@@ -7,6 +7,7 @@ import msgspec
 
 from detectors.answers.acceptance import Acceptance, AcceptanceRules
 from detectors.base import EventDetector, Finding
+from detectors.pages.sets import Sample
 from detectors.registry import event_detectors
 from repro.base.probe import Event, RequestEvent, Tokens
 from repro.load.listener import CountsDetector, LoadListener, OnlineFinding, TextDetector
@@ -95,6 +96,11 @@ class Recorder(LoadListener):
         self._convicting.setdefault(request, []).append(finding.detector)
         findings = self.acceptance_findings if finding.layer == "acceptance" else self.text_findings
         findings.append(msgspec.structs.replace(finding, request=request))
+
+
+def sampled_detectors(pages_sampled: int, seed: int) -> tuple[EventDetector, ...]:
+    """Return the detectors of events; ordering watches one page in `pages_sampled`."""
+    return event_detectors(Sample(pages_sampled, seed))
 
 
 def feed_all(detector: EventDetector | ExerciseMeter, events: list[Event]) -> None:

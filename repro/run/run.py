@@ -4,53 +4,26 @@ scenario ─> sessions ─> target under load and faults ─> events ─> detect
                               └─ answers ─> oracle (clean decode) ──────────┴─> verdict, token, folder
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
-
-from detectors.base import Finding
-from detectors.pages.sets import Sample
-from detectors.registry import event_detectors
 from repro.fault.injector import Injector
-from repro.record.folder import RunFolder, RunMeta, utc_stamp
-from repro.record.verdict import RunVerdict
 from repro.run.closing import close_with_verdict, closed_on_error
 from repro.run.judge.funnel import fault_outcomes
 from repro.run.judge.marks import event_verdicts
 from repro.run.judge.verdict import Evidence, judge
 from repro.run.limits import LimitWatch
+from repro.run.opening import open_folder
 from repro.run.options import RunOptions, Watch
-from repro.run.recorder import Recorder
+from repro.run.outcome import Outcome
+from repro.run.recorder import Recorder, sampled_detectors
 from repro.run.targets.base import Load, plan_of
 from repro.run.targets.choose import choose_target
-from repro.run.versions import hash_of, versions
 from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario
 from repro.scenario.sessions import sessions_of
-from repro.schedule.strategies import Exploring
 from repro.serve.guards import Guards
 from repro.serve.stack import Build, build
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to; its verdict is the JSON object of the command line."""
-
-    verdict: RunVerdict
-    findings: tuple[Finding, ...] = ()
-    explored: Exploring | None = None  # None: a server chooses for itself
-
-    @property
-    def path(self) -> Path:
-        """Return the run's folder."""
-        return Path(self.verdict.run_dir)
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the run's fingerprint."""
-        return self.verdict.fingerprint
 
 
 def run_scenario(
@@ -72,12 +45,10 @@ def run_scenario(
     played = overridden(scenario, options.overrides)
     sessions = sessions_of(played.load, options.seed)
     target = choose_target(played, options, sessions, guards, build)
-    needs = versions() | dict(target.versions) | {"sessions": hash_of(sessions)}
-    meta = RunMeta(scenario.name, options.seed, utc_stamp(utc), versions=needs, config=msgspec.to_builtins(options))
-    folder = RunFolder.create(root, meta, scenario.source, redact=options.redact)
+    folder = open_folder(root, utc, scenario, options, sessions, target.versions)
     with closed_on_error(folder):
         limits = LimitWatch(played.limits.wall_s, played.limits.requests, watch.clock_s, lambda: folder.log.events)
-        detectors = event_detectors(Sample(played.detect.pages_sampled, options.seed))
+        detectors = sampled_detectors(played.detect.pages_sampled, options.seed)
         recorder = Recorder(folder, limits, target.answer_detectors, target.acceptance, detectors)
         injector = Injector(options.armed(played.faults), options.seed, (recorder.feed, *watch.listeners))
         target.prepare(injector, watch.note)

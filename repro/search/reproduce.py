@@ -14,9 +14,9 @@ from repro.base.probe import AnyEvent
 from repro.record.events import canonical, fingerprint_of
 from repro.record.verdict import RunVerdict
 from repro.record.view import Run, open_run
+from repro.run.opening import versions
 from repro.run.options import RunOptions
-from repro.run.run import Outcome
-from repro.run.versions import versions
+from repro.run.outcome import Outcome
 from repro.scenario import schema as scenarios
 from repro.scenario.schema import Scenario
 from repro.schedule import token as tokens

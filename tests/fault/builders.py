@@ -13,7 +13,8 @@ from repro.fault.plan import Fault, When
 from repro.fault.points import names_of
 from repro.record.verdict import FaultOutcome
 from repro.run.options import RunOptions
-from repro.run.run import Outcome, run_scenario
+from repro.run.outcome import Outcome
+from repro.run.run import run_scenario
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
 

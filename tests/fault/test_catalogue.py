@@ -7,7 +7,7 @@ import pytest
 from repro.base.errors import HarnessError
 from repro.fault.kinds import KINDS
 from repro.fault.points import PLACES, PLANES, catalogue
-from repro.run.run import Outcome
+from repro.run.outcome import Outcome
 from tests.fault.builders import CORRUPTING, POINTS, fired, planned, run_with, some
 
 ENGINE = ("loadback", "writeback", "forward", "spec", "memory.evict", "client")

@@ -6,7 +6,7 @@ import pytest
 
 from repro.fault.points import PLACES
 from repro.record.view import open_run
-from repro.run.run import Outcome
+from repro.run.outcome import Outcome
 from repro.serve.kv.reads import StepReads
 from tests.fault.builders import CORRUPTING, corruptions_of, fired, planned, run_with, some
 

@@ -7,7 +7,7 @@ import pytest
 from detectors.base import Finding, TextDetector
 from repro.record.view import open_run
 from repro.run.answer_detectors import AnswerDetectors
-from repro.run.run import Outcome
+from repro.run.outcome import Outcome
 from tests.tiny import run_tiny, tiny_scenario
 
 

@@ -15,7 +15,8 @@ from repro.load.wire import Api
 from repro.record.counts import Retries
 from repro.record.view import open_run
 from repro.run.options import RunOptions
-from repro.run.run import Outcome, run_scenario
+from repro.run.outcome import Outcome
+from repro.run.run import run_scenario
 from repro.scenario.from_traces import replay_scenario
 from repro.scenario.schema import LoadSpec
 from repro.trace.format import Message as Said

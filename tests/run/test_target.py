@@ -13,7 +13,7 @@ import pytest
 from repro.base.errors import TargetError
 from repro.record.view import open_run
 from repro.run.options import RunOptions
-from repro.run.run import Outcome
+from repro.run.outcome import Outcome
 from tests.tiny import run_tiny, tiny_scenario
 
 Answer = Callable[["Handler", int], None]  # (handler, how many answers were asked for before)

@@ -11,7 +11,8 @@ from repro.base.errors import DivergedError, RecordError, UsageError
 from repro.record.folder import RunMeta, write_meta
 from repro.record.view import open_run
 from repro.run.options import RunOptions
-from repro.run.run import Outcome, run_scenario
+from repro.run.outcome import Outcome
+from repro.run.run import run_scenario
 from repro.scenario import schema as scenarios
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule

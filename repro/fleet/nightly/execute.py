@@ -13,7 +13,7 @@ from repro.fleet.runs import make_run
 from repro.pool.call import Died, Pool
 from repro.record.counts import session_hits
 from repro.record.view import open_run
-from repro.run.run import Outcome
+from repro.run.outcome import Outcome
 
 
 def runs_on(pool: Pool, folder: Path, jobs: Iterator[Job]) -> Iterator[JobResult]:

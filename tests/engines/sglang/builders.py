@@ -12,7 +12,8 @@ import torch
 from repro.base.probe import BadRead, Event, Op
 from repro.engines.sglang import pinned
 from repro.run.options import RunOptions, Watch
-from repro.run.run import Outcome, run_scenario
+from repro.run.outcome import Outcome
+from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario, parse
 
 LAYERS = 6

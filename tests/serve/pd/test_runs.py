@@ -8,7 +8,8 @@ import pytest
 
 from repro.base.errors import ScenarioError
 from repro.run.options import RunOptions
-from repro.run.run import Outcome, run_scenario
+from repro.run.outcome import Outcome
+from repro.run.run import run_scenario
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule
 
