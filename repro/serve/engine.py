@@ -1,6 +1,6 @@
 """The bundled GLM-5 stack: one engine over one device.
 
-    generate() ─> Scheduler.submit ─> waiting ─> next_batch ─> Forward.launch ─> commit ─> updates
+    generate() ─> Admission.submit ─> waiting ─> next_batch ─> Forward.launch ─> commit ─> updates
 
 `run` overlaps: while the device computes step N, the host plans and enqueues step N+1, and only
 then reads the samples of step N.
@@ -191,7 +191,7 @@ class Engine:
             return False
         await self.cache.settle()
         if self.scheduler.busy or self.cache.pending:
-            return False  # somebody came meanwhile
+            return False  # a request has come meanwhile
         self.cache.reset()
         return True
 
@@ -281,7 +281,7 @@ class Engine:
             self.cache.evict_device(decision.evict_tokens // self.config.page_tokens)
 
     async def _rest(self) -> None:
-        """Nothing runs and nothing could be planned: wait for transfers to free pages, or for somebody's call."""
+        """Nothing runs and nothing could be planned: wait for transfers to free pages, or for a call."""
         storage = self.cache.storage
         if storage is not None and storage.patience_s is not None:
             await self._woken_or(storage.prefetched(), storage.patience_s)
@@ -299,7 +299,7 @@ class Engine:
                 await self._wake.wait()
 
     async def _woken_or(self, drained: Coroutine[Any, Any, None], patience_s: float | None = None) -> None:
-        """Wait for somebody's call, or for transfers; `patience_s` at most."""
+        """Wait for a call, or for transfers; `patience_s` at most."""
         waking = asyncio.create_task(self._wake.wait(), name="engine.wake")
         draining = asyncio.create_task(drained, name="engine.drain")
         try:
