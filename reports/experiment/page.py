@@ -8,12 +8,13 @@ from reports.experiment.separation import Score, Separation
 from reports.experiment.steps import PartCounts, StepCounts
 from reports.page import environment, page_parts
 from reports.rates import interval_text, share_text
+from repro.base.verdict_word import VerdictWord
 
 HEADLINES = {
-    0: "Every step came to what was expected of it.",
-    1: "A step did not come to what was expected of it.",
-    4: "Runs died, so the steps cannot be compared.",
-    5: "Runs are missing or could not tell, so the steps cannot be compared yet.",
+    VerdictWord.CLEAN.exit_code: "Every step came to what was expected of it.",
+    VerdictWord.ANOMALY.exit_code: "A step did not come to what was expected of it.",
+    VerdictWord.FAILED.exit_code: "Runs died, so the steps cannot be compared.",
+    VerdictWord.INCONCLUSIVE.exit_code: "Runs are missing or could not tell, so the steps cannot be compared yet.",
 }
 ROWS = (
     ("Variant", "", "variant"),

@@ -3,14 +3,15 @@
 import msgspec
 
 from reports.rates import Rate
+from repro.base.verdict_word import VerdictWord
 
 FORMAT = 1
 HEADLINES = {
-    0: "Every case came to what is asked of it.",
-    1: "Something is wrong that should not be.",
-    3: "Runs were vacuous: what they should have exercised did not happen.",
-    4: "Runs died, so the night does not answer.",
-    5: "The night could not tell.",
+    VerdictWord.CLEAN.exit_code: "Every case came to what is asked of it.",
+    VerdictWord.ANOMALY.exit_code: "Something is wrong that should not be.",
+    VerdictWord.VACUOUS.exit_code: "Runs were vacuous: what they should have exercised did not happen.",
+    VerdictWord.FAILED.exit_code: "Runs died, so the night does not answer.",
+    VerdictWord.INCONCLUSIVE.exit_code: "The night could not tell.",
 }
 
 
