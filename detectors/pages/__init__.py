@@ -1,0 +1,1 @@
+"""Detectors of events: orders, owners and stamps of cache pages."""

@@ -1,0 +1,1 @@
+"""Detectors that read an answer while it arrives: garble, loops, rare tokens."""

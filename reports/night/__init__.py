@@ -1,0 +1,1 @@
+"""A night in numbers, its page, its summary in Markdown."""

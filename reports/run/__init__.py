@@ -1,0 +1,1 @@
+"""One run for people: summary, finding, swim lanes, HTML page, terminal, live view."""
