@@ -84,26 +84,28 @@ class StepCounts(msgspec.Struct, frozen=True):
         return ", ".join(f"{n} {word}" for word, n in sorted(words.items()))
 
 
-def part_counts(
-    runs: Sequence[Run],
-    *,
-    key: str,
-    variant: str,
-    sensitivity: bool,
-    died: tuple[str, ...],
-    empty: tuple[str, ...],
-    missing: int,
-    differs: dict[str, object],
-    numerics: str,
-) -> PartCounts:
+class PartPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a part without opening its runs."""
+
+    key: str
+    variant: str
+    sensitivity: bool
+    died: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    missing: int = 0
+    differs: dict[str, object] = {}
+    numerics: str = "tensors"
+
+
+def part_counts(plan: PartPlan, runs: Sequence[Run]) -> PartCounts:
     """Add up runs of one part."""
     records = [record for run in runs for record in run.requests]
     finished = [record for record in records if record.finish in WHOLE]
     hits = [session_hits([each for each in run.requests if each.finish in WHOLE], blind=False) for run in runs]
     return PartCounts(
-        key, variant, sensitivity, len(runs),
+        plan.key, plan.variant, plan.sensitivity, len(runs),
         dict(Counter(str(run.verdict and run.verdict.word) for run in runs)),
-        died, empty, missing,
+        plan.died, plan.empty, plan.missing,
         requests=len(records),
         finished=len(finished),
         raced=sum(record.raced for record in finished),
@@ -112,8 +114,8 @@ def part_counts(
         visible=sum(record.visible for record in finished),
         runs_hit=sum(any(hit for hit, _ in sessions) for sessions in hits),
         rate=rate_of(CORRUPTED, [session for sessions in hits for session in sessions]),
-        differs=differs,
-        numerics=numerics,
+        differs=plan.differs,
+        numerics=plan.numerics,
     )  # fmt: skip
 
 

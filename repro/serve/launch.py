@@ -34,13 +34,12 @@ def serve(
     clock: Callable[[], float],
     seed: int = 0,
     limits: Limits = DEFAULT_LIMITS,
-    grace_s: float = 5.0,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; call from the main thread.
 
     `engine_factory` runs in the engine's thread; `clock` returns Unix time in seconds. `on_ready` gets the
-    URL once requests are answered; port 0 picks a free one. On Ctrl-C, requests in flight have `grace_s`
+    URL once requests are answered; port 0 picks a free one. On Ctrl-C, requests in flight have `limits.grace_s`
     to end, then they are aborted; a second Ctrl-C drops them. Raises UsageError when the address can't
     be listened on (before the engine is built), and whatever the factory raises.
     """
@@ -50,7 +49,7 @@ def serve(
         try:
             app = create_app(engine, tokenizer, clock=clock, seed=seed, is_alive=lambda: engine.is_alive, limits=limits)
             with as_interrupt(signal.SIGTERM):
-                HttpServer(app, engine, grace_s, lambda: on_ready(url_of(listener))).run([listener])
+                HttpServer(app, engine, limits.grace_s, lambda: on_ready(url_of(listener))).run([listener])
         except KeyboardInterrupt:
             pass  # uvicorn has shut down and passes the signal on; this is the ordinary end
         finally:

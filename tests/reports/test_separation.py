@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from reports.experiment.separation import Answer, answer_of, auroc, separate
-from reports.experiment.steps import part_counts
+from reports.experiment.steps import PartPlan, part_counts
 from tests.builders import make_request, make_run, make_verdict
 from tests.reports.steps import make_answers
 
@@ -98,9 +98,7 @@ def test_a_part_counts_the_answers_that_were_not_cut_off(tmp_path) -> None:  # t
         make_request("s1-t2", finish="abort", corrupted=True, raced=True),
     ]
     run = make_run(tmp_path, requests=records, verdict=make_verdict())
-    part = part_counts(
-        [run], key="d", variant="", sensitivity=False, died=(), empty=(), missing=0, differs={}, numerics="tensors"
-    )
+    part = part_counts(PartPlan(key="d", variant="", sensitivity=False), [run])
     assert (part.requests, part.finished, part.corrupted, part.diverged, part.raced) == (4, 3, 2, 1, 1)
     assert (part.rate.count, part.rate.of, part.rate.sessions, part.rate.sessions_hit) == (2, 3, 2, 2)
     assert part.runs_hit == 1 and part.verdicts == {"anomaly": 1}

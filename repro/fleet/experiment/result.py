@@ -9,7 +9,7 @@ import msgspec
 
 from reports.experiment.page import Result, render_experiment
 from reports.experiment.separation import Answer, answer_of, separate
-from reports.experiment.steps import PartCounts, StepCounts, part_counts
+from reports.experiment.steps import PartCounts, PartPlan, StepCounts, part_counts
 from repro.base.verdict_word import VerdictWord
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, Part, Step
@@ -122,8 +122,7 @@ def _conditions(step: Step) -> tuple[str, ...]:
 def _counts(runs: PartRuns, opened: Sequence[Run]) -> PartCounts:
     part = runs.part
     variants = [each for each in (*part.step.variant, *part.step.sensitivity) if each.name == part.variant]
-    return part_counts(
-        opened,
+    plan = PartPlan(
         key=part.key,
         variant=part.variant,
         sensitivity=part.sensitivity,
@@ -133,6 +132,7 @@ def _counts(runs: PartRuns, opened: Sequence[Run]) -> PartCounts:
         differs={key: value for each in variants for key, value in _differs(each.target, each.load).items()},
         numerics=str(part.tables.get("target", {}).get("numerics", "tensors")),
     )
+    return part_counts(plan, opened)
 
 
 def _differs(target: dict[str, Any], load: dict[str, Any]) -> dict[str, object]:

@@ -9,6 +9,7 @@ patched over what the broadcast brings: the last page of a prompt has rows of bo
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,31 +25,35 @@ from repro.serve.layersplit.partition import Partition, owner_of
 from repro.serve.memory import Memory
 
 
-class LayerBroadcast:
-    """One rank's part in the broadcasts of all layers."""
+@dataclass(frozen=True)
+class RankParts:
+    """What the host code of one rank works with."""
 
-    def __init__(
-        self,
-        device: Device,
-        stream: Stream,
-        collective: Collective,
-        partition: Partition,
-        memory: Memory,
-        names: Names,
-        guards: Guards,
-        cost: CostModel,
-    ) -> None:
+    device: Device
+    compute: Stream
+    collective: Collective
+    partition: Partition
+    memory: Memory
+    names: Names
+    guards: Guards
+    cost: CostModel
+
+
+class LayerBroadcast:
+    """One rank's part in the broadcasts of all layers, on `stream`."""
+
+    def __init__(self, parts: RankParts, stream: Stream) -> None:
         self._stream = stream
-        self._collective = collective
-        self._partition = partition
-        self._memory = memory
-        self._names = names
-        self._guards = guards
-        self._cost = cost
-        layers, buffers = range(partition.layers), range(partition.settings.scratch)
+        self._collective = parts.collective
+        self._partition = parts.partition
+        self._memory = parts.memory
+        self._names = parts.names
+        self._guards = parts.guards
+        self._cost = parts.cost
+        layers, buffers = range(self._partition.layers), range(self._partition.settings.scratch)
 
         def events(what: str, numbers: range) -> dict[Component, list[Event]]:
-            return {each: [device.event(f"{each}{number}.{what}") for number in numbers] for each in COMPONENTS}
+            return {each: [parts.device.event(f"{each}{number}.{what}") for number in numbers] for each in COMPONENTS}
 
         self._arrived = events("arrived", layers)
         self._last_use = events("used", buffers)

@@ -5,19 +5,15 @@ from dataclasses import replace
 from functools import partial
 
 from repro.base.probe import Access, Component
-from repro.serve.device.base import Body, Device, Recorder, Stream
-from repro.serve.device.cost import CostModel
-from repro.serve.guards import Guards
+from repro.serve.device.base import Body, Recorder
 from repro.serve.kv.copier import TierCopier
-from repro.serve.kv.pool import COMPONENTS, Names
+from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.launches import Launches
-from repro.serve.layersplit.broadcast import LayerBroadcast
-from repro.serve.layersplit.collective import Collective, Exchange
-from repro.serve.layersplit.partition import Partition
+from repro.serve.layersplit.broadcast import LayerBroadcast, RankParts
+from repro.serve.layersplit.collective import Exchange
 from repro.serve.layersplit.sequence import TouchedPages
 from repro.serve.layersplit.work import RankWork
-from repro.serve.memory import Memory
 from repro.serve.sched.batch import Batch
 
 TOKEN_BYTES = 16  # of a chosen token and its log-probability
@@ -26,34 +22,22 @@ TOKEN_BYTES = 16  # of a chosen token and its log-probability
 class RankForward(Launches):
     """Enqueues steps on one rank's streams."""
 
-    def __init__(
-        self,
-        device: Device,
-        compute: Stream,
-        collective: Collective,
-        partition: Partition,
-        memory: Memory,
-        check: ReadCheck,
-        names: Names,
-        guards: Guards,
-        cost: CostModel,
-        copier: TierCopier,
-    ) -> None:
-        super().__init__(device, compute, cost)
-        self._stream = device.stream("collective")
-        self._collective = collective
-        self._partition = partition
-        self._memory = memory
+    def __init__(self, parts: RankParts, check: ReadCheck, copier: TierCopier) -> None:
+        super().__init__(parts.device, parts.compute, parts.cost)
+        self._stream = parts.device.stream("collective")
+        self._collective = parts.collective
+        self._partition = parts.partition
+        self._memory = parts.memory
         self._check = check
-        self._names = names
-        self._guards = guards
+        self._names = parts.names
+        self._guards = parts.guards
         # A rank has its share of the machine's GPUs for what is not sharded over all of them: all but the experts.
-        self._own_cost = replace(cost, gpus=max(1, cost.gpus // partition.settings.ranks))
+        self._own_cost = replace(parts.cost, gpus=max(1, parts.cost.gpus // parts.partition.settings.ranks))
         self._copier = copier
-        self._broadcast = LayerBroadcast(device, self._stream, collective, partition, memory, names, guards, cost)
-        self._begun = device.event("begun")
-        self._projected = device.event("projected")
-        self._gathered = device.event("gathered")
+        self._broadcast = LayerBroadcast(parts, self._stream)
+        self._begun = parts.device.event("begun")
+        self._projected = parts.device.event("projected")
+        self._gathered = parts.device.event("gathered")
 
     def launch(self, batch: Batch, touched: TouchedPages) -> RankWork:
         """Enqueue a whole step and return it; its `done` event is behind the download."""

@@ -12,6 +12,7 @@ from repro.serve.kv.copier import Done, Loading, TierCopier, Writing
 from repro.serve.kv.loadback import LayerEvents
 from repro.serve.kv.pool import Home, KVPool, Names, Place
 from repro.serve.kv.reads import ReadCheck
+from repro.serve.layersplit.broadcast import RankParts
 from repro.serve.layersplit.collective import Collective
 from repro.serve.layersplit.forward import RankForward
 from repro.serve.layersplit.messages import Ended, Load, Message, Step, Stop, Write
@@ -72,9 +73,8 @@ class Rank:
         rows = DeviceRows(config.rows, config.context_tokens, config.page_tokens)
         memory = Memory(self.pools["device"], homes, rows, weights, shape.vocab_size)
         check = ReadCheck(device, homes, names, probes, shape.index_topk)
-        self.forward = RankForward(
-            device, compute, collective, partition, memory, check, names, guards, cost, self.copier
-        )
+        parts = RankParts(device, compute, collective, partition, memory, names, guards, cost)
+        self.forward = RankForward(parts, check, self.copier)
         self._loads: dict[int, LayerEvents] = {}
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()  # bounded by the steps and transfers in flight
 

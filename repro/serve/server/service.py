@@ -18,6 +18,7 @@ class Limits:
 
     body_bytes: int = 16 * 2**20  # a chat of 128K tokens is below 1 MiB
     requests_in_flight: int = 4096  # connections and prompts held; the engine bounds its own queue
+    grace_s: float = 5.0  # after Ctrl-C, for requests in flight to end
 
 
 DEFAULT_LIMITS = Limits()

@@ -24,6 +24,7 @@ from tests.idle import IdleWorld
 from repro.serve.launch import serve
 from repro.serve.server.bridge import HostedEngine
 from repro.serve.server.chat import checkpoint_text
+from repro.serve.server.service import Limits
 from server.fake import FakeEngine
 
 tokenizer = Tokenizer.from_str(checkpoint_text("tokenizer.json"))
@@ -35,7 +36,7 @@ async def run():
 
 serve(
     lambda: HostedEngine(VirtualLoop(IdleWorld(), external=True), engine, run),
-    tokenizer, port=0, clock=lambda: 0.0, grace_s=0.2, on_ready=lambda url: print(url, flush=True),
+    tokenizer, port=0, clock=lambda: 0.0, limits=Limits(grace_s=0.2), on_ready=lambda url: print(url, flush=True),
 )
 print("ended in order", engine.running, flush=True)
 """
