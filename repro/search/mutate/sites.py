@@ -197,7 +197,7 @@ def _event_without(mutant: Mutant) -> type[SimEvent]:
                 super().record(stream)
 
         def query(self) -> bool:
-            return mutant != Mutant("acknowledge", plain(self.name)) and super().query()
+            return mutant == Mutant("acknowledge", plain(self.name)) or super().query()
 
         async def synchronize(self, why: str) -> None:
             if mutant != Mutant("synchronise", why):

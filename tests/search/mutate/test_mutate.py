@@ -72,6 +72,11 @@ def test_a_wait_that_holds_something_is_caught(mutant: Mutant, workload: Scenari
     assert row.outcome == "caught" and "ordering" in row.by
 
 
+def test_an_acknowledgement_that_comes_at_once_is_caught_by_the_detectors(workload: Scenario, sites: Sites) -> None:
+    row = fate(Mutant("acknowledge", "write.done"), [workload], (7,), {workload.name: sites})
+    assert row.outcome == "caught" and "ordering" in row.by
+
+
 @pytest.mark.parametrize("mutant", [Mutant("wait", LATENTS), Mutant("guard", "before_latent_read")])
 def test_a_wait_that_others_imply_is_redundant_and_they_are_named(
     mutant: Mutant, workload: Scenario, sites: Sites
