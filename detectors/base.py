@@ -89,7 +89,7 @@ class Verdict(msgspec.Struct, frozen=True):
     detector: str
     answer: Answer
     findings: tuple[Finding, ...] = ()
-    why: str = ""  # for unknown and not_applicable
+    why: str = ""  # set for unknown and not_applicable
     checked: int = 0  # how much it looked at: accesses, reads, requests, tokens
     marks: Marks = Marks()
 

@@ -167,7 +167,7 @@ class SurprisalScore(Kind, frozen=True):
 
     score_nats: float
     limit_nats: float
-    start: int  # of the worst stretch
+    start: int  # the worst stretch begins here
     deficits_from: int
     deficits: tuple[float, ...]
 
@@ -177,7 +177,7 @@ class ConfidenceScore(Kind, frozen=True):
 
     score_nats: float
     limit_nats: float
-    start: int  # of the worst stretch
+    start: int  # the worst stretch begins here
     shifts_from: int
     shifts: tuple[float, ...]
 
@@ -194,7 +194,7 @@ class DraftCounts(Kind, frozen=True):
     spec_verify_ct: int
     spec_accept_token_num: int
     spec_draft_token_num: int
-    since_tokens: int | msgspec.UnsetType = msgspec.UNSET  # where the change began
+    since_tokens: int | msgspec.UnsetType = msgspec.UNSET  # the change began here
 
 
 class GarbledSpan(Kind, frozen=True):

@@ -43,7 +43,7 @@ class AcceptanceRules(msgspec.Struct, frozen=True, dict=True):
     rate_max: float | None = RATE_MAX  # accepted of drafted tokens; None: no rule
     tokens_min: int = TOKENS_MIN  # generated tokens before either of the two convicts
     profile: AcceptanceProfile | None = None  # None: neither quantiles nor change detection
-    false_alarm_rate: float | None = FALSE_ALARM_RATE  # of the quantiles, per clean answer; None: no rule
+    false_alarm_rate: float | None = FALSE_ALARM_RATE  # the quantiles' rate per clean answer; None: no rule
     arl_tokens: float = ARL_TOKENS  # clean tokens between two false alarms of the change detection, on average
     required: bool = False  # a target that tells no counts, or only short answers, is unknown then
 
@@ -89,7 +89,7 @@ class Acceptance:
 
     def __init__(self, rules: AcceptanceRules) -> None:
         self.window_rates: list[float] = []
-        self._ends_tokens: list[int] = []  # of the windows
+        self._ends_tokens: list[int] = []  # tokens at which the windows end
         self._rules = rules
         self._chart = rules.chart
         self._falls = Cusum(self._chart.fall_limit if self._chart else None)

@@ -20,7 +20,7 @@ from repro.record.requests import SpecCounts
 WINDOW_TOKENS = 64
 ANSWERS_MIN = 50
 WINDOWS_MIN = 100
-SHARES = (0.00005, 0.0005, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)  # and their mirror images
+SHARES = (0.00005, 0.0005, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)  # their mirror images are learned too
 PERCENT = 101  # windows are counted by their rate in whole per cent
 
 # A change of one standard deviation is found fastest with half of it taken off each score. Scores are counted

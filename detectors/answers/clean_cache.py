@@ -34,7 +34,7 @@ from repro.record.checks import Check
 Oracle = Literal["rerun", "surprisal", "confidence"]
 ORACLES: tuple[Oracle, ...] = ("rerun", "surprisal", "confidence")
 
-FALSE_ALARM_RATE = 0.001  # of an answer, for each oracle
+FALSE_ALARM_RATE = 0.001  # one answer's rate, for each oracle
 STRETCH_TOKENS = 8
 CONFIDENCE_TOKENS = 32
 LOG_ODDS_MAX = 5.0  # p = 0.993; the last digit of a log-probability in single precision is 0.0003 nats of it there

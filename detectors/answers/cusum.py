@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LIMIT_STEP = 16
-LIMIT_MAX = 1024  # of the sum: the linear system has as many unknowns
+LIMIT_MAX = 1024  # bound on the sum: the linear system has as many unknowns
 
 
 class Cusum:

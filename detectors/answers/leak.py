@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from detectors.base import Finding
 from detectors.evidence import LeakedNonce
 
-STRETCH_DIGITS = 12  # of a nonce that has leaked in part; a random text has the same 12 once in 3e14 places
+STRETCH_DIGITS = 12  # digits that convict a nonce leaked in part; a random text has the same 12 once in 3e14 places
 EXCERPT_CHARACTERS = 200
 _HEX = re.compile(f"[0-9a-f]{{{STRETCH_DIGITS},}}")
 

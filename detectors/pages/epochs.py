@@ -28,10 +28,10 @@ class Touches:
 
     def __init__(self) -> None:
         self._rows: list[int] = []
-        self._indices: list[int] = []  # of the operations
+        self._indices: list[int] = []  # indices of the operations
         self._clocks: list[int] = []  # theirs, by number, ascending
         self._pages: list[Pages] = []
-        self._cells: tuple[int, Numbers] | None = None  # for which width; they are asked for twice
+        self._cells: tuple[int, Numbers] | None = None  # (width, cells); callers ask for them twice
 
     def add(self, row: int, index: int, clock: int, pages: Pages) -> None:
         """Add pages of one row of the tables, touched by operation `index` with clock number `clock`."""
@@ -69,7 +69,7 @@ class Epochs:
 
     def __init__(self) -> None:
         self._tables = np.full((1, 1, 64), NOBODY, np.int64)  # (who, row, page)
-        self._rows: dict[tuple[Component, int], int] = {}  # of a component's layer
+        self._rows: dict[tuple[Component, int], int] = {}  # (component, layer) -> its row
         self._readers: dict[int, int] = {}  # actor -> its table
 
     def row(self, component: Component, layer: int, stop: int) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from repro.base.probe import Edge, Event, HostMessage, HostSync, Op, OpRef
 
-Clock = NDArray[np.int64]  # by actor: the last index known to have happened before; -1 for none
+Clock = NDArray[np.int64]  # actor -> the last index known to have happened before; -1 for none
 
 ACTORS_MAX = 64
 CLOCKS_KEPT = 16_384  # per stream: a load-back of 78 layers and 100,000 tokens takes 15,000 copies
@@ -40,7 +40,7 @@ class _Stream:
     def __init__(self, column: int, last: int, kept: int) -> None:
         self.column = column
         self.last = last
-        self.known: Clock | None = None  # of the host, when the last operation was enqueued
+        self.known: Clock | None = None  # the host's clock when the last operation was enqueued
         self.clock: Clock = np.full(ACTORS_MAX, -1, np.int64)
         self.kept = _Kept(kept)
 
@@ -169,7 +169,7 @@ class HappensBefore:
             f"back; only {self._kept} clocks are kept for sure: raise CLOCKS_KEPT"
         )
         np.maximum(clock, stream.kept.clocks[place], out=clock)
-        clock[column] = index  # of a clock that serves several, the column may be a later one's
+        clock[column] = index  # a clock may serve several operations, and the column may be a later one's
 
 
 def _host_column(name: str) -> str:

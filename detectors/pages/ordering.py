@@ -86,7 +86,7 @@ class OrderingDetector:
         self._causes = Causes(EXAMPLES_MAX)
         self._raced: dict[str, str] = {}
         self._checked = 0
-        self._pending: list[tuple[Op, int]] = []  # of one stream, not compared yet; each with its clock's number
+        self._pending: list[tuple[Op, int]] = []  # one stream's, not compared yet, with clock numbers
         self._clocks: list[Clock] = []  # theirs
         self._touches: defaultdict[tuple[Tier, bool], Touches] = defaultdict(Touches)  # theirs, writes apart
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from repro.base.probe import PAGE_SETS_VALID, Event, PageEvent, PageSet
 
 Pages = NDArray[np.int64]
-HISTORY_EVENTS_MAX = 12  # of one page
-HISTORY_CHANGES_KEPT = 16_384  # of a tier
+HISTORY_EVENTS_MAX = 12  # events that one page's history names
+HISTORY_CHANGES_KEPT = 16_384  # changes that a tier remembers
 UNIONS_KEPT = 1024
 
 _NUMBERS = re.compile(r"\d+")
@@ -107,7 +107,7 @@ class PageHistory:
 
     def __init__(self, table: PageSetTable) -> None:
         self._table = table
-        self._changes: dict[str, deque[tuple[PageEvent, Pages]]] = {}  # by tier
+        self._changes: dict[str, deque[tuple[PageEvent, Pages]]] = {}  # tier -> its last changes
 
     def feed(self, event: Event) -> None:
         """Take a `PageEvent`; other events are ignored."""

@@ -20,7 +20,7 @@ from detectors.text.blocks import whole_blocks
 
 BLOCK_CHARS = 512
 BLOCK_TOKENS = 32  # log-probabilities are summed in groups
-RARE_CHARACTERS_MIN = 3  # in two blocks
+RARE_CHARACTERS_MIN = 3  # within two blocks
 
 # Sampled text averages at most about 1.5 nats a token (temperature 1), greedy text far less. Beyond it
 # the sum grows: 40 nats are 20 tokens at 3.5 nats. A token below exp(-12) = 6e-6 is sampled from a
@@ -51,7 +51,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
     size: int  # rows of the output layer, padding rows included
     reachable: frozenset[int]  # ids that stand for a token; empty: nothing is known of ids
     special: frozenset[int] = frozenset()  # control tokens that no content holds: roles, masks, padding
-    ends: frozenset[int] = frozenset()  # of those, the ones that may come last
+    ends: frozenset[int] = frozenset()  # the control tokens that may come last
     spellings: tuple[str, ...] = ()  # how control tokens look in text, for streams without ids
 
     def spelled_only(self) -> "Vocabulary":
@@ -217,7 +217,7 @@ class RareCharacters:
     def __init__(self, prompt: str) -> None:
         self._prompt = prompt
         self._seen = 0
-        self._before: list[str] = []  # of the block before
+        self._before: list[str] = []  # rare characters of the block before
         self._found = False
 
     def feed(self, block: str) -> Claim | None:

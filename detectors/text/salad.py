@@ -38,11 +38,11 @@ ENDED_LIMIT_BITS = 50.0
 # nothing supports (false alarms with 0 to 2 % were half of all).
 RARE_SHARE_MIN = 0.03
 RARE_BLOCKS = 4  # the last ones, in which the share is counted
-SUSPICIOUS_BITS = 10.0  # of one block: below, nobody looks for blobs in it
+SUSPICIOUS_BITS = 10.0  # a block below it is not searched for blobs
 
 SLOTS_BITS = 14
 HORIZON_CHARS = 1024  # how far back the answer supports itself; fills 6 % of the slots
-PROMPT_CHARS_MAX = 1 << 20  # of a longer prompt, its end
+PROMPT_CHARS_MAX = 1 << 20  # a longer prompt counts by its end
 PROMPT_SLOTS_PER_GRAM = 16
 SPREAD = np.uint32(0x9E3779B1)  # 2**32 / golden ratio: multiplicative hashing
 BLOB_CHARS = 40  # a longer run of letters, digits, + and / is data
@@ -57,7 +57,7 @@ class Votes(NamedTuple):
     """A block as the judge sees it, a row per character."""
 
     cell: grams.Folded
-    bits: float  # by how much the block speaks for salad, above the drift
+    bits: float  # evidence of the block for salad, above the drift
     short: grams.Codes
     long: grams.Codes
     weights: Weights

@@ -23,13 +23,13 @@ from repro.record.requests import WHOLE, RequestRecord
 
 Truth = Literal["clean", "unharmed", "diverged", "garbled", "looping"]
 RESAMPLES = 2000
-RESAMPLES_MIN = 200  # that have answers of both kinds; with fewer there is no interval
-LEARNED_FALSE_ALARMS = 0.05  # at which the learned rule convicts; few answers vouch for no less
-RATE_STEP = 0.005  # of an accept rate over 64 tokens: what is told apart at all
-WINDOW_SIGMAS = 4.0  # at which the windows rule convicts
+RESAMPLES_MIN = 200  # resamples with answers of both kinds; with fewer there is no interval
+LEARNED_FALSE_ALARMS = 0.05  # the learned rule convicts at this rate; few answers vouch for no less
+RATE_STEP = 0.005  # the finest step of an accept rate over 64 tokens
+WINDOW_SIGMAS = 4.0  # the windows rule convicts at this distance
 LEARNED_MIN = 20  # clean answers to learn from
 BAD: tuple[Truth, ...] = ("diverged", "garbled", "looping")
-SEEN: tuple[Truth, ...] = ("garbled", "looping")  # in the text alone
+SEEN: tuple[Truth, ...] = ("garbled", "looping")  # the text alone shows these
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class Answer(msgspec.Struct, frozen=True):
     session: str
     seed: int
     length: float  # completion tokens a verify
-    rate: float  # of the drafts that were accepted
+    rate: float  # share of the drafts that were accepted
     tokens: int
     truth: Truth
     windows: tuple[float, ...] = ()  # accept rate of each 64 tokens
@@ -69,7 +69,7 @@ class Separation(msgspec.Struct, frozen=True):
     scores: tuple[Score, ...]
     counts: dict[str, int]  # answers by truth
     learned_from: int  # clean answers of the other half of the seeds, at least
-    why: str = ""  # where there is no score
+    why: str = ""  # set when there is no score
 
 
 def answer_of(record: RequestRecord, seed: int) -> Answer | None:

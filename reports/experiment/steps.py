@@ -27,11 +27,11 @@ class PartCounts(msgspec.Struct, frozen=True):
     requests: int
     finished: int
     raced: int
-    corrupted: int  # at first hand or by reuse
+    corrupted: int  # corrupted at first hand or by reuse
     diverged: int
     visible: int
-    runs_hit: int  # with a corrupted request
-    rate: Rate  # of corrupted among the finished, clustered over sessions
+    runs_hit: int  # runs with a corrupted request
+    rate: Rate  # corrupted among the finished, clustered over sessions
     differs: dict[str, object]  # what the variant sets beyond its step, by key
     numerics: str
 

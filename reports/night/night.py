@@ -21,13 +21,13 @@ class CaseRow(msgspec.Struct, frozen=True):
     case: str
     role: str  # silent, found, reference
     title: str
-    seeds: int  # that were asked for
+    seeds: int  # seeds asked for
     runs: int
     verdicts: dict[str, int]
     died: tuple[str, ...]
     met: bool | None
     told: str
-    rate: Rate  # of wrong requests, clustered over sessions
+    rate: Rate  # wrong requests, clustered over sessions
     runs_hit: int
     sessions: tuple[tuple[int, int], ...]  # (wrong requests, requests) of each
     found_after: tuple[int, ...]  # requests sent until the first finding, of each run that found something
@@ -75,7 +75,7 @@ class Comparison(msgspec.Struct, frozen=True):
     effect_high: float
     p_value: float
     test: str
-    power: float  # to see a fall to `power_share` of the rate before, with sessions as many
+    power: float  # chance to see a fall to `power_share` of the rate before, with as many sessions
     power_to: float
     answer: str  # worse, same, better, inconclusive
     told: str
@@ -108,17 +108,17 @@ class Night(msgspec.Struct, frozen=True):
     target: str
     defect: str
     elapsed_s: float
-    made_s: float  # of the wall clock, of all runs together, each where it was made
+    made_s: float  # wall-clock time of all runs together, each where it was made
     runs: int
     requests: int
     missing: int
-    rate: Rate  # of wrong requests in silent cases
+    rate: Rate  # wrong requests in silent cases
     cases: tuple[CaseRow, ...]
     findings: tuple[FindingRow, ...]
     gates: tuple[GateRow, ...]
     comparison: Comparison | None
     pruned: Pruned
-    digest: str  # of everything that counts; equal for equal nights, however they were run
+    digest: str  # digest of everything that counts; equal for equal nights, however they were run
     folder: str
     format: int = FORMAT
 

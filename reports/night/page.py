@@ -12,7 +12,7 @@ from reports.page import environment, page_parts
 from reports.rates import Rate, interval_text, share_text
 
 ANSWERS = {True: "yes", False: "no", None: "cannot tell"}
-ROWS_MAX = 60  # of findings in Markdown: a CI's summary page takes a megabyte
+ROWS_MAX = 60  # rows of findings in Markdown: a CI's summary page takes a megabyte
 CLEAR = {code: " " for code in (*range(32), 0x7F)} | {ord("|"): "\\|", ord("<"): "&lt;", ord("`"): "'"}
 
 

@@ -108,7 +108,7 @@ def difference(clean: str, got: str, *, note: str = "") -> Comparison:
 
 def _common_prefix(first: str, second: str) -> int:
     same, different = 0, min(len(first), len(second)) + 1
-    while different - same > 1:  # by halves: comparing slices costs no Python per character
+    while different - same > 1:  # halving: comparing slices costs no Python per character
         middle = (same + different) // 2
         if first[same:middle] == second[same:middle]:
             same = middle

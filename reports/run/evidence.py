@@ -11,8 +11,8 @@ from detectors.evidence import Operation, PagePair, PageRead, PageUse
 from repro.base.probe import Access, Event, Op, OpRef, PageEvent, PageSet
 
 HISTORY_STEPS_MAX = 40
-OPERATIONS_READ_MAX = 5000  # of one window; more are counted, not kept
-PAD_SHARE = 0.35  # of the two operations' span, shown on each side
+OPERATIONS_READ_MAX = 5000  # operations read of one window; more are only counted
+PAD_SHARE = 0.35  # share of the two operations' span, shown on each side
 PAD_US_MIN = 30.0
 BAD_READ_PAD_US = 2000.0  # around a finding that names one moment only
 
@@ -61,7 +61,7 @@ class _Target:
     """What is collected for one finding."""
 
     sides: tuple[Operation, ...]
-    refs: tuple[OpRef, ...]  # of the sides
+    refs: tuple[OpRef, ...]  # the operations of both sides
     start_us: float
     end_us: float
     page: int | None

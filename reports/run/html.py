@@ -52,7 +52,7 @@ class Bounds(msgspec.Struct, frozen=True):
     requests: int = 500
 
 
-TIGHT = Bounds(groups=12, drawn=3, answers=8, requests=100)  # for a report that came out too large
+TIGHT = Bounds(groups=12, drawn=3, answers=8, requests=100)  # bounds of a report that came out too large
 
 
 class FindingView(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class FindingView(msgspec.Struct, frozen=True):
     page: str
     lanes: Lanes | None
     window: Window | None
-    history: tuple[str, ...]  # as the detector told it, where the log has none
+    history: tuple[str, ...]  # the detector's own, where the log has none
     comparison: Comparison | None
     excerpt: str
     raw: str

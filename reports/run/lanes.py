@@ -13,7 +13,7 @@ from repro.base.probe import Op
 from repro.record.requests import RequestRecord
 
 WIDTH = 960.0
-GUTTER = 112.0  # for the names of the lanes
+GUTTER = 112.0  # space for the names of the lanes
 MARGIN = 14.0
 TOP = 34.0
 LANE = 48.0

@@ -10,7 +10,7 @@ from repro.bench.layersplit import BASE, SENSITIVITY, SENSITIVITY_LENGTH, Measur
 from repro.pool.call import alive
 from repro.pool.local import DAY_S, LocalPool
 
-BAR_PERCENT = 50  # of gain, one block of a bar
+BAR_PERCENT = 50  # one block of a bar stands for this much gain
 BAR_BLOCKS_MAX = 12
 
 

@@ -59,7 +59,7 @@ class Measured(msgspec.Struct, frozen=True):
     device_hit: float  # share of all prompt tokens found on the device
     host_hit: float  # likewise, loaded back
     evicted_tokens: int
-    resident_tokens: int  # at the end
+    resident_tokens: int  # counted at the end of the run
     capacity_tokens: int
     operations: int
     steps: int

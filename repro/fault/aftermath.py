@@ -74,7 +74,7 @@ class Aftermath:
     """Follows changes through the events; `pages_of` names the pages of a set."""
 
     pages_of: Callable[[int], list[int]]
-    counts: dict[str, Corruptions] = field(default_factory=dict)  # by fault
+    counts: dict[str, Corruptions] = field(default_factory=dict)  # fault -> its counts
     _pools: dict[Tier, KVPool] = field(default_factory=dict)
     _spots: defaultdict[Key, dict[int, tuple[Spot, _Change]]] = field(default_factory=lambda: defaultdict(dict))
     _bad: defaultdict[OpRef, list[BadRead]] = field(default_factory=lambda: defaultdict(list))

@@ -39,7 +39,7 @@ class Defect:
         return guards.replaced(**self.guards)
 
 
-CHUNK_PAGES = 4  # of LM #2671's retrieval: a chunk is longer than a page
+CHUNK_PAGES = 4  # LM #2671 retrieves whole chunks, and a chunk is longer than a page
 PRODUCER_TIMEOUT_S = 5.0  # after which VA #11140's producer frees what it has offered
 
 

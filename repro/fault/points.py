@@ -102,7 +102,7 @@ POINTS = {
     "client.burst": Point("the sending of a request", (Burst,)),
     "client.order": Point("the sending of a request", (Order,)),
 }
-PLACES = tuple(name for name, point in POINTS.items() if point.kinds == CORRUPTING)  # where bytes may be changed
+PLACES = tuple(name for name, point in POINTS.items() if point.kinds == CORRUPTING)  # bytes may be changed here
 
 
 class Named(NamedTuple):

@@ -19,7 +19,7 @@ from repro.load.exchange import Close, Pause
 from repro.load.wire import Api, Piece
 from repro.record.requests import SpecCounts
 
-ASKED_AGAIN_MAX = 256  # so many suspects are no matter of single answers
+ASKED_AGAIN_MAX = 256  # with more suspects the server is at fault, not single answers
 FLUSH_TRIES_MAX = 20  # a cache cannot be dropped before requests that were given up have ended
 FLUSH_WAIT_S = 0.25
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import httpx
 import msgspec
 
-QUEUED_BYTES_MAX = 256 * 1024  # in pull mode, reading stops above it until the consumer has caught up
+QUEUED_BYTES_MAX = 256 * 1024  # pull mode stops reading above it until the consumer has caught up
 Head = tuple[int, list[tuple[bytes, bytes]]]
 
 

@@ -82,7 +82,7 @@ class LoadSpec(_Table, frozen=True):
     on_anomaly: OnAnomaly = (
         "report"  # abort-retry gives up an answer that a detector convicts in its stream, and asks again
     )
-    anomaly_retries_max: int = 1  # for one turn
+    anomaly_retries_max: int = 1  # retries of one turn
     nonces: bool = False  # each session of a trace gets a line with a nonce, by which a leak shows
 
     @property

@@ -32,7 +32,7 @@ NOUNS = {
 }
 HOST = "the host's next timer"
 OVERTAKINGS_MAX = 5  # named one by one
-CHANGES_MAX = 4  # of a page's history
+CHANGES_MAX = 4  # the last changes of a page that are named
 
 
 def explain(finding: Finding, case: Played) -> str:

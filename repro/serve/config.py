@@ -9,7 +9,7 @@ WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
 DRAFTS_MAX = 8  # a longer chain is hardly ever right to its end
 PD_ACTORS_MAX = 63  # hosts and streams that the detectors tell apart
-CONTEXT_SHARE_MAX = 0.8  # of the device pages, for one request: loads and writes under way hold some too
+CONTEXT_SHARE_MAX = 0.8  # one request's share of the device pages: loads and writes under way hold some too
 RANKS_MAX = 12  # a rank has its host, and compute, collective, load and write streams
 
 
@@ -53,7 +53,7 @@ class LayerSplitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     split: bool = True
     scratch: int = 1
     prefetch: bool = False
-    message_us: float = 20.0  # from the scheduler's process to a rank's, over shared memory
+    message_us: float = 20.0  # a message from the scheduler's process to a rank's takes this long, over shared memory
     timeout_s: float = 5.0
 
     def __post_init__(self) -> None:
@@ -83,15 +83,15 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hicache: bool = True
     write_policy: WritePolicy = "write_through"
     reclaim_host: bool = False  # under write_back: what is on the device too loses its host pages first
-    storage_pages: int = 0  # of the storage tier below the host, in files; 0: there is none
-    storage_folder: str = ""  # where its files are, and stay; "": in a temporary folder, as long as the engine runs
+    storage_pages: int = 0  # pages of the storage tier below the host, in files; 0: there is none
+    storage_folder: str = ""  # its files stay in this folder; "": a temporary folder that ends with the engine
     free_list: FreeList = "lifo"
     index_store_waits: bool = False
     copy_group_pages: int = 16  # pages that one copy operation moves
     pd: PdConfig | None = None  # None: prefill and decode in one engine
     layersplit: LayerSplitConfig | None = None  # None: one rank; then device_pages and host_pages are of all layers
     graph_tokens_max: int = 0  # prefill steps of at most so many tokens replay a captured graph; 0: none does
-    staging_buffers: int = 3  # of pinned memory: the host prepares step N+1 while N runs and N-1 is read
+    staging_buffers: int = 3  # pinned buffers: the host prepares step N+1 while N runs and N-1 is read
     upload_stream: bool = False  # whether request rows are uploaded beside the forward, on a stream of their own
     retract: bool = False  # admits by the prompt, not the longest answer, and retracts the youngest when pages run out
     prefix_cache: bool = True  # whether finished requests leave their pages to the radix tree

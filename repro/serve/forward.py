@@ -67,7 +67,7 @@ class Forward(Launches):
         self._speculative = speculative
         self._layers = memory.pool.layers - speculative
         self._upload = upload
-        self._last_use: dict[int, tuple[int, Event]] = {}  # by row: the last step enqueued, and the event behind it
+        self._last_use: dict[int, tuple[int, Event]] = {}  # row -> the last step enqueued, and the event behind it
 
     def launch(self, batch: Batch) -> "StepWork":
         """Enqueue a whole step and return it; its `done` event is behind the download."""

@@ -85,7 +85,7 @@ class Update(msgspec.Struct, frozen=True):
     cached_device_tokens: int = 0  # prefix tokens found on the device
     cached_host_tokens: int = 0  # prefix tokens loaded back from the host tier
     speculation: Speculation | None = None  # in each update while speculation is on
-    scores: tuple[PromptScore, ...] = ()  # of the prompt, in the first update, for a request that wants them
+    scores: tuple[PromptScore, ...] = ()  # scores of the prompt, in the first update, if the request wants them
 
 
 class RejectedError(Exception):
@@ -116,7 +116,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     evicted_tokens_total: int
     aborted_requests_total: int
     steps_total: int
-    verify_steps_total: int = 0  # of all requests: a step verifies one window for each of its members
+    verify_steps_total: int = 0  # summed over requests: a step verifies one window for each of its members
     drafts_total: int = 0
     accepted_drafts_total: int = 0
 

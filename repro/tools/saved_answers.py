@@ -21,8 +21,8 @@ import msgspec
 from repro.base.errors import UsageError
 
 LINE_BYTES_MAX = 64 * 2**20  # a chat of a million tokens is below 8 MiB
-DOCUMENT_BYTES_MAX = 256 * 2**20  # of plain text or one JSON document, which are held whole
-TEXT_CHARS_MAX = 2**30  # of all answers and prompts together, which are held
+DOCUMENT_BYTES_MAX = 256 * 2**20  # plain text and a JSON document are held whole
+TEXT_CHARS_MAX = 2**30  # all answers and prompts together are held
 EXCERPT_BYTES = 80
 
 ANSWER_KEYS = ("text", "answer", "completion", "response", "output", "content", "generated_text")
@@ -51,7 +51,7 @@ class Answers(msgspec.Struct):
 
     saved: list[Saved] = []
     unanswered: int = 0  # lines that say that there is no answer: errors of a batch, empty ones
-    prompts: dict[str, str] = {}  # by custom_id, from batch input
+    prompts: dict[str, str] = {}  # custom_id -> prompt, from batch input
     characters: int = 0
 
 

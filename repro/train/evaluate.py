@@ -24,13 +24,13 @@ LENGTH_BUCKETS = (0, 2048, 4096, 6144, 8192, 12288)
 class JudgedTurn:
     """One answer and how it went."""
 
-    kind: str  # of the session
+    kind: str  # the session's kind
     answer: str  # quote | line | call
     prompt_tokens: int
     answer_tokens: int
     exact: bool
     first_wrong: int | None  # offset in the answer
-    mtp_right: int  # of the answer's tokens but the first, predicted two ahead
+    mtp_right: int  # tokens of the answer after the first that the MTP layer predicted
     session: str = ""
 
 

@@ -21,14 +21,14 @@ class Settings:
     learning_rate: float = 3e-3
     warmup_steps: int = 200
     decay_from: float = 0.45  # share of the steps after which the rate falls linearly
-    last_rate: float = 0.01  # of the learning rate
+    last_rate: float = 0.01  # share of the learning rate
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    other_token_weight: float = 0.3  # of the tokens that are not the assistant's
+    other_token_weight: float = 0.3  # weight of tokens that are not the assistant's
     mtp_weight: float = 0.3
     index_weight: float = 0.1
     index_every_steps: int = 2
-    balance_rate: float = 1e-3  # of the routers' bias, towards equal load
+    balance_rate: float = 1e-3  # step of the routers' bias towards equal load
 
     @property
     def steps(self) -> int:

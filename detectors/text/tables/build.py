@@ -43,7 +43,7 @@ PROSE = frozenset((".html", ".md", ".rst", ".txt"))
 FILES_MIN = 2  # measured: 3 and 5 find less salad at equal false alarms, 1 is over 300 KB
 FILE_CHARS_MAX = 40_000  # generated tables must not outvote hand-written files
 CATALOGUES_MIN = 1  # each is small and read by its translators
-LATIN_SHARE_MIN = 0.5  # of a catalogue's characters; other scripts do not vote
+LATIN_SHARE_MIN = 0.5  # share of a catalogue's characters; other scripts do not vote
 _MESSAGE = re.compile(r'^msgstr(?:\[\d\])? ((?:"(?:[^"\\]|\\.)*"\s*)+)', re.MULTILINE)
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 

@@ -22,7 +22,7 @@ DIGIT = 26
 SPACE = 27
 NEWLINE = 28
 OTHER = 63
-ORDER = 4  # of the common n-grams
+ORDER = 4  # characters of a common n-gram
 LONG_ORDER = 6
 COMMON_FILE = "common_grams.xz"
 _MARKS = " \n!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"

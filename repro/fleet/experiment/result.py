@@ -26,7 +26,7 @@ class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
     given: str  # the experiment's name or path, as the user gave it
     root: Path
     first: int = 0  # seed
-    seeds: int | None = None  # at most, of each part
+    seeds: int | None = None  # each part takes at most so many
     workers: int = 2
     resume: Path | None = None  # the folder of one that was stopped
 

@@ -14,7 +14,7 @@ from scipy.stats import binom, boschloo_exact, fisher_exact, hypergeom
 
 from reports.rates import CONFIDENCE, korn_graubard
 
-BOSCHLOO_SESSIONS_MAX = 400  # on a side: its table of all outcomes grows with the square
+BOSCHLOO_SESSIONS_MAX = 400  # sessions on a side; the test's table of outcomes grows with the square
 SIGNIFICANT = 1 - CONFIDENCE
 RARE = 1e-9  # outcomes rarer than that are left out of a power
 

@@ -44,7 +44,7 @@ class Target(Protocol):
     repeats: bool  # the seed alone brings the same run again, so that a token can name it
     answer_detectors: AnswerDetectors
     acceptance: AcceptanceRules
-    corruptions: Mapping[str, Corruptions]  # by fault: reads of the bytes that it changed
+    corruptions: Mapping[str, Corruptions]  # fault -> reads of the bytes that it changed
     explored: Exploring | None  # None: a server chooses its schedule for itself
 
     @property

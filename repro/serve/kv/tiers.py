@@ -47,7 +47,7 @@ class Flight:
 
     transfers: list[Transfer]
     done: Done
-    copies: int = 0  # of a write-back: nothing else bounds how many are in flight
+    copies: int = 0  # copies that a write-back has in flight; nothing else bounds them
 
 
 class HiCache:

@@ -16,7 +16,7 @@ from repro.serve.layersplit.sequence import TouchedPages
 from repro.serve.layersplit.work import RankWork
 from repro.serve.sched.batch import Batch
 
-TOKEN_BYTES = 16  # of a chosen token and its log-probability
+TOKEN_BYTES = 16  # a chosen token and its log-probability
 
 
 class RankForward(Launches):

@@ -27,7 +27,7 @@ from repro.serve.layersplit.work import RankWork
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.sampling import Chosen
 
-WAITS_MAX = 1000  # for a slow step in which no rank is missing
+WAITS_MAX = 1000  # a step in which no rank is missing may be slow
 
 
 @dataclass(eq=False)

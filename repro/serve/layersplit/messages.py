@@ -15,7 +15,7 @@ class Step:
     number: int
     prefill: bool
     members: tuple[Member, ...]
-    block_pages: tuple[tuple[int, int, Pages], ...]  # of `sched.rows.Staging`
+    block_pages: tuple[tuple[int, int, Pages], ...]  # see `sched.rows.Staging`
     seats: tuple[Seat, ...]
     load: int
     touched: TouchedPages

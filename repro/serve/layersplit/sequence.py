@@ -29,7 +29,7 @@ def _cut(member: Member, low: int, high: int) -> Member:
 class TouchedPages:
     """Pages of a batch, as the scheduler knows its block tables when it plans it."""
 
-    stored: Pages  # where the step's new rows go
+    stored: Pages  # the step's new rows go here
     context: Pages  # all that it reads
     older: Pages  # those with rows of earlier steps: what other ranks need of a layer that they don't keep
 

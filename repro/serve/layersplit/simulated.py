@@ -61,7 +61,7 @@ class SimGroup:
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
-        self._meetings: dict[int, Meeting] = {}  # in the order of the calls; those that all have left are dropped
+        self._meetings: dict[int, Meeting] = {}  # ordered by the calls; a meeting that all ranks have left is dropped
 
     def join(self, number: int, rank: int, call: Call) -> Meeting:
         """Return the meeting of a rank's nth call. Raises CollectiveError when another rank's is a different one."""

@@ -28,14 +28,14 @@ from repro.serve.model.projection import Projected
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps
 
-SENT_AS: Component = "latent"  # whose stamps travel with new rows, for all components
+SENT_AS: Component = "latent"  # new rows travel with this component's stamps, for all components
 
 
 @dataclass(frozen=True)
 class NewRows:
     """The cache rows of all tokens of a step in one layer, in the tokens' order."""
 
-    stamps: Words  # of their latents
+    stamps: Words  # the stamps of their latents
     taint: NDArray[np.int32]
     values: dict[Component, torch.Tensor] | None  # None under numerics = "stamps"
 
@@ -58,7 +58,7 @@ class RankWork:
         self._projected: Projected | None = None
         self._selected: Selected | None = None
         self._sampled: Sampled | None = None
-        self._stamps: Words | None = None  # of the rows that this rank has projected last
+        self._stamps: Words | None = None  # stamps of the rows that this rank has projected last
         self._new: NewRows | None = None
 
     async def finished(self) -> None:

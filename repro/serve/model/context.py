@@ -26,7 +26,7 @@ class DecodeGroup:
     """Single tokens of different rows, each with more context than the selection keeps."""
 
     tokens: Tensor  # (members,) int64, places in the batch
-    pages: tuple[Tensor, ...]  # of each member (pages,) int64, up to its token's; the last has the most
+    pages: tuple[Tensor, ...]  # one a member, (pages,) int64, up to its token's page; the last has the most
     slots: Tensor  # (members, pages * page_size) int64, by position
     future: Tensor  # (members, pages * page_size) bool, true behind the token's own position
 

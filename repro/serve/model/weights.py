@@ -228,7 +228,7 @@ def _dense(config: ModelConfig, source: _Source, width: int) -> DenseWeights:
 
 def _experts(config: ModelConfig, source: _Source) -> ExpertWeights:
     count, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
-    if source.has("experts.gate_up_proj"):  # as `transformers` holds them in memory
+    if source.has("experts.gate_up_proj"):  # `transformers` holds them so in memory
         gate_up = source.take("experts.gate_up_proj", count, 2 * width, hidden)
         down = source.take("experts.down_proj", count, hidden, width)
     else:

@@ -132,7 +132,7 @@ class DecodeWorker(Duties):
             held.request.cached_device_tokens = message.cached_device_tokens
             held.request.cached_host_tokens = message.cached_host_tokens
             self._work.start(self._adopt(held))
-        else:  # and no write of it is on its way
+        else:  # no write of the request is on its way
             self.engine.scheduler.release.finish(held.request, ABORTED)
             self._reclaim_slot(held)
             self._reclaim_pages(held)

@@ -22,7 +22,7 @@ from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages
 from repro.serve.pd.messages import Destination
 from repro.serve.sched.sampling import Sampled
 
-COPY_GROUPS_MAX = 16  # of one chunk and layer: longer chunks have larger groups
+COPY_GROUPS_MAX = 16  # groups of one chunk and layer; longer chunks have larger groups
 
 
 class Slots:

@@ -17,7 +17,7 @@ class Work:
         self._engine = engine
         self._group = asyncio.TaskGroup()
         self._serving: asyncio.Task[None] | None = None
-        self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order of their start
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # ordered by their start
 
     @property
     def busy(self) -> bool:

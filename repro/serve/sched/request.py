@@ -36,7 +36,7 @@ class Request:
     prompt: NDArray[np.int64]
     max_tokens: int  # the client's limit, or the rest of the context
     text: "TextStream"
-    updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)  # at most one per answer token
+    updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)  # holds at most one update per answer token
     state: State = "waiting"
     row: int = -1
     pages: list[int] = field(default_factory=list)

@@ -47,7 +47,7 @@ class CompletionAnswer(OpenAiAnswer[CompletionRequest]):
     """Writes one continuation, as a stream or whole."""
 
     reply_object = chunk_object = "text_completion"
-    _offset = 0  # where in the text the next token begins
+    _offset = 0  # the next token begins here in the text
 
     def chunks(self, update: Update, elapsed_s: float) -> Iterator[Struct]:
         """Yield the new text, and after the last update the finish and the counts."""

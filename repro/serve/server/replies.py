@@ -144,7 +144,7 @@ class OpenAiReply(Struct, frozen=True):
     id: str
     created: int
     model: str
-    choices: Sequence[Struct]  # of ChatChoice, ChunkChoice or TextChoice; none in an event that only counts
+    choices: Sequence[Struct]  # ChatChoice, ChunkChoice or TextChoice; none in an event that only counts
     usage: Usage | None | UnsetType
     sglext: Extension | UnsetType
     meta_info: StreamInfo | UnsetType
@@ -176,7 +176,7 @@ class MetaInfo(Struct, frozen=True):
     e2e_latency: float
     output_token_logprobs: list[NativeLogprob] | UnsetType = UNSET
     output_top_logprobs: list[list[NativeLogprob]] | UnsetType = UNSET
-    input_token_logprobs: list[InputLogprob] | UnsetType = UNSET  # from logprob_start_len on
+    input_token_logprobs: list[InputLogprob] | UnsetType = UNSET  # begins at logprob_start_len
     input_top_logprobs: list[list[NativeLogprob] | None] | UnsetType = UNSET
     spec_verify_ct: int | UnsetType = UNSET
     spec_accept_token_num: int | UnsetType = UNSET

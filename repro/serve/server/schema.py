@@ -23,7 +23,7 @@ RequestId = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,128}\Z")]  # goes into 
 
 
 CacheKey = Annotated[str, Meta(max_length=1024)]
-PROMPTS_MAX = 1024  # of one /tokenize
+PROMPTS_MAX = 1024  # prompts of one /tokenize
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):

@@ -75,7 +75,7 @@ class SglangCache:
         self._device = device
         self._page_sets = page_sets
         self._probes = probes
-        self.owner = "tree"  # for whom pages are taken now
+        self.owner = "tree"  # the owner of pages that are allocated now
         self.load_back_tokens = 0
         self.evicted_tokens = 0
         gc.collect()  # the pools of the engine before are held by cycles alone, hundreds of megabytes

@@ -34,7 +34,7 @@ class Member:
     """A request's part of a step: the tokens from `first` on are new."""
 
     request: str
-    prefix: Words  # of the whole prompt
+    prefix: Words  # words of the whole prompt
     slots: torch.Tensor  # (tokens,) int64, of the whole prompt
     first: int
 

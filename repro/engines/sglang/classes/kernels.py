@@ -24,7 +24,7 @@ from repro.serve.device.cost import CostModel
 from repro.serve.kv.pool import PageSets
 
 KEY_PAGE_BYTES = PAGE_TOKENS * INDEX_KEY_BYTES  # a page of the index pool: all keys, then all scales
-LAUNCH_COPY_US = 5.0  # of host time: a memcpy call of each layer and group
+LAUNCH_COPY_US = 5.0  # host time of one memcpy call; each layer and group makes one
 
 
 class Place(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 
 from repro.engines.sglang.classes.placeholders import Finder
 
-PACKAGES = ("triton", "sgl_kernel", "torchvision")  # of the GPU; taken out again, so that nobody else meets them
+PACKAGES = ("triton", "sgl_kernel", "torchvision")  # GPU packages; their stand-ins go again after the import
 ABSENT = (
     *PACKAGES,
     "sglang.jit_kernel",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from repro.serve.device import base
 
-NAMES = ("write", "load")  # in the order in which SGLang's controller makes its streams
+NAMES = ("write", "load")  # SGLang's controller makes its streams in this order
 
 
 class VirtualEvent:

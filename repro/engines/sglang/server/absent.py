@@ -5,7 +5,7 @@ import sys
 from repro.engines.sglang.classes.placeholders import Finder, fill
 
 PACKAGES = ("sgl_kernel", "torchvision", "triton")
-MODULES = {"vllm._custom_ops": ("rotary_embedding",)}  # of packages that must not seem to be whole
+MODULES = {"vllm._custom_ops": ("rotary_embedding",)}  # packages that must not seem to be whole
 
 
 def stand_in(package: str) -> None:

@@ -36,13 +36,13 @@ COMMAND = (sys.executable, "-m", "sglang.launch_server")
 HICACHE = "--enable-hierarchical-cache"
 PLUGIN = "repro"
 ALLOWED = "SGLANG_PLUGINS"  # SGLang's own list of the plugins that it loads; all if it is not set
-EXTRA = "sglang-server"  # of ours: the packages that a server imports
+EXTRA = "sglang-server"  # our extra: the packages that a server imports
 HEALTH_S = 5.0
 START_S = 600.0  # a server on a busy machine takes minutes to import and load
 POLL_S = 0.2
 STOP_S = 20.0
 ANSWER_S = 30.0  # a process answers from a thread of its own, whatever its scheduler does
-CONTROL_S = 30.0  # for a request of the control to arrive whole
+CONTROL_S = 30.0  # a request of the control must arrive whole within this time
 PLAN_BYTES_MAX = 1 << 20
 PROCESSES_MAX = 64  # schedulers of one server
 

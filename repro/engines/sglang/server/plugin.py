@@ -20,7 +20,7 @@ from repro.engines.sglang.classes.host_memory import unpin
 from repro.engines.sglang.server import threads
 from repro.engines.sglang.server.switches import Plan, Switches
 
-ADDRESS, KEY = "REPRO_SGLANG_ADDRESS", "REPRO_SGLANG_KEY"  # of the launcher, in the environment
+ADDRESS, KEY = "REPRO_SGLANG_ADDRESS", "REPRO_SGLANG_KEY"  # environment variables that the launcher sets
 LIFELINE = "REPRO_SGLANG_LIFELINE"  # likewise: a pipe that ends when the launcher does, open in the first process only
 TAKEN_S = 30.0
 

@@ -29,10 +29,10 @@ class Counts(msgspec.Struct, frozen=True):
 
     defects: tuple[str, ...]
     faults: dict[str, FaultCounts]  # none counts as reordered: a real server doesn't tell; the next lines do
-    waits: int  # for a layer of a load-back
-    waits_held: int  # of these: the layer was not loaded yet
+    waits: int  # waits for a layer of a load-back
+    waits_held: int  # waits whose layer was not loaded yet
     left_out: int  # waits that a defect has taken away
-    early: int  # of these: the layer was not loaded yet, so that somebody read it early
+    early: int  # waits taken away whose layer was not loaded yet: an early read
 
 
 def read(text: str, where: str) -> Plan:

@@ -33,8 +33,8 @@ class Match:
     """The longest cached prefix. Valid until the next eviction or reset unless the nodes are pinned."""
 
     device_pages: Pages  # the resident part's, in token order
-    device_node: Node  # where the resident part ends; the root for no hit
-    host_node: Node  # where the evicted part ends; `device_node` when there is none
+    device_node: Node  # the resident part ends here; the root for no hit
+    host_node: Node  # the evicted part ends here; `device_node` when there is none
     host_hit_pages: int  # pages of the evicted part, between the two nodes
 
 
@@ -42,7 +42,7 @@ class Match:
 class Inserted:
     """What became of the inserted pages."""
 
-    node: Node  # where the inserted tokens end
+    node: Node  # the inserted tokens end here
     new_pages: Pages  # given pages that are now the tree's
     duplicate_pages: Pages  # given pages that the tree has elsewhere: the caller frees them
 
