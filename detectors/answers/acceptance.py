@@ -163,6 +163,6 @@ class Acceptance:
             **msgspec.structs.asdict(counts),
             since_tokens=since_tokens,
         )
-        told = f", the limit is {limit:.4g}" if limit is not None else " on average since then"
-        claim = f"{signature}: {value:.4g} after {counts.completion_tokens} tokens{told}"
+        limit_text = f", the limit is {limit:.4g}" if limit is not None else " on average since then"
+        claim = f"{signature}: {value:.4g} after {counts.completion_tokens} tokens{limit_text}"
         return Finding(self.name, "acceptance", claim, signature, evidence=evidence)

@@ -118,19 +118,21 @@ def clean_cache(
         )
     limit = calibration.limit(oracle, rate)
     scored = [(check, judged(oracle, check)) for check in checks]
-    told = [(check, each.score) for check, each in scored if each.score is not None]
-    guilty = [(check, score) for check, score in told if score > limit]
+    known = [(check, each.score) for check, each in scored if each.score is not None]
+    guilty = [(check, score) for check, score in known if score > limit]
     findings = tuple(_finding(oracle, check, score, limit, at_us(check.request)) for check, score in guilty)
     missing = [each for _, each in scored if each.score is None]
-    if findings and _by_chance([score for _, score in guilty], len(told), rate, calibration.scores(oracle)[-1]):
-        why = f"{len(findings)} of {len(told)} answers stand out, no more than a rate of {rate:g} lets expect by chance"
-        return Verdict(oracle, "unknown", findings, why, len(told))
+    if findings and _by_chance([score for _, score in guilty], len(known), rate, calibration.scores(oracle)[-1]):
+        why = (
+            f"{len(findings)} of {len(known)} answers stand out, no more than a rate of {rate:g} lets expect by chance"
+        )
+        return Verdict(oracle, "unknown", findings, why, len(known))
     if findings:
-        return Verdict(oracle, "anomaly", findings, checked=len(told))
-    unproved = sum(not check.bypassed for check, _ in told)
+        return Verdict(oracle, "anomaly", findings, checked=len(known))
+    unproved = sum(not check.bypassed for check, _ in known)
     why = _unsure(missing, unproved, len(checks))
     answer: Answer = "unknown" if why else "clean"
-    return Verdict(oracle, answer, (), why, len(told))
+    return Verdict(oracle, answer, (), why, len(known))
 
 
 def _unsure(missing: Sequence[Judged], unproved: int, total: int) -> str:
@@ -167,7 +169,7 @@ def _worst_stretch(values: Sequence[float], tokens: int) -> tuple[float, int]:
 def _shifts(check: Check) -> list[float]:
     """Return how much surer of each token the server was under load, in log-odds."""
     pairs = zip(check.surprisals_under_load, check.surprisals, strict=True)
-    return [_log_odds(told) - _log_odds(clean) for told, clean in pairs]
+    return [_log_odds(given) - _log_odds(clean) for given, clean in pairs]
 
 
 def _squares(check: Check) -> list[float]:

@@ -257,9 +257,9 @@ def _missing_edge(touch: _Touch, other: _Other) -> str:
         ends.reverse()
     (source, earlier), (waiting, later) = ends
     if first is not None and first.by != op.by:
-        told = op.by if waiting == op.stream else first.by
+        waiter = op.by if waiting == op.stream else first.by
         return (
-            f"no message told host {told}, before it enqueued {later} (layer {touch.layer}), that {earlier} "
+            f"no message told host {waiter}, before it enqueued {later} (layer {touch.layer}), that {earlier} "
             f"of {source} had completed"
         )
     return f"{waiting} waits for no event that {source} records behind {earlier} (layer {touch.layer}) before {later}"

@@ -206,7 +206,7 @@ def _answers(records: Sequence[RequestRecord]) -> list[AnswerView]:
 
 
 def _marks(record: RequestRecord) -> tuple[str, ...]:
-    told = {
+    notes = {
         "raced": record.raced,
         "corrupted": record.corrupted,
         f"poisoned by {record.origin}" if record.origin else "poisoned": record.poisoned,
@@ -217,7 +217,7 @@ def _marks(record: RequestRecord) -> tuple[str, ...]:
         f"retry of {record.retry_of}": bool(record.retry_of),
         "error": bool(record.error),
     }
-    return tuple(name for name, holds in told.items() if holds)
+    return tuple(name for name, holds in notes.items() if holds)
 
 
 def _rows(records: Sequence[RequestRecord]) -> list[RequestRow]:

@@ -73,9 +73,9 @@ class _Funnel:
             bar = Text(block * _cells(stage.count, most), style="red" if number > 1 else "dim")
             table.add_row(stage.label, count, *([bar] if wide else []))
         yield table
-        told = [compared_text(self._summary), own_text(self._summary)]
-        if any(told):
-            yield Text(" ".join(each for each in told if each), style="dim")
+        sentences = [compared_text(self._summary), own_text(self._summary)]
+        if any(sentences):
+            yield Text(" ".join(each for each in sentences if each), style="dim")
 
 
 def _cells(count: int | None, most: int) -> int:

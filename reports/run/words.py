@@ -6,15 +6,13 @@ from repro.record.counts import ContextsCut, Retries
 
 def compared_text(summary: Summary) -> str:
     """Return how many answers were asked for again where nothing disturbs them; "" for none."""
-    told, of = summary.compared, summary.rate.of
-    if not told.compared:
+    counts, of = summary.compared, summary.rate.of
+    if not counts.compared:
         return ""
     how = "asked for again, alone" if summary.url else "decoded again on a clean cache"
-    rest = f" and a sample of {told.sample:,}" if told.sample else ""
-    return (
-        f"{told.compared:,} of {of:,} answers were {how}: {told.suspects:,} {_plural(told.suspects, 'suspect')}{rest}; "
-        f"{told.differing:,} came out different."
-    )
+    rest = f" and a sample of {counts.sample:,}" if counts.sample else ""
+    suspects = f"{counts.suspects:,} {_plural(counts.suspects, 'suspect')}{rest}"
+    return f"{counts.compared:,} of {of:,} answers were {how}: {suspects}; {counts.differing:,} came out different."
 
 
 def own_text(summary: Summary) -> str:

@@ -251,20 +251,20 @@ class StepWork:
     def _scored(self) -> dict[int, tuple[PromptScore, ...]]:
         """Return how likely the prompt's tokens are whose predecessors are in this step."""
         layout, memory = self._layout, self._memory
-        told = {}
+        scores = {}
         for number, member in enumerate(self.batch.members):
             if not member.scored:
                 continue
             request, positions = member.request, member.scored
             tokens = request.wire.tokens[positions.start + 1 : positions.stop + 1]
             if memory.model is None:
-                told[number] = tuple(PromptScore(token, 0.0) for token in tokens)
+                scores[number] = tuple(PromptScore(token, 0.0) for token in tokens)
                 continue
             assert self._hidden is not None
             start = int(layout.starts[number]) - member.first
             hidden = self._hidden[start + positions.start : start + positions.stop]
-            told[number] = score(memory.model.logits(hidden), tokens, request.sampling.top_logprobs)
-        return told
+            scores[number] = score(memory.model.logits(hidden), tokens, request.sampling.top_logprobs)
+        return scores
 
     @property
     def _samples(self) -> NDArray[np.bool_]:

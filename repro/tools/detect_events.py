@@ -35,7 +35,7 @@ def detect(path: Path) -> Detected:
         for number, line in enumerate(file, start=1):
             _feed(detectors, line, f"{path}:{number}")
             events += 1
-    return _told([detector.verdict() for detector in detectors], events)
+    return _detected([detector.verdict() for detector in detectors], events)
 
 
 def _feed(detectors: tuple[EventDetector, ...], line: bytes, where: str) -> None:
@@ -54,7 +54,7 @@ def _feed(detectors: tuple[EventDetector, ...], line: bytes, where: str) -> None
         raise UsageError(f'{where}: page set {error} was not named before; write its "pages" line first') from error
 
 
-def _told(verdicts: list[Verdict], events: int) -> Detected:
+def _detected(verdicts: list[Verdict], events: int) -> Detected:
     answers = {verdict.detector: verdict.answer for verdict in verdicts}
     if answers[CanaryDetector.name] == "clean":  # the file does not tell whether anybody looked at stamps
         answers[CanaryDetector.name] = "not_applicable"

@@ -213,19 +213,19 @@ def _prompt_of(item: dict[str, Any]) -> str:
     """Return what an answer may repeat by right; a conversation's last message of the assistant is no part of it."""
     messages = item.get("messages")
     if isinstance(messages, list):
-        told = [message for message in messages if isinstance(message, dict)]
-        if told and told[-1].get("role") == "assistant" and not any(key in item for key in ANSWER_KEYS):
-            told = told[:-1]
-        return "\n".join(map(_message_text, told))
+        history = [message for message in messages if isinstance(message, dict)]
+        if history and history[-1].get("role") == "assistant" and not any(key in item for key in ANSWER_KEYS):
+            history = history[:-1]
+        return "\n".join(map(_message_text, history))
     return next((str(item[key]) for key in PROMPT_KEYS if isinstance(item.get(key), str)), "")
 
 
-def _logprobs(told: Any) -> tuple[float, ...]:
+def _logprobs(tokens: Any) -> tuple[float, ...]:
     """Return the log-probabilities of an answer in any of the forms that servers have; () for none."""
-    if isinstance(told, dict):
-        entries = told.get("content") or told.get("token_logprobs") or told.get("output_token_logprobs") or ()
+    if isinstance(tokens, dict):
+        entries = tokens.get("content") or tokens.get("token_logprobs") or tokens.get("output_token_logprobs") or ()
     else:
-        entries = told if isinstance(told, list) else ()
+        entries = tokens if isinstance(tokens, list) else ()
     values = []
     for entry in entries:
         value = (

@@ -77,18 +77,18 @@ def train_command(arguments: argparse.Namespace) -> None:
 
 
 def _run(trainer: loop.Trainer, feed: loop.Feed, arguments: argparse.Namespace) -> None:
-    started = told = saved = time.monotonic()
+    started = reported = saved = time.monotonic()
     tokens = 0
     for batch in feed:
         context = trainer.settings.context_at(trainer.steps_done)
         losses = trainer.step(batch)
         tokens += batch.tokens.size
         if trainer.steps_done % arguments.log_every == 0:
-            line = loop.progress_line(trainer.steps_done, context, tokens / (time.monotonic() - told), losses)
+            line = loop.progress_line(trainer.steps_done, context, tokens / (time.monotonic() - reported), losses)
             print(f"t={time.monotonic() - started:.0f}s {line}", flush=True)
             if not loop.is_finite(losses):
                 sys.exit("training diverged: the loss is not finite; resume from the state with a lower rate")
-            told, tokens = time.monotonic(), 0
+            reported, tokens = time.monotonic(), 0
         if time.monotonic() - saved > arguments.save_every_s:
             trainer.save(arguments.state)
             saved = time.monotonic()

@@ -48,8 +48,8 @@ def check(config: EngineConfig, defects: tuple[str, ...], faults: tuple[str, ...
                 f"leave it out (it takes {', '.join(HONOURED[2:])})"
             )
         if value not in (choices := CHOICES.get(key, (value,))):
-            told = " or ".join(map(_written, choices))
-            raise ScenarioError(f'{where} [target]: {key} = {_written(value)}; engine = "sglang" takes {told}')
+            takes = " or ".join(map(_written, choices))
+            raise ScenarioError(f'{where} [target]: {key} = {_written(value)}; engine = "sglang" takes {takes}')
     if config.host_pages <= config.device_pages:
         raise ScenarioError(
             f"{where} [target]: host_pages = {config.host_pages}, device_pages = {config.device_pages}; SGLang wants "

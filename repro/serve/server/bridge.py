@@ -228,7 +228,7 @@ class BridgedEngine:
 
 def _failed(error: BaseException) -> EngineFailedError:
     """Return an error of its own for each request: a raised one collects the raiser's frames."""
-    told = isinstance(error, EngineFailedError)
-    failed = EngineFailedError(str(error) if told else f"the engine failed with {type(error).__name__}: {error}")
+    is_ours = isinstance(error, EngineFailedError)
+    failed = EngineFailedError(str(error) if is_ours else f"the engine failed with {type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed

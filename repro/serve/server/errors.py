@@ -1,4 +1,4 @@
-"""What a client is told when its request fails: OpenAI-style JSON with the right status."""
+"""What a client is detail when its request fails: OpenAI-style JSON with the right status."""
 
 from collections.abc import Mapping
 
@@ -40,7 +40,7 @@ class ErrorReply(msgspec.Struct, frozen=True):
 
 
 def error_reply(error: Exception) -> ErrorReply:
-    """Return what the client is told about `error`; texts of unexpected errors stay in the log."""
+    """Return what the client is detail about `error`; texts of unexpected errors stay in the log."""
     if isinstance(error, ApiError):
         return ErrorReply(ErrorDetail(str(error), _type_of(error.status), error.param, error.code))
     if isinstance(error, RejectedError):
@@ -65,8 +65,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     """Answer a request that raised `error`. Async: starlette runs plain functions in a thread."""
     headers = error.headers if isinstance(error, HTTPException) else None
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
-        told = f"{error.detail}: {request.method} {request.url.path} is not served here"
-        error = HTTPException(error.status_code, told)
+        detail = f"{error.detail}: {request.method} {request.url.path} is not served here"
+        error = HTTPException(error.status_code, detail)
     return json_response(error_reply(error), status_of(error), headers)
 
 

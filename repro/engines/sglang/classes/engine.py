@@ -19,7 +19,7 @@ import torch
 from repro.base.probe import LimitEvent, NullProbes, Probes, RequestEvent, Tokens
 from repro.engines.sglang import pinned
 from repro.engines.sglang.classes.cache import SglangCache
-from repro.engines.sglang.classes.forward import Forward, Member, Step, Told
+from repro.engines.sglang.classes.forward import BadReads, Forward, Member, Step
 from repro.engines.sglang.classes.kernels import Kernels
 from repro.engines.sglang.classes.streams import DeviceModule
 from repro.engines.sglang.fits import PAGE_TOKENS
@@ -105,7 +105,7 @@ class SglangEngine:
             index_topk=model.shape.index_topk,
             fused_store=config.index_store_waits,
         )
-        self._told = Told(device, names, self._probes)
+        self._bad_reads = BadReads(device, names, self._probes)
         self._waiting: deque[Request] = deque()
         self._requests: dict[str, Request] = {}
         self._wake = asyncio.Event()
@@ -208,7 +208,7 @@ class SglangEngine:
             for each in requests
         ]
         number = self._counts.steps_total
-        step = Step(number, members, self._told, self._device.event(f"step{number}"))
+        step = Step(number, members, self._bad_reads, self._device.event(f"step{number}"))
         self._forward.launch(step, consumer)
         return step
 

@@ -48,20 +48,20 @@ class Member:
         return (self.slots[first - first % PAGE_TOKENS :: PAGE_TOKENS] // PAGE_TOKENS).numpy().astype(np.int32)
 
 
-class Told:
-    """What the steps of one engine have told of bad reads."""
+class BadReads:
+    """The bad reads of one engine, each noted once."""
 
     def __init__(self, device: Device, names: Names, probes: Probes) -> None:
         self.device = device
         self.names = names
         self.probes = probes
-        self.told: dict[tuple[str, int], None] = {}  # (request, origin) pairs
+        self.noted: dict[tuple[str, int], None] = {}  # (request, origin) pairs
 
 
 class Step:
     """One prefill of several requests (`launches.Launching`), with the temporaries that its layers pass on."""
 
-    def __init__(self, number: int, members: Sequence[Member], told: Told, done: Event) -> None:
+    def __init__(self, number: int, members: Sequence[Member], bad_reads: BadReads, done: Event) -> None:
         self.number = number
         self.members = tuple(members)
         self.requests = tuple(member.request for member in members)
@@ -75,8 +75,8 @@ class Step:
         self.keys = torch.zeros((self.tokens, INDEX_KEY_BYTES), dtype=torch.uint8)
         self.scales = torch.zeros((self.tokens, INDEX_SCALE_BYTES), dtype=torch.uint8)
         self._taint = [0] * len(self.members)  # the bad read that what a member stores stems from
-        self._told = told
-        sets = told.names.page_sets
+        self._bad_reads = bad_reads
+        sets = bad_reads.names.page_sets
         self._read = [sets.intern(member.pages(0)) for member in members]
         self._written = [sets.intern(member.pages(member.first)) for member in members]
 
@@ -117,7 +117,7 @@ class Step:
         start = 0
         for place, member in enumerate(self.members):
             found = compare(
-                rows[start : start + member.end], member.prefix, component, layer, self._told.names.bad_reads
+                rows[start : start + member.end], member.prefix, component, layer, self._bad_reads.names.bad_reads
             )
             start += member.end
             if found.wrong.any():
@@ -135,18 +135,18 @@ class Step:
         origin: int,
     ) -> None:
         """Tell a bad read; what the member stores from now on stems from it, or from the one that it met."""
-        member, told = self.members[place], self._told
+        member, bad_reads = self.members[place], self._bad_reads
         if origin:
             self._taint[place] = self._taint[place] or origin
-            if (member.request, origin) in told.told:
+            if (member.request, origin) in bad_reads.noted:
                 return
-        bad_read = told.names.bad_read()
+        bad_read = bad_reads.names.bad_read()
         self._taint[place] = self._taint[place] or origin or bad_read
-        told.told[member.request, origin or bad_read] = None
+        bad_reads.noted[member.request, origin or bad_read] = None
         stream, index = recorder.ref
         wrong = np.flatnonzero(rows)
         pages = member.pages(0)[np.unique(wrong // PAGE_TOKENS)]
-        told.probes.emit(
+        bad_reads.probes.emit(
             BadRead(
                 id=bad_read,
                 stream=stream,
@@ -156,9 +156,9 @@ class Step:
                 request=member.request,
                 tokens=len(wrong),
                 first_position=int(wrong[0]),
-                pages=told.names.page_sets.intern(pages),
+                pages=bad_reads.names.page_sets.intern(pages),
                 origin=origin,
-                at_us=told.device.now_us,
+                at_us=bad_reads.device.now_us,
             )
         )
 

@@ -125,11 +125,11 @@ class SglangServer:
 
     def use(self, plan: Plan) -> tuple[Counts, ...]:
         """Put a plan in force and return the counts of each proven process: all 0."""
-        return self._told(msgspec.json.encode(plan))
+        return self._ask_processes(msgspec.json.encode(plan))
 
     def counts(self) -> tuple[Counts, ...]:
         """Return the counts of each proven process."""
-        return self._told(b"")
+        return self._ask_processes(b"")
 
     def stop(self) -> None:
         """End the server with all that it has started, by force what takes too long."""
@@ -154,7 +154,7 @@ class SglangServer:
             os.close(end)
         self._folder.cleanup()
 
-    def _told(self, message: bytes) -> tuple[Counts, ...]:
+    def _ask_processes(self, message: bytes) -> tuple[Counts, ...]:
         answers = []
         with self._lock:
             for proof, connection in self._proven:

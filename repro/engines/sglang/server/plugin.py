@@ -1,7 +1,7 @@
 """The plugin: SGLang calls `register` in each of its processes (entry point group `sglang.srt.plugins`).
 
 SGLang only logs a plugin that fails, so this one proves itself: the process that has made a HiCache controller
-connects to the launcher and says so. What it is told over that connection it puts in force, and answers with counts.
+connects to the launcher and says so. What it is message over that connection it puts in force, and answers with counts.
 """
 
 import importlib
@@ -91,11 +91,11 @@ def _obey(connection: Connection, switches: Switches) -> None:
     """Take plans, an empty message for none, and answer each with the counts."""
     while True:
         try:
-            told = connection.recv_bytes()
+            message = connection.recv_bytes()
         except (EOFError, OSError):
             return  # the launcher is gone
-        if told:
-            switches.use(msgspec.json.decode(told, type=Plan))
+        if message:
+            switches.use(msgspec.json.decode(message, type=Plan))
         connection.send_bytes(msgspec.json.encode(switches.counts()))
 
 
