@@ -66,7 +66,7 @@ def test_the_rate_is_a_choice() -> None:
 @given(st.integers(1, 2000), st.floats(1e-4, 0.5))
 def test_the_limit_is_passed_by_at_most_that_share_of_the_answers_that_made_it(answers: int, rate: float) -> None:
     calibration = Calibration("glm", "chat", tuple(float(index) for index in range(answers)), ())
-    if rate * (answers + 1) < 1:
+    if rate * (answers + 1) < 1 - 1e-9:  # the limit forgives as much rounding
         with pytest.raises(UsageError, match="can vouch for"):
             calibration.limit("rerun", rate)
         return
