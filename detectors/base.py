@@ -83,8 +83,8 @@ class Marks(msgspec.Struct, frozen=True):
     poisoned: Mapping[str, str] = {}  # request -> the request whose wrong read it inherited
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """A detector's answer about one run."""
+class DetectorVerdict(msgspec.Struct, frozen=True):
+    """What one detector answers about a run; `repro.record.verdict.RunVerdict` is what the run came to."""
 
     detector: str
     answer: Answer
@@ -102,7 +102,7 @@ class EventDetector(Protocol):
     def feed(self, event: Event) -> None:
         """Take the next event."""
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> DetectorVerdict:
         """Return the answer about all events fed so far."""
 
 

@@ -25,7 +25,7 @@ from typing import Literal
 import msgspec
 from scipy.stats import binom
 
-from detectors.base import Answer, Finding, Verdict
+from detectors.base import Answer, DetectorVerdict, Finding
 from detectors.evidence import ConfidenceScore, Evidence, RerunScore, SurprisalScore
 from repro.base.errors import UsageError
 from repro.base.json_file import read_struct
@@ -106,14 +106,14 @@ def judged(oracle: Oracle, check: Check) -> Judged:
 
 def clean_cache(
     oracle: Oracle, checks: Sequence[Check], calibration: Calibration, rate: float, *, at_us: Callable[[str], float]
-) -> Verdict:
+) -> DetectorVerdict:
     """Return an oracle's verdict over all checks, with a finding for each answer that it convicts.
 
     Answers that could not be asked make it unknown, unless others convict; so do convictions that are no more than
     the false-alarm rate lets expect. Raises UsageError for a rate that the calibration cannot vouch for.
     """
     if not calibration.scores(oracle):
-        return Verdict(
+        return DetectorVerdict(
             oracle, "not_applicable", (), f"the calibration has no scores of it: {_first_why(oracle, checks)}"
         )
     limit = calibration.limit(oracle, rate)
@@ -126,13 +126,13 @@ def clean_cache(
         why = (
             f"{len(findings)} of {len(known)} answers stand out, no more than a rate of {rate:g} lets expect by chance"
         )
-        return Verdict(oracle, "unknown", findings, why, len(known))
+        return DetectorVerdict(oracle, "unknown", findings, why, len(known))
     if findings:
-        return Verdict(oracle, "anomaly", findings, checked=len(known))
+        return DetectorVerdict(oracle, "anomaly", findings, checked=len(known))
     unproved = sum(not check.bypassed for check, _ in known)
     why = _unsure(missing, unproved, len(checks))
     answer: Answer = "unknown" if why else "clean"
-    return Verdict(oracle, answer, (), why, len(known))
+    return DetectorVerdict(oracle, answer, (), why, len(known))
 
 
 def _unsure(missing: Sequence[Judged], unproved: int, total: int) -> str:

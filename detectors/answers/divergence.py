@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from detectors.base import Answer, Finding, Verdict
+from detectors.base import Answer, DetectorVerdict, Finding
 from detectors.evidence import WrongToken
 
 DIVERGENCE = "divergence"  # the detector's name
@@ -22,7 +22,7 @@ class Compared(msgspec.Struct, frozen=True):
     clean: str
 
 
-def divergence(compared: Iterable[Compared], *, asked: int) -> Verdict:
+def divergence(compared: Iterable[Compared], *, asked: int) -> DetectorVerdict:
     """Return the verdict over the answers that were decoded again; `asked` of them were wanted."""
     answers = list(compared)
     findings: list[Finding] = []
@@ -40,4 +40,4 @@ def divergence(compared: Iterable[Compared], *, asked: int) -> Verdict:
         why = "there was no answer to decode again"
     if why and not findings:
         verdict = "unknown"
-    return Verdict(DIVERGENCE, verdict, tuple(findings), why, len(answers))
+    return DetectorVerdict(DIVERGENCE, verdict, tuple(findings), why, len(answers))

@@ -8,7 +8,7 @@ reader poisoned, and the origin is named.
 from copy import deepcopy
 from functools import partial
 
-from detectors.base import Answer, Causes, Finding, Marks, Verdict
+from detectors.base import Answer, Causes, DetectorVerdict, Finding, Marks
 from detectors.evidence import PageRead
 from repro.base.probe import BadRead, Event, Op
 
@@ -46,7 +46,7 @@ class CanaryDetector:
             if self._pending:
                 self._settle(event)
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> DetectorVerdict:
         """Return the answer about all events fed so far."""
         causes = deepcopy(self._causes) if self._pending else self._causes
         for bad in self._pending:  # the run broke off before their operations ended
@@ -55,7 +55,7 @@ class CanaryDetector:
         answer: Answer = "anomaly" if found else ("clean" if self._checked else "not_applicable")
         why = "" if self._checked else "no read was checked: the target keeps no stamps"
         marks = Marks(corrupted=frozenset(self.corrupted), poisoned=dict(self.poisoned))
-        return Verdict(self.name, answer, found, why, self._checked, marks)
+        return DetectorVerdict(self.name, answer, found, why, self._checked, marks)
 
     def _settle(self, op: Op) -> None:
         still = []

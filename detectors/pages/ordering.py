@@ -19,7 +19,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from detectors.base import Answer, Causes, Finding, Marks, Verdict
+from detectors.base import Answer, Causes, DetectorVerdict, Finding, Marks
 from detectors.evidence import Operation, PagePair
 from detectors.pages.epochs import Epochs, Flags, Numbers, Touches, covered_by
 from detectors.pages.happens_before import ACTORS_MAX, Clock, HappensBefore
@@ -109,13 +109,13 @@ class OrderingDetector:
         self._settle()
         return self._raced
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> DetectorVerdict:
         """Return the answer about all events fed so far."""
         self._settle()
         findings = self._causes.findings()
         answer: Answer = "anomaly" if findings else ("clean" if self._checked else "not_applicable")
         why = "" if self._checked else self._why_nothing
-        return Verdict(self.name, answer, findings, why, self._checked, Marks(raced=frozenset(self._raced)))
+        return DetectorVerdict(self.name, answer, findings, why, self._checked, Marks(raced=frozenset(self._raced)))
 
     def _touch(self, op: Op, clock: Clock) -> None:
         """Have an operation's accesses compared, at once with others of its stream."""

@@ -12,7 +12,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from detectors.base import Answer, Causes, Finding, Verdict
+from detectors.base import Answer, Causes, DetectorVerdict, Finding
 from detectors.evidence import PageChange, PageUse
 from detectors.pages.sets import Grid, PageHistory, Pages, PageSetTable, kind_of
 from repro.base.probe import Access, Event, Op, PageEvent
@@ -61,12 +61,12 @@ class OwnershipDetector:
         if isinstance(event, PageEvent) and event.what != "publish":
             self._change(event)
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> DetectorVerdict:
         """Return the answer about all events fed so far."""
         found = self._causes.findings()
         answer: Answer = "anomaly" if found else ("clean" if self._checked else "not_applicable")
         why = "" if self._checked else "no page access was recorded: the target does not tell them"
-        return Verdict(self.name, answer, found, why, self._checked)
+        return DetectorVerdict(self.name, answer, found, why, self._checked)
 
     def _change(self, event: PageEvent) -> None:
         owners = self._owners[event.tier]

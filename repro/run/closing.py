@@ -12,8 +12,8 @@ from repro.load.lag import Quantiles
 from repro.record.counts import compared_of, contexts_cut_of, funnel_of, retries_of
 from repro.record.folder import RunFolder, write_meta
 from repro.record.verdict import ClientLag, DetectorAnswer, RunVerdict
-from repro.run.judge.funnel import first_findings, signature_counts
-from repro.run.judge.verdict import Evidence, Judgement
+from repro.run.judge.sums import first_findings, signature_counts
+from repro.run.judge.verdict import Judgement, RunEvidence
 from repro.run.options import RunOptions
 from repro.run.recorder import Recorder
 from repro.run.targets.base import Target
@@ -26,18 +26,26 @@ EXPECTED = (UsageError, TargetError, RecordError)  # their sentence says all
 
 
 def close_with_verdict(
-    recorder: Recorder, scenario: Scenario, options: RunOptions, target: Target, evidence: Evidence, judged: Judgement
+    recorder: Recorder,
+    scenario: Scenario,
+    options: RunOptions,
+    target: Target,
+    evidence: RunEvidence,
+    judgement: Judgement,
 ) -> RunVerdict:
-    """Write what is left, take the fingerprint, make the token, and return the verdict."""
+    """Write requests and findings, take the fingerprint, make the token, and return the verdict.
+
+    `scenario` is the file as it is, without the overrides of `options`: the token names it by its text.
+    """
     folder, limits, records, findings = recorder.folder, recorder.limits, recorder.records, evidence.findings
-    for record in records:
+    for record in records:  # each was written when it ended, before the detectors marked it; this one replaces it
         folder.add_request(record)
     for finding in findings:
         folder.add_finding(finding)
     fingerprint = folder.fingerprint.hexdigest()
     verdict = RunVerdict(
-        word=judged.word,
-        why=judged.why,
+        word=judgement.word,
+        why=judgement.why,
         scenario=scenario.name,
         seed=options.seed,
         control=options.control,
@@ -58,7 +66,7 @@ def close_with_verdict(
         fingerprint=fingerprint,
         token=_token(scenario, options, fingerprint) if target.repeats and not limits.by_accident else "",
         run_dir=str(folder.path),
-        report=str(folder.report_path),
+        report=str(folder.report_path),  # a command writes it once the run is over, or empties this field
     )
     answers = {each.detector: DetectorAnswer(each.answer, each.checked, each.why) for each in evidence.verdicts}
     folder.close("interrupted" if limits.by_accident else "finished", verdict=verdict, detectors=answers)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from repro.fault.injector import Injector
 from repro.run.closing import close_with_verdict, closed_on_error
-from repro.run.judge.funnel import fault_outcomes
 from repro.run.judge.marks import event_verdicts
-from repro.run.judge.verdict import Evidence, judge
+from repro.run.judge.sums import fault_outcomes
+from repro.run.judge.verdict import RunEvidence, judge
 from repro.run.limits import LimitWatch
 from repro.run.opening import open_folder
 from repro.run.options import RunOptions, Watch
@@ -42,27 +42,30 @@ def run_scenario(
     ends the load, or the oracle, and what was recorded is judged. Raises ScenarioError, TargetError, RecordError,
     HarnessError, and StoppedError for a second Ctrl-C. Every error except UsageError carries the run folder's path.
     """
-    played = overridden(scenario, options.overrides)
-    sessions = sessions_of(played.load, options.seed)
-    target = choose_target(played, options, sessions, guards, build)
+    # The folder and the token keep the scenario as its file has it: a replay applies the overrides again.
+    effective = overridden(scenario, options.overrides)
+    sessions = sessions_of(effective.load, options.seed)
+    target = choose_target(effective, options, sessions, guards, build)
     folder = open_folder(root, utc, scenario, options, sessions, target.versions)
     with closed_on_error(folder):
-        limits = LimitWatch(played.limits.wall_s, played.limits.requests, watch.clock_s, lambda: folder.log.events)
-        detectors = sampled_detectors(played.detect.pages_sampled, options.seed)
+        limits = LimitWatch(
+            effective.limits.wall_s, effective.limits.requests, watch.clock_s, lambda: folder.log.events
+        )
+        detectors = sampled_detectors(effective.detect.pages_sampled, options.seed)
         recorder = Recorder(folder, limits, target.answer_detectors, target.acceptance, detectors)
-        injector = Injector(options.armed(played.faults), options.seed, (recorder.feed, *watch.listeners))
+        injector = Injector(options.armed(effective.faults), options.seed, (recorder.feed, *watch.listeners))
         target.prepare(injector, watch.note)
-        plan = plan_of(played.load, options.seed, target, injector)
+        plan = plan_of(effective.load, options.seed, target, injector)
         result = target.drive(Load(sessions, plan, (recorder, watch.load), limits))
         verdicts = [*event_verdicts(recorder), *target.evidence(recorder, watch.load.on_check)]
-        evidence = Evidence(
+        evidence = RunEvidence(
             verdicts=verdicts,
             result=result,
             records=options.redacted(recorder.records),
             faults=injector.faults,
             fault_outcomes=fault_outcomes(injector.counts, target.corruptions),
             exercised=recorder.exercise.counts,
-            floors=played.exercise,
+            floors=effective.exercise,
             cut=limits.cut,
         )
         verdict = close_with_verdict(recorder, scenario, options, target, evidence, judge(evidence))

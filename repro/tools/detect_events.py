@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.base import EventDetector, Finding, Verdict
+from detectors.base import DetectorVerdict, EventDetector, Finding
 from detectors.pages.canary import CanaryDetector
 from detectors.registry import event_detectors
 from repro.base.errors import RecordError, UsageError
@@ -54,7 +54,7 @@ def _feed(detectors: tuple[EventDetector, ...], line: bytes, where: str) -> None
         raise UsageError(f'{where}: page set {error} was not named before; write its "pages" line first') from error
 
 
-def _detected(verdicts: list[Verdict], events: int) -> Detected:
+def _detected(verdicts: list[DetectorVerdict], events: int) -> Detected:
     answers = {verdict.detector: verdict.answer for verdict in verdicts}
     if answers[CanaryDetector.name] == "clean":  # the file does not tell whether anybody looked at stamps
         answers[CanaryDetector.name] = "not_applicable"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from detectors.base import Finding, Verdict
+from detectors.base import DetectorVerdict, Finding
 from repro.base.probe import (
     Access,
     AnyEvent,
@@ -125,7 +125,7 @@ class World:
         return stream, self._next.get(stream, 0)
 
 
-def judged(detector: Any, events: list[AnyEvent]) -> Verdict:
+def judged(detector: Any, events: list[AnyEvent]) -> DetectorVerdict:
     """Return the verdict after all events. Asserts that the same events read from a file agree."""
     verdict = _fed(detector, events)
     from_file = [decode_event(encode_line(event)) for event in events]
@@ -133,14 +133,14 @@ def judged(detector: Any, events: list[AnyEvent]) -> Verdict:
     return verdict
 
 
-def _fed(detector: Any, events: list[AnyEvent]) -> Verdict:
+def _fed(detector: Any, events: list[AnyEvent]) -> DetectorVerdict:
     for event in events:
         detector.feed(event)
-    verdict: Verdict = detector.verdict()
+    verdict: DetectorVerdict = detector.verdict()
     return verdict
 
 
-def only(verdict: Verdict) -> Finding:
+def only(verdict: DetectorVerdict) -> Finding:
     """Return the single finding of an anomaly."""
     assert verdict.answer == "anomaly", verdict
     (finding,) = verdict.findings

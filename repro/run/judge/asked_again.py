@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from detectors.answers.acceptance import Acceptance
 from detectors.answers.clean_cache import ORACLES, Calibration, clean_cache
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from repro.load.again import AskedAgain
 from repro.record.checks import Check
 from repro.record.requests import SpecCounts
@@ -27,7 +27,7 @@ class CleanCacheRules:
     false_alarm_rate: float  # per answer and oracle
 
 
-def judge_asked_again(recorder: Recorder, again: AskedAgain) -> list[Verdict]:
+def judge_asked_again(recorder: Recorder, again: AskedAgain) -> list[DetectorVerdict]:
     """Judge suspects by the server's lone answers: if the cache was dropped, wrong there too is the model's own."""
     for record in recorder.records:
         if not record.detectors or record.request not in again.texts:
@@ -44,14 +44,14 @@ def judge_asked_again(recorder: Recorder, again: AskedAgain) -> list[Verdict]:
     why = "a server at a URL has no clean decode of ours to compare with"
     why_unknown = NOT_ASKED if again.flushed or not again.texts else NOT_FLUSHED
     return [
-        Verdict("divergence", "not_applicable", (), why),
+        DetectorVerdict("divergence", "not_applicable", (), why),
         _acceptance(recorder, again, why_unknown),
         *text_verdicts(recorder, why_unknown),
         leak_verdict(recorder),
     ]
 
 
-def judge_clean_cache(recorder: Recorder, checks: Sequence[Check], rules: CleanCacheRules) -> list[Verdict]:
+def judge_clean_cache(recorder: Recorder, checks: Sequence[Check], rules: CleanCacheRules) -> list[DetectorVerdict]:
     """Judge answers by the server's checks on a clean cache, and mark the requests that were checked."""
     finished_us = {record.request: record.finished_us for record in recorder.records}
     verdicts = [
@@ -72,7 +72,7 @@ def judge_clean_cache(recorder: Recorder, checks: Sequence[Check], rules: CleanC
     return verdicts
 
 
-def _acceptance(recorder: Recorder, again: AskedAgain, why_unknown: str) -> Verdict:
+def _acceptance(recorder: Recorder, again: AskedAgain, why_unknown: str) -> DetectorVerdict:
     """Judge odd acceptance as odd texts are judged: as odd alone, on a dropped cache, is the model's own."""
     findings = recorder.acceptance_findings
     tokens_enough = recorder.acceptance.tokens_judged  # a short answer has not shown that it is not as odd

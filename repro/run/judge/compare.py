@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from detectors.answers.divergence import Compared, divergence
 from detectors.answers.leak import CrossPromptLeak
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from detectors.registry import TEXT_NAMES
 from repro.base.rng import bits64
 from repro.record.requests import RequestRecord
@@ -22,12 +22,12 @@ Done = Callable[[int, int], None]  # (answers compared so far, all that will be)
 NOT_DECODED = "{} suspect answer(s) were not decoded again"
 
 
-def judge_without_answers(recorder: Recorder) -> list[Verdict]:
+def judge_without_answers(recorder: Recorder) -> list[DetectorVerdict]:
     """Return the answers where numerics = "stamps" computes no logits: only acceptance can be judged."""
     why = "numerics = stamps moves no tensors: there is no answer to compare"
     acceptance = acceptance_verdict(recorder, recorder.acceptance_findings, "")
-    silent = [Verdict(name, "not_applicable", (), why) for name in (*TEXT_NAMES, CrossPromptLeak.name)]
-    return [Verdict("divergence", "not_applicable", (), why), acceptance, *silent]
+    silent = [DetectorVerdict(name, "not_applicable", (), why) for name in (*TEXT_NAMES, CrossPromptLeak.name)]
+    return [DetectorVerdict("divergence", "not_applicable", (), why), acceptance, *silent]
 
 
 def ask_clean_decode(
@@ -39,7 +39,7 @@ def ask_clean_decode(
     sample: int,
     seed: int,
     done: Done,
-) -> list[Verdict]:
+) -> list[DetectorVerdict]:
     """Decode suspects and a sample of the others again, mark their requests, and return the detectors' answers."""
     model = checkpoint.model
     assert model.weights is not None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from detectors.base import Finding, Verdict
+from detectors.base import DetectorVerdict, Finding
 from repro.base.verdict_word import VerdictWord
 from repro.fault.plan import Fault
 from repro.load.plan import LoadResult
@@ -25,10 +25,10 @@ class Judgement(msgspec.Struct, frozen=True):
     why: tuple[str, ...]
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a verdict rests on."""
+class RunEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the verdict of a run rests on; a finding's own evidence is in `detectors/evidence.py`."""
 
-    verdicts: Sequence[Verdict]  # the detectors' answers
+    verdicts: Sequence[DetectorVerdict]
     result: LoadResult
     records: Sequence[RequestRecord] = ()
     faults: Sequence[Fault] = ()
@@ -43,7 +43,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(finding for verdict in self.verdicts for finding in verdict.findings)
 
 
-def judge(evidence: Evidence) -> Judgement:
+def judge(evidence: RunEvidence) -> Judgement:
     """Return the verdict; where several hold: failed, then anomaly, vacuous, inconclusive, clean.
 
     A run that was cut is never vacuous: its rest might have met the floors.
@@ -65,7 +65,7 @@ def judge(evidence: Evidence) -> Judgement:
     return Judgement(VerdictWord.CLEAN, ())
 
 
-def _conviction(verdict: Verdict) -> str:
+def _conviction(verdict: DetectorVerdict) -> str:
     """Return how much a detector found: hundreds of findings of one cause are one bug."""
     count, causes = sum(found.count for found in verdict.findings), len({found.signature for found in verdict.findings})
     of = f"{causes} cause{'s' * (causes > 1)}"
@@ -135,7 +135,7 @@ def _vacuous_faults(faults: Sequence[Fault], outcomes: Mapping[str, FaultOutcome
     return tuple(why)
 
 
-def _missed_floors(evidence: Evidence) -> tuple[str, ...]:
+def _missed_floors(evidence: RunEvidence) -> tuple[str, ...]:
     reached = {name: getattr(evidence.exercised, name) for name in evidence.floors}
     return tuple(
         f"{name} = {reached[name]}, below the floor of {floor}"

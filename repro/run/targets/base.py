@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from detectors.answers.acceptance import AcceptanceRules
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from repro.fault.aftermath import Corruptions
 from repro.fault.injector import Injector
 from repro.load.faults import faults_of
@@ -60,7 +60,7 @@ class Target(Protocol):
     def drive(self, load: Load) -> LoadResult:
         """Run the whole load to its end. Raises TargetError, HarnessError or UsageError."""
 
-    def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[Verdict]:
+    def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[DetectorVerdict]:
         """Mark the requests with what only this target can tell, and return the answers of its detectors."""
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from repro.base.clock import run_virtual
 from repro.base.errors import HarnessError, ReproError
 from repro.engines.sglang import pinned
@@ -105,7 +105,7 @@ class BundledTarget:
         with torch.inference_mode():
             return run_virtual(self._serve(load), self.device)
 
-    def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[Verdict]:
+    def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[DetectorVerdict]:
         """Compare answers with the clean decode, where the stack computes any."""
         if self.checkpoint.model.weights is None:
             return judge_without_answers(recorder)

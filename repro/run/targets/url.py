@@ -7,7 +7,7 @@ from types import MappingProxyType
 import msgspec
 
 from detectors.answers.clean_cache import ORACLES, read_calibration
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from repro.base.errors import UsageError
 from repro.fault.aftermath import Corruptions
 from repro.fault.injector import Injector
@@ -83,7 +83,7 @@ class UrlTarget:
         self._server.checks.done = [redacted_check(check) for check in self._server.checks.done]
         return msgspec.structs.replace(result, target_lost=redacted_error(result.target_lost))
 
-    def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[Verdict]:
+    def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[DetectorVerdict]:
         """Compare answers with what the server answers undisturbed, and on a clean cache."""
         verdicts = judge_asked_again(recorder, self._server.asked_again)
         if self._clean_cache is not None:

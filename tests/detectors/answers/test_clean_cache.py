@@ -16,7 +16,7 @@ from detectors.answers.clean_cache import (
     judged,
     read_calibration,
 )
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from repro.base.errors import UsageError
 from repro.base.json_file import write_struct
 from repro.record.checks import Check
@@ -45,7 +45,7 @@ def surprisal_of(log_odds: float) -> float:
     return math.log1p(math.exp(-log_odds))
 
 
-def verdict(oracle: Oracle, *checks: Check, rate: float = 0.001, calibration: Calibration = NOISY) -> Verdict:
+def verdict(oracle: Oracle, *checks: Check, rate: float = 0.001, calibration: Calibration = NOISY) -> DetectorVerdict:
     return clean_cache(oracle, checks, calibration, rate, at_us=lambda request: 7.0)
 
 

@@ -1,11 +1,11 @@
 """Bad reads: first-hand ones corrupt, inherited ones poison and name their origin."""
 
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from detectors.pages.canary import EXAMPLES_MAX, CanaryDetector
 from tests.detectors.events import World, judged, only
 
 
-def answer(world: World) -> Verdict:
+def answer(world: World) -> DetectorVerdict:
     return judged(CanaryDetector(), world.events)
 
 

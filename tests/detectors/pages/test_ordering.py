@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from detectors.evidence import Operation
 from detectors.pages.ordering import EXAMPLES_MAX, OPERATIONS_KEPT, OrderingDetector
 from detectors.pages.sets import Sample
@@ -14,7 +14,7 @@ from repro.base.probe import PAGE_SETS_VALID, OpRef, PageSet
 from tests.detectors.events import World, judged, only
 
 
-def answer(world: World) -> Verdict:
+def answer(world: World) -> DetectorVerdict:
     return judged(OrderingDetector(), world.events)
 
 
@@ -343,7 +343,7 @@ def test_slots_and_rows_are_no_pages_and_are_always_watched() -> None:
     assert fed(OrderingDetector(Sample(16, 4)), world).answer == "anomaly"
 
 
-def fed(detector: OrderingDetector, world: World) -> Verdict:
+def fed(detector: OrderingDetector, world: World) -> DetectorVerdict:
     for event in world.events:
         detector.feed(event)
     return detector.verdict()

@@ -1,11 +1,11 @@
 """Owners: use after free, stale generations, and the step that may ride along."""
 
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from detectors.pages.ownership import OwnershipDetector
 from tests.detectors.events import World, judged, only
 
 
-def answer(world: World) -> Verdict:
+def answer(world: World) -> DetectorVerdict:
     return judged(OwnershipDetector(), world.events)
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from detectors.answers.acceptance import AcceptanceRules
 from detectors.answers.acceptance_profile import learn
 from detectors.answers.leak import Nonces
-from detectors.base import Verdict
+from detectors.base import DetectorVerdict
 from repro.load.again import AskedAgain
 from repro.record.requests import RequestRecord, SpecCounts
 from repro.run.answer_detectors import AnswerDetectors
@@ -23,7 +23,7 @@ LOOP = "over and " * 60
 FINE = "def read(path):\n    return path.read_text()\n"
 
 
-def judged(root: Path, again: AskedAgain, text: str = LOOP) -> tuple[RequestRecord, dict[str, Verdict]]:
+def judged(root: Path, again: AskedAgain, text: str = LOOP) -> tuple[RequestRecord, dict[str, DetectorVerdict]]:
     """Return a suspect of a server at a URL, and the detectors' answers, given what it said again."""
     recorder = Recorder(make_folder(root), LimitWatch(1e9, 10**9, lambda: 0.0), AnswerDetectors(None))
     recorder.text_detectors("s:0", "say")
@@ -78,7 +78,7 @@ def accepted(
     again: dict[str, list[SpecCounts]] | None = None,
     rules: AcceptanceRules | None = None,
     flushed: bool = True,
-) -> tuple[list[RequestRecord], Verdict]:
+) -> tuple[list[RequestRecord], DetectorVerdict]:
     """Return the requests of a server that sent these counts, one list an answer, and what acceptance says."""
     recorder = Recorder(
         make_folder(root), LimitWatch(1e9, 10**9, lambda: 0.0), AnswerDetectors(None), rules or AcceptanceRules()

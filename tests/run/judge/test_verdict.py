@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from detectors.base import Answer, Finding, Verdict
+from detectors.base import Answer, DetectorVerdict, Finding
 from repro.base.verdict_word import VerdictWord
 from repro.fault.kinds import Abort, Delay, Flip
 from repro.fault.plan import Fault
@@ -14,7 +14,7 @@ from repro.load.plan import LoadResult
 from repro.record.exercised import Exercised
 from repro.record.requests import RequestRecord
 from repro.record.verdict import EndedEarly, FaultOutcome
-from repro.run.judge.verdict import Evidence, Judgement, judge
+from repro.run.judge.verdict import Judgement, RunEvidence, judge
 from tests.builders import make_request
 
 DELAY = Fault("loadback.copy_layer", Delay(5))
@@ -27,14 +27,14 @@ def result(**changes: Any) -> LoadResult:
 
 
 def judged(
-    verdicts: Sequence[Verdict], load: LoadResult, records: Sequence[RequestRecord] = (), **more: Any
+    verdicts: Sequence[DetectorVerdict], load: LoadResult, records: Sequence[RequestRecord] = (), **more: Any
 ) -> Judgement:
-    return judge(Evidence(verdicts=verdicts, result=load, records=records, **more))
+    return judge(RunEvidence(verdicts=verdicts, result=load, records=records, **more))
 
 
-def said(answer: Answer = "clean", detector: str = "ordering", why: str = "", count: int = 2) -> Verdict:
+def said(answer: Answer = "clean", detector: str = "ordering", why: str = "", count: int = 2) -> DetectorVerdict:
     findings = (Finding(detector, "ordering", "a claim", "cause", count=count),) if answer == "anomaly" else ()
-    return Verdict(detector, answer, findings, why)
+    return DetectorVerdict(detector, answer, findings, why)
 
 
 def failed_request(request: str = "s1-t1", error: str = "died: gone", **changes: Any) -> RequestRecord:

@@ -1,4 +1,4 @@
-"""The sums of a verdict: what became of each fault, how often each cause was found, and how soon."""
+"""Sums over findings and faults for the verdict; `record/counts.py` has those over requests, the funnel among them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
