@@ -1,6 +1,6 @@
 """What a finding rests on: one struct a kind, whose fields are the keys of its JSON object.
 
-Reports and searches read these fields. A detector may define a kind of its own in its file.
+Reports and searches read these fields. A detector may define a kind of its own in its file, as a subclass of `Kind`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import msgspec
 
 
 class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One side of a race; only stream, number and direction of an operation that the record has dropped."""
+    """One side of a race. One that was too old to be remembered has only stream, index and direction."""
 
     stream: str
     index: int = -1
@@ -46,7 +46,7 @@ class Evidence:
 
     @staticmethod
     def of_record(record: Mapping[str, object]) -> "Evidence":
-        """Return recorded evidence as the kind whose keys it has."""
+        """Return recorded evidence as the first kind that its keys and values fit."""
         for kind in Kind.__subclasses__():
             with suppress(msgspec.ValidationError):
                 return msgspec.convert(record, kind)
@@ -68,27 +68,27 @@ NOTHING = OtherEvidence()
 
 
 class Kind(Evidence, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the kinds have in common."""
+    """The base of every kind: unknown keys are refused, so that `of_record` tells the kinds apart."""
 
 
 class PagePair(Kind, frozen=True):
     """Two operations that touch one page and that nothing orders."""
 
-    first: Operation
+    first: Operation  # the one that was recorded first, when it ended
     second: Operation
-    page: int
-    pages: int  # how many they touch both
+    page: int  # the lowest one
+    pages: int  # how many pages race
     tier: str
     component: str
     layer: int
     missing_edge: str
-    inverted: bool  # the later one began before the earlier one had ended
+    inverted: bool  # the one enqueued later began before the other had ended: its bytes are wrong
     requests: tuple[str, ...]
     history: tuple[str, ...]  # the page's last changes of owner
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """Return both, the one that the host enqueued first before the other; else by when they began."""
+        """Return both, by when the host enqueued them; where that is unknown of one, by when they began."""
         both = (self.first, self.second)
         enqueued = all(side.enqueued_us is not None for side in both)
         return tuple(sorted(both, key=lambda side: _or_never(side.enqueued_us if enqueued else side.start_us)))
@@ -116,13 +116,13 @@ class PageRead(Kind, frozen=True):
 
 
 class PageUse(Kind, frozen=True):
-    """An operation that touched a page of somebody else's."""
+    """An operation that touched a page which was not its own to touch: freed, or a newer owner's."""
 
     stream: str
     index: int
     op: str
     page: int
-    pages: int
+    pages: int  # how many pages
     tier: str
     site: str
     request: str
@@ -138,7 +138,7 @@ class PageChange(Kind, frozen=True):
     """A page that was handed out while owned, or freed twice."""
 
     page: int
-    pages: int
+    pages: int  # how many pages
     tier: str
     history: tuple[str, ...]
 

@@ -9,7 +9,8 @@ from detectors.pages.happens_before import ACTORS_MAX, Clock
 from detectors.pages.sets import Pages
 from repro.base.probe import Component
 
-# An epoch (FastTrack) is one number, operation x ACTORS_MAX + actor.
+# An epoch (FastTrack) is one number, operation x ACTORS_MAX + actor, so that `& (ACTORS_MAX - 1)` is its actor. NOBODY
+# reads as the last actor's; no number in `covered_by` is below it, so that nobody never races.
 NOBODY = -1
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
@@ -18,20 +19,20 @@ _WRITTEN = 0  # the writers' table; those of the readers follow
 
 
 def covered_by(clocks: Sequence[Clock]) -> Numbers:
-    """Return the latest epoch of each actor that each clock covers, (clocks x actors,); nobody's always is."""
+    """Return the latest epoch of each actor that each clock covers, (clocks x actors,), NOBODY at least."""
     covered: Numbers = np.maximum(np.array(clocks) * ACTORS_MAX + _ACTORS, NOBODY)
     return covered.ravel()
 
 
 class Touches:
-    """What operations of one actor have read, or written, one after another."""
+    """The pages that operations of one actor have read, or written, one after another, in one tier."""
 
     def __init__(self) -> None:
         self._rows: list[int] = []
         self._indices: list[int] = []  # indices of the operations
-        self._clocks: list[int] = []  # theirs, by number, ascending
+        self._clocks: list[int] = []  # numbers of the operations' clocks, ascending
         self._pages: list[Pages] = []
-        self._cells: tuple[int, Numbers] | None = None  # (width, cells); callers ask for them twice
+        self._cells: tuple[int, Numbers] | None = None  # (width, cells): a comparison and an advance ask for the same
 
     def add(self, row: int, index: int, clock: int, pages: Pages) -> None:
         """Add pages of one row of the tables, touched by operation `index` with clock number `clock`."""
@@ -41,7 +42,7 @@ class Touches:
         self._pages.append(pages)
 
     def cells(self, width: int) -> Numbers:
-        """Return where the pages are in a table with rows of `width`, (pages,); nothing may be added from then on."""
+        """Return where the pages are in a flat table with rows of `width`, (pages,); after it, `add` is an error."""
         if self._cells is None or self._cells[0] != width:
             cells: Numbers = np.concatenate(self._pages)
             cells += self._rows[0] * width if len(self._rows) == 1 else self._each(np.array(self._rows) * width)
@@ -49,18 +50,19 @@ class Touches:
         return self._cells[1]
 
     def clocks(self) -> Numbers | int:
-        """Return where `covered_by` has the clock of each page, (pages,), or the one of all."""
+        """Return where the clock of each page begins in `covered_by`, (pages,), or one number that holds for all."""
         if self._clocks[0] == self._clocks[-1]:
             return self._clocks[0] * ACTORS_MAX
         return self._each(np.array(self._clocks) * ACTORS_MAX)
 
     def epochs(self, actor: int) -> Numbers | int:
-        """Return the epoch of each page, (pages,), or the one of all."""
+        """Return the epoch of each page, (pages,), or one number that holds for all."""
         if len(self._indices) == 1:
             return self._indices[0] * ACTORS_MAX + actor
         return self._each(np.array(self._indices) * ACTORS_MAX + actor)
 
     def _each(self, of_touches: Numbers) -> Numbers:
+        """Return a number for each page, (pages,), from one for each `add`."""
         return of_touches.repeat(list(map(len, self._pages)))
 
 
@@ -77,13 +79,13 @@ class Epochs:
         row = self._rows.get((component, layer))
         if row is None:
             row = self._rows[component, layer] = len(self._rows)
-        self._reach(0, row, stop)
+        self._grow_to(0, row, stop)
         return row
 
     def unordered(self, touches: Touches, write: bool, covered: Numbers) -> Iterator[tuple[Flags, Numbers, bool]]:
-        """Yield what these accesses race with: (which of the pages, the epochs there, whether those wrote).
+        """Yield the races of these accesses: (which of their pages, (pages,); the last epoch of each; did those write).
 
-        The writers come first, then, for a write, the readers of each actor.
+        First come races with the last writers, then, for a write, those with the last reads of each actor.
         """
         cells, clocks = touches.cells(self._tables.shape[2]), touches.clocks()
         written = self._tables[_WRITTEN].take(cells)
@@ -101,14 +103,14 @@ class Epochs:
         return next(self.unordered(touches, write, covered), None) is not None
 
     def advance(self, touches: Touches, write: bool, actor: int) -> None:
-        """Note that `actor` was the last; of its touches of one page the latter counts."""
+        """Note that `actor` touched these pages last; of two operations at one page the later one counts."""
         table = _WRITTEN if write else self._readers.setdefault(actor, len(self._readers) + 1)
-        self._reach(table, 0, 0)
+        self._grow_to(table, 0, 0)
         flat = self._tables[table].reshape(-1)
         flat[touches.cells(self._tables.shape[2])] = touches.epochs(actor)
 
-    def _reach(self, table: int, row: int, stop: int) -> None:
-        """Have tables up to `table`, with rows up to `row` and the pages below `stop`."""
+    def _grow_to(self, table: int, row: int, stop: int) -> None:
+        """Grow until there is a table `table`, with a row `row` and the pages below `stop`."""
         tables, rows, width = self._tables.shape
         if table < tables and row < rows and stop <= width:
             return

@@ -1,14 +1,16 @@
-"""Two conflicting accesses to a page that nothing orders (layer 1 of the truth).
+"""Finds two conflicting accesses to a page that nothing orders (layer 1 of the truth).
 
-For each page, layer and component the last writer and, per stream, the last reader are kept as
-epochs (FastTrack). An access conflicts with an epoch that its vector clock does not cover. A missing
-wait is missing in every schedule, so this convicts also where the bytes happened to be right.
+feed ─> happens_before (a clock for each operation) ─> epochs (who touched each page last) ─> PagePair ─> verdict
 
-Operations of one stream, between which no other stream touches a page, are compared at once: their own stream orders
-them, so none can race with the other. What is not silent is then gone through one by one.
+For each page, layer and component, `epochs` holds the last writer and, per stream, the last reader (FastTrack). An
+access races with an epoch that its vector clock does not cover. A missing wait is missing in every schedule, so the
+detector convicts also where the bytes happened to be right.
 
-With a sample only its pages are watched, and of them everything: clocks know all operations, and no page's epochs
-depend on another's. So what is found is as true as without, and what races on other pages alone is missed.
+Operations of one stream wait until another stream touches a page, and are then compared in one batch: their own
+stream orders them, so none of them races with another. A batch that holds a race is compared again one by one.
+
+A sample narrows the watched pages, not what is known of them: clocks cover all operations, and no page's epochs
+depend on another page. A finding is as certain as without a sample; a race on other pages alone is missed.
 """
 
 from collections import defaultdict, deque
@@ -30,17 +32,17 @@ EXAMPLES_MAX = 5  # findings of one signature that keep their evidence
 OPERATIONS_KEPT = 4096  # finished operations that a finding may still name in full
 OPERATIONS_AT_ONCE_MAX = 256
 
-METADATA: tuple[Component, ...] = ("slot", "row")  # no pages, and few: always watched
+METADATA: tuple[Component, ...] = ("slot", "row")  # these few are no pages: a sample watches all of them
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 
-_PLACE = attrgetter("write", "tier", "component", "layer")
+_KIND_AND_PLACE = attrgetter("write", "tier", "component", "layer")
 _PAGES = attrgetter("pages")
-_VERBS = {True: "writes", False: "reads"}
-_KINDS = {True: "write", False: "read"}
+_VERBS = {True: "writes", False: "reads"}  # the key says whether an access writes
+_NOUNS = {True: "write", False: "read"}
 
 
 class _Touch(NamedTuple):
-    """What an operation did to one layer of one tier and component."""
+    """The reads, or the writes, of an operation in one layer of one tier and component."""
 
     op: Op
     write: bool
@@ -49,11 +51,11 @@ class _Touch(NamedTuple):
     layer: int
     accesses: list[Access]
     pages: Pages
-    stop: int
+    stop: int  # above the highest page
 
 
 class _Other(NamedTuple):
-    """The earlier operation of a race; `op` is None when it is long gone."""
+    """The operation of a race that was fed earlier; `op` is None when it is too old to be remembered."""
 
     ref: OpRef
     write: bool
@@ -70,106 +72,108 @@ class OrderingDetector:
     name = "ordering"
 
     def __init__(self, sample: Sample = ALL) -> None:
-        self._order = HappensBefore()
+        self._clocks = HappensBefore()
         self._why_nothing = (
             "no page access was recorded: the target does not tell them"
             if sample.every == 1
             else f"no access to a page of the sample, 1 in {sample.every}, was recorded"
         )
-        self._all = PageSetTable()
-        self._sampled = self._all if sample.every == 1 else PageSetTable(sample)
-        self._sets = {component: self._all if component in METADATA else self._sampled for component in COMPONENTS}
-        self._history = PageHistory(self._all)
+        self._all_pages = PageSetTable()
+        self._watched = self._all_pages if sample.every == 1 else PageSetTable(sample)
+        self._sets = {name: self._all_pages if name in METADATA else self._watched for name in COMPONENTS}
+        self._history = PageHistory(self._all_pages)
         self._epochs: defaultdict[Tier, Epochs] = defaultdict(Epochs)
         self._operations: dict[OpRef, Op] = {}
         self._remembered: deque[OpRef] = deque()
         self._causes = Causes(EXAMPLES_MAX)
-        self._raced: dict[str, str] = {}
-        self._checked = 0
-        self._pending: list[tuple[Op, int]] = []  # one stream's, not compared yet, with clock numbers
-        self._clocks: list[Clock] = []  # theirs
-        self._touches: defaultdict[tuple[Tier, bool], Touches] = defaultdict(Touches)  # theirs, writes apart
+        self._raced: dict[str, str] = {}  # request -> the signature of its first race
+        self._checked = 0  # accesses to pages
+        # The batch: operations of one stream that have not been compared yet, each with the number of its clock in
+        # `_batch_clocks`, and all that they touched, by tier, reads and writes apart.
+        self._batch: list[tuple[Op, int]] = []
+        self._batch_clocks: list[Clock] = []
+        self._batch_touches: defaultdict[tuple[Tier, bool], Touches] = defaultdict(Touches)
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
-        clock = self._order.feed(event)
+        clock = self._clocks.feed(event)
         if clock is None or not isinstance(event, Op):
             if isinstance(event, PageEvent):
-                self._settle()  # a finding tells what had become of its page until then
-            self._all.feed(event)
-            if self._sampled is not self._all:
-                self._sampled.feed(event)
+                self._compare_batch()  # a finding's history ends before the next change of owner
+            self._all_pages.feed(event)
+            if self._watched is not self._all_pages:
+                self._watched.feed(event)
             self._history.feed(event)
         elif event.accesses:
-            self._touch(event, clock)
+            self._add_to_batch(event, clock)
 
     @property
     def raced(self) -> dict[str, str]:
         """Return the signature of each request's first race."""
-        self._settle()
+        self._compare_batch()
         return self._raced
 
     def verdict(self) -> DetectorVerdict:
         """Return the answer about all events fed so far."""
-        self._settle()
+        self._compare_batch()
         findings = self._causes.findings()
         answer: Answer = "anomaly" if findings else ("clean" if self._checked else "not_applicable")
         why = "" if self._checked else self._why_nothing
         return DetectorVerdict(self.name, answer, findings, why, self._checked, Marks(raced=frozenset(self._raced)))
 
-    def _touch(self, op: Op, clock: Clock) -> None:
-        """Have an operation's accesses compared, at once with others of its stream."""
-        if self._pending and self._pending[-1][0].stream != op.stream:
-            self._settle()
-        if not self._pending:
-            self._clocks = [clock]
-        elif clock is not self._clocks[-1]:
-            self._clocks.append(clock)
-        number, watched = len(self._clocks) - 1, False
-        for (write, tier, component, layer), accesses in groupby(op.accesses, _PLACE):
+    def _add_to_batch(self, op: Op, clock: Clock) -> None:
+        """Add an operation to the batch; one of another stream begins the next batch."""
+        if self._batch and self._batch[-1][0].stream != op.stream:
+            self._compare_batch()
+        if not self._batch:
+            self._batch_clocks = [clock]
+        elif clock is not self._batch_clocks[-1]:
+            self._batch_clocks.append(clock)
+        number, watched = len(self._batch_clocks) - 1, False
+        for (write, tier, component, layer), accesses in groupby(op.accesses, _KIND_AND_PLACE):
             assert layer >= 0, f"{op.name} of stream {op.stream} touches pages of no layer"
             pages, stop = self._sets[component].union(tuple(map(_PAGES, accesses)))
             if len(pages):
                 self._checked += len(pages)
                 row = self._epochs[tier].row(component, layer, stop)
-                self._touches[tier, write].add(row, op.index, number, pages)
+                self._batch_touches[tier, write].add(row, op.index, number, pages)
                 watched = True
         if watched:
-            self._pending.append((op, number))
-            if len(self._pending) == OPERATIONS_AT_ONCE_MAX:
-                self._settle()
+            self._batch.append((op, number))
+            if len(self._batch) == OPERATIONS_AT_ONCE_MAX:
+                self._compare_batch()
 
-    def _settle(self) -> None:
-        """Compare what is pending with whoever touched those pages last."""
-        if not self._pending:
+    def _compare_batch(self) -> None:
+        """Compare the batch with whoever touched its pages last, and empty it."""
+        if not self._batch:
             return
-        actor, covered = self._order.actor(self._pending[0][0].stream), covered_by(self._clocks)
-        groups = [(self._epochs[tier], touches, write) for (tier, write), touches in self._touches.items()]
+        actor, covered = self._clocks.actor(self._batch[0][0].stream), covered_by(self._batch_clocks)
+        groups = [(self._epochs[tier], touches, write) for (tier, write), touches in self._batch_touches.items()]
         if any(epochs.are_unordered(touches, write, covered) for epochs, touches, write in groups):
-            self._go_through(actor, covered)
+            self._compare_one_by_one(actor, covered)
         else:
-            for op, _ in self._pending:
+            for op, _ in self._batch:
                 self._remember(op)
             for epochs, touches, write in groups:
                 epochs.advance(touches, write, actor)
-        self._pending.clear()
-        self._touches.clear()
+        self._batch.clear()
+        self._batch_touches.clear()
 
-    def _go_through(self, actor: int, covered: Numbers) -> None:
-        """Compare the pending operations one by one, and convict those that race."""
-        for op, number in self._pending:
+    def _compare_one_by_one(self, actor: int, covered: Numbers) -> None:
+        """Compare the operations of a batch one by one, and convict those that race."""
+        for op, number in self._batch:
             self._remember(op)
             for touch in self._touches_of(op):
-                epochs, alone = self._epochs[touch.tier], Touches()
-                alone.add(epochs.row(touch.component, touch.layer, touch.stop), op.index, number, touch.pages)
-                for unordered, others, wrote in epochs.unordered(alone, touch.write, covered):
-                    self._convict(touch, unordered, others, wrote)
-                epochs.advance(alone, touch.write, actor)
+                epochs, touches = self._epochs[touch.tier], Touches()
+                touches.add(epochs.row(touch.component, touch.layer, touch.stop), op.index, number, touch.pages)
+                for unordered, last, last_wrote in epochs.unordered(touches, touch.write, covered):
+                    self._convict(touch, unordered, last, last_wrote)
+                epochs.advance(touches, touch.write, actor)
 
     def _touches_of(self, op: Op) -> list[_Touch]:
-        """Return what the operation did, reads and writes and each layer and component apart."""
+        """Return what the operation touched: one entry for its reads, or writes, in each tier, component and layer."""
         groups: dict[tuple[bool, Tier, Component, int], list[Access]] = {}
-        for key, accesses in groupby(op.accesses, _PLACE):
+        for key, accesses in groupby(op.accesses, _KIND_AND_PLACE):
             groups.setdefault(key, []).extend(accesses)
         touches = []
         for key, of_place in groups.items():
@@ -179,17 +183,21 @@ class OrderingDetector:
         return touches
 
     def _remember(self, op: Op) -> None:
+        """Keep an operation for findings that name it; the oldest one is forgotten."""
         ref = (op.stream, op.index)
         self._operations[ref] = op
         self._remembered.append(ref)
         if len(self._remembered) > OPERATIONS_KEPT:
             del self._operations[self._remembered.popleft()]
 
-    def _convict(self, touch: _Touch, unordered: Flags, epochs: Numbers, other_wrote: bool) -> None:
-        """Add one finding; the pair that it names is the one of the lowest page."""
+    def _convict(self, touch: _Touch, unordered: Flags, last: Numbers, last_wrote: bool) -> None:
+        """Add one finding; the pair that it names is the one of the lowest page.
+
+        `last` has the epoch of each touched page, (pages,), and `unordered` says which of them are part of the race.
+        """
         raced = touch.pages[unordered]
-        others = [self._other(epoch, other_wrote) for epoch in np.unique(epochs[unordered]).tolist()]
-        other = self._other(int(epochs[unordered][raced.argmin()]), other_wrote)
+        others = [self._other(epoch, last_wrote) for epoch in np.unique(last[unordered]).tolist()]
+        other = self._other(int(last[unordered][raced.argmin()]), last_wrote)
         pages = np.unique(raced)
         signature = _signature(other, touch)
         requests = self._requests(touch, others, pages)
@@ -199,11 +207,12 @@ class OrderingDetector:
         if not self._causes.add(signature, finding) and _is_inverted(touch, other):
             examples = self._causes.examples(signature)
             if not any(isinstance(each.evidence, PagePair) and each.evidence.inverted for each in examples):
-                examples[-1] = finding()  # it tells more
+                examples[-1] = finding()  # one example shows the operations out of order
 
     def _other(self, epoch: int, wrote: bool) -> _Other:
+        """Return the operation that an epoch names."""
         index, actor = divmod(epoch, ACTORS_MAX)
-        ref = (list(self._order.actors)[actor], index)
+        ref = (list(self._clocks.actors)[actor], index)
         return _Other(ref, wrote, self._operations.get(ref))
 
     def _requests(self, touch: _Touch, others: list[_Other], pages: Pages) -> list[str]:
@@ -214,7 +223,7 @@ class OrderingDetector:
             if other.op is not None and not other.write:
                 reads = [access for access in other.op.accesses if not access.write]
                 accesses += [each for each in reads if (each.tier, each.component, each.layer) == place]
-        hit = [each.request for each in accesses if np.isin(self._all[each.pages], pages).any()]
+        hit = [each.request for each in accesses if np.isin(self._all_pages[each.pages], pages).any()]
         return sorted({request for request in hit if request})
 
     def _finding(self, signature: str, touch: _Touch, other: _Other, pages: Pages, requests: list[str]) -> Finding:
@@ -242,9 +251,10 @@ class OrderingDetector:
 
 
 def _signature(other: _Other, touch: _Touch) -> str:
+    """Return the cause: both operations and streams without numbers, in the same order whichever came first."""
     op = touch.op
     earlier = other.op.name if other.op else kind_of(other.ref[0])
-    ends = sorted([f"{earlier} {_KINDS[other.write]}", f"{op.name} {_KINDS[touch.write]}"], reverse=True)
+    ends = sorted([f"{earlier} {_NOUNS[other.write]}", f"{op.name} {_NOUNS[touch.write]}"], reverse=True)
     streams = " and ".join(sorted((kind_of(other.ref[0]), kind_of(op.stream))))
     return f"ordering: {ends[0]} x {ends[1]} of {kind_of(touch.tier)} {touch.component}, no edge between {streams}"
 
@@ -281,6 +291,7 @@ def _enqueued_first(one: Op, other: Op) -> bool:
 
 
 def _described(op: Op | None, ref: OpRef, write: bool) -> Operation:
+    """Return an operation as evidence names it."""
     if op is None:
         return Operation(*ref, write=write)
     times = (op.enqueued_us, op.start_us, op.end_us)

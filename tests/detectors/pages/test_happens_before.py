@@ -62,9 +62,9 @@ def test_old_operations_are_forgotten() -> None:
     world = World()
     for _ in range(500):
         world.sync(world.op("compute", "op"))
-    order = HappensBefore(kept=50)
+    order = HappensBefore(clocks_kept=50)
     feed(order, world)
-    assert len(order._streams["compute"].kept.clocks) <= 100
+    assert len(order._streams["compute"].history.clocks) <= 100
     assert len(order._hosts[""].clocks) <= 100
 
 
@@ -72,9 +72,9 @@ def test_operations_that_learn_nothing_new_share_a_clock_and_a_wait_for_an_early
     world = World()
     early, *_ = [world.op("load", "op") for _ in range(500)]
     world.op("compute", "op", after=(early,))
-    order = HappensBefore(kept=50)
+    order = HappensBefore(clocks_kept=50)
     clock = feed(order, world)
-    assert len(order._streams["load"].kept.clocks) == 1
+    assert len(order._streams["load"].history.clocks) == 1
     assert clock is not None and clock[order.actor("load")] == early[1]
 
 
@@ -84,7 +84,7 @@ def test_a_wait_for_a_forgotten_operation_that_is_known_anyway_is_no_problem() -
     world.op("compute", "op", after=(old,))
     learn(world, "load", times=500)
     world.op("compute", "op", after=(old,))
-    feed(HappensBefore(kept=50), world)
+    feed(HappensBefore(clocks_kept=50), world)
 
 
 def test_a_wait_for_a_forgotten_operation_says_what_to_raise() -> None:
@@ -93,7 +93,7 @@ def test_a_wait_for_a_forgotten_operation_says_what_to_raise() -> None:
     learn(world, "load", times=500)
     world.op("compute", "op", after=(old,))
     with pytest.raises(AssertionError, match=r"operation 0 of stream load, 500 operations back.*CLOCKS_KEPT"):
-        feed(HappensBefore(kept=50), world)
+        feed(HappensBefore(clocks_kept=50), world)
 
 
 def test_an_operation_that_slept_through_the_hosts_memory_says_what_to_raise() -> None:
@@ -103,7 +103,7 @@ def test_an_operation_that_slept_through_the_hosts_memory_says_what_to_raise() -
         world.sync(world.op("load", "op"))
     world.op("compute", "op", host=enqueued)
     with pytest.raises(AssertionError, match=r"more than 50 host synchronisations.*CLOCKS_KEPT"):
-        feed(HappensBefore(kept=50), world)
+        feed(HappensBefore(clocks_kept=50), world)
 
 
 def test_streams_are_bounded() -> None:

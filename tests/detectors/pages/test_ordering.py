@@ -360,4 +360,4 @@ def test_page_sets_are_forgotten_when_nobody_may_refer_to_them() -> None:
     detector = OrderingDetector()
     for number in range(1, PAGE_SETS_VALID + 1000):
         detector.feed(PageSet(number, (number % 600, number % 600 + 1)))
-    assert len(detector._all) == PAGE_SETS_VALID
+    assert len(detector._all_pages) == PAGE_SETS_VALID
