@@ -35,27 +35,27 @@ def hunt(
     Exit codes: 1 found, 0 nothing found within the budget, 3 no schedule did what the scenario is about, 4 failed,
     5 nothing proved, but some schedules could not be judged, or Ctrl-C came first.
     """
-    found = scenarios.find(scenario)
+    hunted = scenarios.find(scenario)
     layers = tuple(goal.layer or HUNTED)
     for each in layers:
         if each not in HUNTED:
             raise UsageError(f'--layer "{each}": give one of {", ".join(HUNTED)}')
     from repro.run.options import RunOptions
     from repro.search.console import print_hunt, progress_line
-    from repro.search.hunt import Quarry, read_corpus
-    from repro.search.hunt import hunt as search
+    from repro.search.hunt import HuntPlan, read_corpus
+    from repro.search.hunt import hunt as run_hunt
 
-    quarry = msgspec.convert(
+    plan = msgspec.convert(  # converted, because the layers are plain text to the type checker
         {
             "search": goal.strategy, "budget": goal.budget, "time_s": goal.time_s, "layers": layers,
             "everything": goal.every, "full": play.full, "stamps": play.numerics == "stamps",
         },
-        Quarry,
+        HuntPlan,
     )  # fmt: skip
     options = RunOptions(seed, left_out.control, left_out.no_faults)
     with live_line(results.quiet) as show:
-        tally = search(
-            found, options, quarry, read_corpus(play.corpus), root=results.runs, workers=play.workers,
+        tally = run_hunt(
+            hunted, options, plan, read_corpus(play.corpus), root=results.runs, workers=play.workers,
             clock_s=time.monotonic, on_progress=lambda tally: show(progress_line(tally, goal.budget)),
         )  # fmt: skip
     if results.json:

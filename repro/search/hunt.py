@@ -1,4 +1,8 @@
-"""The hunt: plays schedules until something is found, and plays each finding again before it is reported."""
+"""The hunt: plays schedules until something is found, and plays each finding again before it is reported.
+
+hunt ─> Searcher.propose ─> play, in a worker (run_scenario) ─> Searcher.learn
+                                └─ findings of a new cause ─> comes_again, in a new process ─> Caught, with its token
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,7 +32,7 @@ FINDINGS_MAX = 1_000  # causes; more of them is one bug that names itself anew e
 ERRORS_MAX = 10  # shown of all errors
 
 
-class Quarry(msgspec.Struct, frozen=True):
+class HuntPlan(msgspec.Struct, frozen=True):
     """What to hunt for, with what load, and when to stop."""
 
     search: Search = "portfolio"
@@ -41,7 +45,7 @@ class Quarry(msgspec.Struct, frozen=True):
 
 
 class Caught(msgspec.Struct, frozen=True):
-    """A finding, by its cause, and the run that shows it.
+    """The first finding of a cause, and the run that shows it; `token` replays that run.
 
     `proved`: a new process came to the same run; None when the hunt was stopped before it could.
     """
@@ -58,13 +62,13 @@ class Caught(msgspec.Struct, frozen=True):
 
 
 class Tally(msgspec.Struct):
-    """How a hunt stands."""
+    """What a hunt has come to so far."""
 
-    runs: int = 0
+    runs: int = 0  # schedules that were played
     vacuous: int = 0
     unknown: int = 0  # inconclusive or failed: nothing was judged that could be called clean
-    died: int = 0
-    orders: int = 0
+    died: int = 0  # ended with an error instead of a verdict; these count as unknown too
+    orders: int = 0  # different orders of accesses, see `Orders`
     seconds: float = 0.0
     caught: list[Caught] = []
     errors: list[str] = []
@@ -102,7 +106,7 @@ class Tally(msgspec.Struct):
 
 
 class _Proposed(Trial, frozen=True, kw_only=True):
-    """A trial with its number in the hunt and the arm of the search that proposed it."""
+    """A trial with its number in the hunt and the arm of the search that chose its schedule."""
 
     number: int
     arm: str
@@ -111,7 +115,7 @@ class _Proposed(Trial, frozen=True, kw_only=True):
 def hunt(
     scenario: Scenario,
     options: RunOptions,
-    quarry: Quarry,
+    plan: HuntPlan,
     before: Corpus,
     *,
     root: Path,
@@ -119,19 +123,19 @@ def hunt(
     clock_s: Callable[[], float],
     on_progress: Callable[[Tally], None],
 ) -> Tally:
-    """Hunt and return how it stands in the end; the corpus goes into a folder beside the scenario's runs.
+    """Hunt and return what it came to; the corpus goes into a folder beside the scenario's runs.
 
     `clock_s` is real time. Raises UsageError for a load that makes no sense, before processes start.
     """
-    load = Overrides(stamps=quarry.stamps)
-    if not quarry.full:
-        load = light_load(scenario, stamps=quarry.stamps, seed=options.seed)
-    overridden(scenario, load)
-    searcher = Searcher(quarry.search, options.seed, before)
+    load = Overrides(stamps=plan.stamps)
+    if not plan.full:
+        load = light_load(scenario, stamps=plan.stamps, seed=options.seed)
+    overridden(scenario, load)  # each run does it again; here it raises before there is a process or a folder
+    searcher = Searcher(plan.search, options.seed, before)
     folder = root / scenario.name / f"{datetime.now(UTC).strftime(STAMP)}-hunt"
     folder.mkdir(parents=True, exist_ok=True)
     hunting = Hunt(
-        scenario, replace(options, overrides=load), quarry, searcher, root=root, workers=workers, clock_s=clock_s,
+        scenario, replace(options, overrides=load), plan, searcher, root=root, workers=workers, clock_s=clock_s,
         on_progress=on_progress,
     )  # fmt: skip
     tally = hunting.run()
@@ -154,11 +158,11 @@ def read_corpus(path: Path | None) -> Corpus:
 
 @dataclass
 class Hunt:
-    """One hunt on one scenario. `clock_s` is real time; `on_progress` hears how it stands after each schedule."""
+    """One hunt on one scenario. `clock_s` is real time; `on_progress` hears the tally after each schedule."""
 
     scenario: Scenario
     options: RunOptions
-    quarry: Quarry
+    plan: HuntPlan
     searcher: Searcher
     root: Path
     workers: int
@@ -166,38 +170,41 @@ class Hunt:
     on_progress: Callable[[Tally], None] = lambda tally: None
     tally: Tally = field(default_factory=Tally, init=False)
     _started_s: float = field(default=0.0, init=False)
-    _proposed: int = field(default=0, init=False)
+    _proposed: int = field(default=0, init=False)  # schedules so far
     _killed: bool = field(default=False, init=False)  # a worker was killed; another one would need as much memory
-    _known: set[str] = field(default_factory=set, init=False)  # signatures that were found
+    _causes: set[str] = field(default_factory=set, init=False)  # signatures of all that was found
 
     def run(self) -> Tally:
         """Hunt until something is found or the budget is spent; Ctrl-C, or a killed worker, returns what there is."""
         self._started_s = self.clock_s()
         with LocalPool(self.workers, calls_each=None) as pool:
             # The natural schedule comes alone: it tells the searcher how much there is to search.
-            natural, others = iter([self._propose()]), self._others()
+            natural, others = iter([self._propose()]), self._proposals()
             try:
-                for proposed, played in chain(pool.results(play, natural), pool.results(play, others)):
-                    self._take(proposed, played)
+                for proposed, result in chain(pool.results(play, natural), pool.results(play, others)):
+                    self._take(proposed, result)
             except KeyboardInterrupt:
-                self.tally.interrupted = True
-                for proposed, played in pool.results(play, others):  # those under way are played to their end
-                    self._take(proposed, played)
+                self.tally.interrupted = True  # this ends the proposals: only schedules under way still come
+                for proposed, result in pool.results(play, others):
+                    self._take(proposed, result)
         self._report()
         return self.tally
 
-    def _others(self) -> Iterator[_Proposed]:
-        while not self._over:
+    def _proposals(self) -> Iterator[_Proposed]:
+        """Yield schedules to play until the hunt is over; each is chosen when a worker is free for it."""
+        while not self._is_over:
             yield self._propose()
 
     @property
-    def _over(self) -> bool:
-        quarry, tally = self.quarry, self.tally
-        late = quarry.time_s is not None and self.clock_s() - self._started_s >= quarry.time_s
-        enough = bool(tally.caught) and not quarry.everything
-        return tally.interrupted or self._killed or late or enough or self._proposed >= quarry.budget
+    def _is_over(self) -> bool:
+        """Return whether no further schedule is to be proposed."""
+        plan, tally = self.plan, self.tally
+        late = plan.time_s is not None and self.clock_s() - self._started_s >= plan.time_s
+        enough = bool(tally.caught) and not plan.everything
+        return tally.interrupted or self._killed or late or enough or self._proposed >= plan.budget
 
     def _propose(self) -> _Proposed:
+        """Return the next schedule to play."""
         number = self._proposed
         arm, schedule = self.searcher.propose(number)
         self._proposed += 1
@@ -205,6 +212,7 @@ class Hunt:
         return _Proposed(self.scenario, options, str(self.root), number=number, arm=arm)
 
     def _take(self, proposed: _Proposed, result: Played | Died) -> None:
+        """Count a schedule that was played, learn from it, and prove what it found that is new."""
         tally, played = self.tally, result
         if isinstance(played, Died):
             self._killed = True
@@ -217,21 +225,23 @@ class Hunt:
         tally.unknown += played.word in ("inconclusive", "failed")
         self.searcher.learn(proposed.arm, played)
         tally.orders = len(self.searcher.orders)
-        fresh = [each for each in played.found if each.layer in self.quarry.layers and self._is_fresh(each)]
-        if fresh:
+        new = [each for each in played.found if each.layer in self.plan.layers and self._add_cause(each.signature)]
+        if new:
             proved = self._prove(played)
-            tally.caught += [_caught(each, played, proposed, proved) for each in fresh]
+            tally.caught += [_caught(each, played, proposed, proved) for each in new]
         else:
             discard(played)
         self._report()
 
-    def _is_fresh(self, found: Finding) -> bool:
-        if found.signature in self._known or len(self._known) >= FINDINGS_MAX:
+    def _add_cause(self, signature: str) -> bool:
+        """Add a cause to those found, and return whether it is new and there was room."""
+        if signature in self._causes or len(self._causes) >= FINDINGS_MAX:
             return False
-        self._known.add(found.signature)
+        self._causes.add(signature)
         return True
 
     def _prove(self, played: Played) -> bool | None:
+        """Play a schedule again in a new process; return whether it came to the same run, None if it could not."""
         try:
             again = comes_again(self.scenario, played, self.root)
         except KeyboardInterrupt:
@@ -244,6 +254,7 @@ class Hunt:
         return again
 
     def _report(self) -> None:
+        """Tell the listener how the hunt stands."""
         self.tally.seconds = self.clock_s() - self._started_s
         self.on_progress(self.tally)
 

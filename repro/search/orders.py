@@ -10,7 +10,7 @@ NOBODY = -1
 
 
 class _Accessor(NamedTuple):
-    """What an order names of an access."""
+    """One side of an order: who accessed a page."""
 
     stream: str
     operation: str
@@ -34,13 +34,14 @@ class Orders:
     """
 
     def __init__(self) -> None:
-        self.seen: set[str] = set()
-        self._met: set[str] = set()
-        self._times: Counter[str] = Counter()
+        self.seen: set[str] = set()  # the orders, as text
+        self._met: set[str] = set()  # operations that an order names
+        self._times: Counter[str] = Counter()  # how often each operation ran
         self._sets = PageSetTable()
         self._accesses: list[_Last] = []
+        # (tier, component) -> place in `_accesses` of each page's last access
         self._last: defaultdict[tuple[str, str], Grid] = defaultdict(lambda: Grid(NOBODY))
-        self._known: set[tuple[object, ...]] = set()
+        self._known: set[tuple[object, ...]] = set()  # orders that are in `seen`: text takes longer to make
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
@@ -57,6 +58,7 @@ class Orders:
         return tuple(sorted(self._met, key=lambda name: (self._times[name], name)))
 
     def _follow(self, op: Op, access: Access) -> None:
+        """Note the orders that an access makes with the last ones at its pages, and become their last one."""
         accessor = _Accessor(op.stream, op.name, access.write)
         pages, stop = self._sets.union((access.pages,))
         row = self._last[access.tier, access.component].row(access.layer, stop)
@@ -71,6 +73,7 @@ class Orders:
         self._accesses.append(_Last(accessor, op.enqueued_us, op.end_us))
 
     def _note(self, order: tuple[_Accessor, _Accessor, tuple[bool, bool], str, str, int]) -> None:
+        """Add an order, as text, where it is new."""
         if order in self._known:
             return
         self._known.add(order)

@@ -32,11 +32,11 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Corpus(msgspec.Struct, frozen=True):
-    """What a hunt leaves to the next: how many schedules were proposed so far, and those that paid."""
+    """What a hunt leaves to the next: how far it came, and the schedules that brought new orders."""
 
-    taken: int = 0
+    taken: int = 0  # the highest number of a schedule that was proposed
     entries: tuple[Entry, ...] = ()
-    held: tuple[Hold, ...] = ()
+    held: tuple[Hold, ...] = ()  # holds that were played
 
 
 NO_CORPUS = Corpus()
@@ -48,6 +48,9 @@ class Searcher:
     Schedule 0 is the natural one; it tells how many steps there are and how often each actor contends. The seeds of
     the others are their numbers plus `first_seed`, small so that tokens are short. A search with an earlier one's
     corpus goes on behind the schedules that were `taken` there.
+
+    An arm is one way to choose a schedule: a strategy, a hold, or the mutation of a schedule in the corpus. An arm is
+    drawn with the probability of what its schedules have paid, in new orders each.
 
     The portfolio first holds back, one at a time, the operations that `ordering` has found unordered: the natural
     schedule shows that an edge is missing, and only the other order makes bytes wrong. Then it holds back for the
@@ -63,9 +66,9 @@ class Searcher:
         self._seed = seed
         self._first_seed = first_seed
         self._taken_before = self._taken = before.taken
-        self._held = set(before.held)
-        self._wanted: dict[Hold, None] = {}
-        self._others: dict[Hold, None] = {}
+        self._held = set(before.held)  # holds that were played
+        self._first_holds: dict[Hold, None] = {}  # played before anything else, in this order
+        self._later_holds: dict[Hold, None] = {}  # played when their arm is drawn
         self._steps = 0
         self._weights: tuple[int, ...] = ()
         arms: list[str] = [search]
@@ -79,9 +82,9 @@ class Searcher:
             return "natural", Schedule()
         place = self._taken_before + number
         self._taken = max(self._taken, place)
-        arm = HOLD if self._wanted else self._arm(place)
+        arm = HOLD if self._first_holds else self._arm(place)
         if arm == HOLD:
-            return arm, self._holding(self._wanted or self._others)
+            return arm, self._next_hold(self._first_holds or self._later_holds)
         if arm == MUTATION:
             return arm, self._mutant(place)
         return arm, self._fresh(arm, place)
@@ -91,10 +94,10 @@ class Searcher:
         if arm == "natural":
             self._steps, self._weights = played.steps, played.weights
         if self._search == "portfolio":
-            self._wanted |= self._holds(played.suspects)
+            self._first_holds |= self._unplayed_holds(played.suspects)
             if arm == "natural":
-                self._wanted |= self._holds(played.operations, WINDOWS_HELD[:1])
-            self._others |= self._holds(played.operations)
+                self._first_holds |= self._unplayed_holds(played.operations, WINDOWS_HELD[:1])
+            self._later_holds |= self._unplayed_holds(played.operations)
         new = len(played.orders - self.orders)
         self.orders |= played.orders
         if arm in self._paid:
@@ -110,8 +113,8 @@ class Searcher:
 
     def _arm(self, number: int) -> str:
         """Return an arm, with the probability of the new orders that each of its schedules has brought."""
-        has = {MUTATION: self.corpus, HOLD: self._others}
-        worth = {arm: new / runs for arm, (new, runs) in self._paid.items() if has.get(arm, True)}
+        material = {MUTATION: self.corpus, HOLD: self._later_holds}  # an arm without any is not drawn
+        worth = {arm: new / runs for arm, (new, runs) in self._paid.items() if material.get(arm, True)}
         draw = uniform(self._seed, "arm", number) * sum(worth.values())
         for arm, share in worth.items():
             draw -= share
@@ -119,20 +122,22 @@ class Searcher:
                 return arm
         return next(iter(worth))
 
-    def _holds(self, operations: Sequence[str], windows: Sequence[int] = WINDOWS_HELD) -> dict[Hold, None]:
-        """Return how the operations can be held back, without what has been played."""
+    def _unplayed_holds(self, operations: Sequence[str], windows: Sequence[int] = WINDOWS_HELD) -> dict[Hold, None]:
+        """Return the ways to hold these operations back that have not been played, the longest windows first."""
         holds = ((number_of(name), window) for window in windows for name in operations)
         return {hold: None for hold in holds if hold not in self._held}
 
-    def _holding(self, wanted: dict[Hold, None]) -> Schedule:
-        hold = next(iter(wanted))
+    def _next_hold(self, holds: dict[Hold, None]) -> Schedule:
+        """Return a schedule that plays the first of these holds; it is not played again."""
+        hold = next(iter(holds))
         self._held.add(hold)
-        self._wanted.pop(hold, None)
-        self._others.pop(hold, None)
+        self._first_holds.pop(hold, None)
+        self._later_holds.pop(hold, None)
         operation, window = hold
         return Schedule(HOLD, operation, window)
 
     def _fresh(self, arm: str, number: int) -> Schedule:
+        """Return a schedule of a strategy with a new seed."""
         strategy = msgspec.convert(arm, Strategy)
         weights = self._weights if strategy == "surw" else ()
         steps = self._steps if strategy.startswith("pct") else 0
@@ -154,4 +159,5 @@ class Searcher:
         return replace(schedule, deviations=tuple(sorted(deviations.items())))
 
     def _draw(self, below: int, *place: str | int) -> int:
+        """Return a number below `below` that depends on the search's seed and on `place` alone."""
         return int(uniform(self._seed, *place) * below)

@@ -23,7 +23,7 @@ from repro.schedule.overrides import Overrides
 from repro.schedule.token import decode
 from repro.search import hunt as hunting
 from repro.search import play as playing
-from repro.search.hunt import Hunt, Quarry, Tally
+from repro.search.hunt import Hunt, HuntPlan, Tally
 from repro.search.play import Played, Trial
 from repro.search.searcher import Searcher
 from repro.trace.store import write_sessions
@@ -39,10 +39,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hunted(root: Path, clock_s: Callable[[], float] = lambda: 0.0, **changes: Any) -> Tally:
     control = changes.pop("control", False)
-    quarry = Quarry(**({"budget": 20} | changes))
-    searcher = Searcher(quarry.search, 0)
+    plan = HuntPlan(**({"budget": 20} | changes))
+    searcher = Searcher(plan.search, 0)
     options = RunOptions(control=control)
-    return Hunt(race_scenario(), options, quarry, searcher, root=root, workers=1, clock_s=clock_s).run()
+    return Hunt(race_scenario(), options, plan, searcher, root=root, workers=1, clock_s=clock_s).run()
 
 
 def test_the_missing_wait_is_found_in_the_first_schedule_and_proved(tmp_path: Path) -> None:
