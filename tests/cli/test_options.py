@@ -42,7 +42,7 @@ def test_options_stand_in_the_help_where_their_group_stands() -> None:
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: str(command.callback))
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: command.callback.__name__)
 def test_no_command_function_takes_more_parameters_than_a_reader_can_hold(command: typer.models.CommandInfo) -> None:
     assert command.callback is not None
     assert len(inspect.signature(inspect.unwrap(command.callback)).parameters) <= PARAMETERS_MAX
