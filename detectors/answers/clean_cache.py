@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from scipy.stats import binom
 
 from detectors.base import Answer, DetectorVerdict, Finding
 from detectors.evidence import ConfidenceScore, Evidence, RerunScore, SurprisalScore
@@ -151,6 +150,8 @@ def _by_chance(scores: Sequence[float], total: int, rate: float, largest_clean: 
     """Return whether as many convictions as these are more likely than not when every answer is clean."""
     if max(scores) >= max(DECISIVE_NATS, DECISIVE_TIMES * largest_clean):
         return False
+    from scipy.stats import binom  # takes half a second, which few verdicts need
+
     return bool(binom.sf(len(scores) - 1, total, rate) > 0.5)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ def to_struct(raw: Any, kind: type[Struct], where: str, path: Path = ()) -> Stru
 
     `where` names the file, and `path` the place in it that `raw` was found at.
     """
-    for place, wrong in _wrong(raw, inspect.type_info(kind), path):
+    for place, wrong in _wrong(raw, _type_info(kind), path):
         raise ScenarioError(f"{where}{_in_file(place)}: {wrong}")
     try:
         return msgspec.convert(raw, kind)
@@ -38,6 +39,12 @@ def to_struct(raw: Any, kind: type[Struct], where: str, path: Path = ()) -> Stru
         inner = tuple(name or int(number) for name, number in _STEP.findall(at))
         place, wrong = _in_words(text, (*path, *inner), _at(raw, inner))
         raise ScenarioError(f"{where}{_in_file(place)}: {wrong}") from error
+
+
+@cache
+def _type_info(kind: type[msgspec.Struct]) -> inspect.Type:
+    """Return what a file may say for this struct; made once, because it takes longer than all else of `to_struct`."""
+    return inspect.type_info(kind)
 
 
 def as_toml(value: object) -> str:

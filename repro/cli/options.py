@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import typer
 
-import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
+from repro.scenario.ranges import LOAD_RANGES
 
 Result = TypeVar("Result")
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="The one seed of the run.", metavar="N")]
@@ -30,7 +30,7 @@ Api = Literal["chat", "completions", "generate"]
 BUNDLED = "bundled"
 RUNS = Path("runs")
 WORKERS = 2
-MOST = {name: int(most) for name, (_, most) in scenarios.LOAD_RANGES.items()}
+MOST = {name: int(most) for name, (_, most) in LOAD_RANGES.items()}
 
 
 class Options(msgspec.Struct, frozen=True):

@@ -8,8 +8,6 @@ import msgspec
 import typer
 from rich.table import Table
 
-import repro.fleet.experiment.plan as experiments
-import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import Output, command, finish, print_json, recipe_with_notes, run_watched, say, sayer
 from repro.cli.options import (
@@ -52,6 +50,9 @@ def run(
 
     Exit codes of an experiment: 0 every step came to what its file expects, 1 not so, 4 runs died, 5 runs are missing.
     """
+    import repro.fleet.experiment.plan as experiments
+    import repro.scenario.schema as scenarios
+
     experiment = experiments.find(scenario)
     if experiment is not None:
         if left_out != LeftOut() or picker != "timed" or no_report or results.threads:
@@ -101,8 +102,9 @@ def replay(
     """Replay agent traces against the bundled stack or a server, with the detectors on."""
     from repro.load.shapes import Closed, Recorded
     from repro.scenario.from_traces import replay_scenario
+    from repro.scenario.schema import LoadSpec
 
-    spec = scenarios.LoadSpec(
+    spec = LoadSpec(
         sessions=load.sessions,
         concurrency=load.concurrency,
         scale_tokens=load.scale_tokens,
@@ -211,7 +213,9 @@ def campaign(
 
     Exit codes: 0 every run with the defect found, every control clean; 1 not so; 4 runs died; 5 Ctrl-C.
     """
-    found = scenarios.find(scenario)
+    from repro.scenario.schema import find
+
+    found = find(scenario)
     if not found.defects:
         raise UsageError(f"{scenario} has no defect: there is nothing to find; use `repro run`")
     from repro.fleet.campaign import SIDES, corrupted_rate, exit_code, first_findings, run_campaign

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
-import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import Output, command, consoles, live_line, print_json, recipe_with_notes, say
 from repro.cli.options import WORKERS, HuntGoal, HuntPlay, Json, LeftOut, Quiet, Results, Seed, number
@@ -35,7 +34,9 @@ def hunt(
     Exit codes: 1 found, 0 nothing found within the budget, 3 no schedule did what the scenario is about, 4 failed,
     5 nothing proved, but some schedules could not be judged, or Ctrl-C came first.
     """
-    hunted = scenarios.find(scenario)
+    from repro.scenario.schema import find
+
+    hunted = find(scenario)
     layers = tuple(goal.layer or HUNTED)
     for each in layers:
         if each not in HUNTED:
@@ -169,10 +170,11 @@ def mutate(
     Exit codes: 0 every mutant is caught or shown redundant; 1 some survive; 4 a workload is not clean as it is;
     5 Ctrl-C.
     """
+    from repro.scenario.schema import bundled_names, find
     from repro.search.mutate.command import run_mutate
 
-    names = workloads or [name for name in scenarios.bundled_names() if name.startswith("generic_")]
-    workloads_found = [scenarios.find(name) for name in names]
+    names = workloads or [name for name in bundled_names() if name.startswith("generic_")]
+    workloads_found = [find(name) for name in names]
     raise typer.Exit(run_mutate(workloads_found, range(seeds), workers, json, *consoles(quiet)))
 
 

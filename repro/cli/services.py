@@ -6,8 +6,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-import repro.fleet.experiment.plan as experiments
-import repro.scenario.schema as scenarios
 from repro.base.errors import UsageError
 from repro.cli.common import Output, command, print_json, say, set_threads
 from repro.cli.options import Seed, Threads, number
@@ -34,7 +32,9 @@ def serve(
     """Serve the bundled stack over HTTP (OpenAI's API and SGLang's /generate) until Ctrl-C."""
     if scenario is not None and defect:
         raise UsageError("--scenario brings its own defect; give --defect with --config")
-    found = None if scenario is None else scenarios.find(scenario)
+    from repro.scenario.schema import find
+
+    found = None if scenario is None else find(scenario)
     set_threads(threads)
     from repro.tools.serve import Service, serve_bundled, service_of
 
@@ -66,6 +66,8 @@ def sglang(context: typer.Context) -> None:
 @command(name="list")
 def list_all() -> None:
     """List the bundled scenarios, defects and configurations."""
+    import repro.fleet.experiment.plan as experiments
+    import repro.scenario.schema as scenarios
     from repro.fault.defects import DEFECTS
     from repro.serve.config import CONFIGS
 

@@ -9,7 +9,8 @@ import msgspec
 from repro.base.errors import TraceError, UsageError
 from repro.base.strict import to_struct
 from repro.fault.defects import with_defects
-from repro.scenario.schema import FORMAT, WEEK_S, AcceptanceSpec, Limits, LoadSpec, Scenario, ScenarioFile, checked
+from repro.scenario.ranges import WEEK_S
+from repro.scenario.schema import FORMAT, AcceptanceSpec, Limits, LoadSpec, Scenario, ScenarioFile, checked
 
 TITLE, CONFIG = "Replay of agent traces", "tiny-hicache"
 LIMITS = Limits(wall_s=WEEK_S, requests=100_000_000)  # a replay ends with its traces

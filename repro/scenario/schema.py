@@ -21,42 +21,15 @@ from repro.fault.plan import Fault
 from repro.load.plan import OnAnomaly
 from repro.load.shapes import Closed, Recorded, Shape, arrival_times
 from repro.record.exercised import Exercised
+from repro.scenario.ranges import DETECT_RANGES, LIMIT_RANGES, LOAD_RANGES, TARGET_RANGES, WEEK_S
 from repro.serve.config import CONFIGS, EngineConfig
 from repro.serve.device.cost import PRESETS
-from repro.trace.load import SCALE_MIN
 from repro.trace.synth import KINDS
 
 FORMAT = 1
 SYNTH = "synth:"
 Engine = Literal["bundled", "sglang"]  # the stack of this package, or SGLang's own cache classes
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-WEEK_S = 7 * 24 * 3600.0  # virtual time; far beyond it the clock's ticks get coarse
-
-# The least and the most that a number may be: beyond it is a slip of the pen, and no memory would do.
-LOAD_RANGES = {
-    "sessions": (1, 100_000),
-    "concurrency": (1, 65_536),
-    "turns": (1, 100_000),
-    "requests": (1, 1_000_000_000),
-    "prompt_tokens": (1, 10_000_000),
-    "answer_tokens_max": (1, 1_000_000),
-    "scale_tokens": (SCALE_MIN, 1.0),
-    "time_scale": (0, 1e6),
-    "anomaly_retries_max": (0, 100),
-}
-TARGET_RANGES = {
-    "page_tokens": (1, 4096),
-    "device_pages": (2, 1_000_000),
-    "host_pages": (1, 1_000_000),
-    "storage_pages": (0, 1_000_000),
-    "rows": (1, 4096),
-    "context_tokens": (256, 10_000_000),
-    "chunk_tokens": (1, 1_000_000),
-    "waiting_max": (1, 1_000_000),
-    "copy_group_pages": (1, 1_000_000),
-}
-DETECT_RANGES = {"pages_sampled": (1, 4096)}
-LIMIT_RANGES = {"wall_s": (1, WEEK_S), "requests": (1, 1_000_000_000)}
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -21,7 +21,8 @@ from repro.load.wire import Api
 from repro.run.limits import LimitWatch
 from repro.run.targets.base import Load
 from repro.run.targets.server import Checking, Server
-from repro.scenario.schema import SYNTH, WEEK_S, LoadSpec
+from repro.scenario.ranges import WEEK_S
+from repro.scenario.schema import SYNTH, LoadSpec
 from repro.scenario.sessions import sessions_of
 from repro.trace.format import Session
 

@@ -9,11 +9,10 @@ from repro.base.errors import TraceError, nearest
 from repro.trace.format import Session
 from repro.trace.importers import IMPORTERS, ImportOptions, importer_of
 from repro.trace.importers.base import has_keys, read_document
-from repro.trace.scale import scale_session
+from repro.trace.scale import SCALE_MIN, scale_session
 from repro.trace.store import DECODE_ERRORS, numbered_lines, parent_turn, read_sessions
 
 SUFFIXES = (".json", ".jsonl", ".traj")  # what is picked up inside a folder; a named file may be called anything
-SCALE_MIN = 1e-4
 
 
 def load_traces(

@@ -8,6 +8,7 @@ import msgspec
 
 from repro.trace.format import Message, Session, Turn
 
+SCALE_MIN = 1e-4
 SHORT_CHARACTERS = 240  # a message up to here stays whole; below, a cut loses the sense of it
 NOTE_CHARACTERS = 40
 
