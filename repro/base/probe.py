@@ -5,6 +5,7 @@ Events are plain data in the order they happened, so a detector reads a live run
 Times are virtual microseconds. An operation is named by its stream and its index on that stream.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 import msgspec
@@ -62,6 +63,51 @@ class Op(Event, frozen=True, tag="op"):
     accesses: tuple[Access, ...] = ()
     requests: tuple[str, ...] = ()
     by: str = ""  # the host that enqueued it, where there are several
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One operation of a burst: what its fellows do not share."""
+
+    name: str
+    layer: int
+    enqueued_us: float
+    start_us: float
+    end_us: float
+    accesses: tuple[Access, ...] = ()
+
+
+class Burst(Event, frozen=True, tag="burst"):
+    """Operations `index`, `index` + 1, ... of a stream, all of one step, during which no other stream ran anything.
+
+    It says the same as an `Op` for each part, in fewer bytes; `unrolled` gives these. `after` and `host` are the
+    first operation's, and the host did not wait or learn anything while it enqueued the others.
+    """
+
+    stream: str
+    index: int
+    step: int
+    host: int
+    sites: tuple[str, ...]  # one a part
+    parts: tuple[Part, ...]
+    after: tuple[Edge, ...] = ()
+    requests: tuple[str, ...] = ()
+    by: str = ""
+
+    @property
+    def end_us(self) -> float:
+        """Return when the last operation ended."""
+        return self.parts[-1].end_us
+
+    @property
+    def operations(self) -> tuple[Op, ...]:
+        """Return the burst's operations."""
+        return tuple(
+            Op(
+                self.stream, self.index + number, part.name, part.layer, self.step, site, self.host, part.enqueued_us,
+                part.start_us, part.end_us, () if number else self.after, part.accesses, self.requests, self.by,
+            )
+            for number, (part, site) in enumerate(zip(self.parts, self.sites, strict=True))
+        )  # fmt: skip
 
 
 class HostSync(Event, frozen=True, tag="sync"):
@@ -178,6 +224,7 @@ class LimitEvent(Event, frozen=True, tag="limit"):
 AnyEvent = (
     PageSet
     | Op
+    | Burst
     | HostSync
     | HostMessage
     | PageEvent
@@ -188,6 +235,15 @@ AnyEvent = (
     | FaultEvent
     | LimitEvent
 )
+
+
+def unrolled(events: Iterable[Event]) -> Iterator[Event]:
+    """Yield the events with the operations of each burst in its place."""
+    for event in events:
+        if isinstance(event, Burst):
+            yield from event.operations
+        else:
+            yield event
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from repro.base.probe import Decision, Event, FaultEvent, OpRef
+from repro.base.probe import Decision, Event, FaultEvent, OpRef, unrolled
 from repro.base.rng import uniform
 from repro.fault.plan import Fault
 
@@ -65,10 +65,13 @@ class Injector:
         seed: int,
         sinks: tuple[Sink, ...] = (),
         now_us: Callable[[], float] = loop_now_us,
+        record: Sink | None = None,
     ) -> None:
+        """`sinks` hear each operation of a burst by itself, `record` hears bursts as they are and before all others."""
         self.faults = faults
         self._seed = seed
         self._sinks = sinks
+        self._record = record
         self._now_us = now_us
         self._at: dict[str, list[_Planned]] = {}
         self._hits: dict[str, OrderedDict[str, int]] = {}  # hits by point and actor; the longest silent actor is first
@@ -84,8 +87,12 @@ class Injector:
 
     def emit(self, event: Event) -> None:
         """Pass an event on."""
-        for sink in self._sinks:
-            sink(event)
+        if self._record is not None:
+            self._record(event)
+        if self._sinks:
+            for each in unrolled((event,)):
+                for sink in self._sinks:
+                    sink(each)
 
     def hit(self, point: str, actor: str, layer: int = -1) -> Decision | None:
         """Return what the faults at this point ask for, merged; None for nothing."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from repro.base.errors import RecordError
-from repro.base.probe import AnyEvent, Event, Op, Tokens
+from repro.base.probe import AnyEvent, Burst, Event, Op, Tokens
 
 Line = TypeVar("Line")
 
@@ -78,6 +78,8 @@ def canonical(event: Event) -> bytes:
     """Return what the fingerprint takes of an event: all but source lines and log-probabilities."""
     if isinstance(event, Op):
         event = msgspec.structs.replace(event, site="")
+    elif isinstance(event, Burst):
+        event = msgspec.structs.replace(event, sites=())
     elif isinstance(event, Tokens):
         event = msgspec.structs.replace(event, logprobs=())
     return encode_line(event)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from repro.base.errors import RecordError, UsageError
-from repro.base.probe import AnyEvent
+from repro.base.probe import AnyEvent, Event, unrolled
 from repro.record.folder import FORMAT, RunMeta
 from repro.record.lines import CHANGED, read_lines
 from repro.record.log import read_events
@@ -44,9 +44,13 @@ class Run:
         path = self.path / "scenario.toml"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
-    def events(self) -> Iterator[AnyEvent]:
-        """Yield the events in order, one at a time from the file; each call starts anew."""
+    def recorded(self) -> Iterator[AnyEvent]:
+        """Yield the events as they were recorded, one at a time from the file; each call starts anew."""
         return read_events(self.path / "events.jsonl")
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events in order, every operation as an event of its own; each call starts anew."""
+        return unrolled(self.recorded())
 
     @cached_property
     def requests(self) -> list[RequestRecord]:

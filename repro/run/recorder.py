@@ -9,7 +9,7 @@ from detectors.answers.acceptance import Acceptance, AcceptanceRules
 from detectors.base import EventDetector, Finding
 from detectors.pages.sets import Sample
 from detectors.registry import event_detectors
-from repro.base.probe import Event, RequestEvent, Tokens
+from repro.base.probe import Burst, Event, RequestEvent, Tokens
 from repro.load.listener import CountsDetector, LoadListener, OnlineFinding, TextDetector
 from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
@@ -45,7 +45,10 @@ class Recorder(LoadListener):
         """Take an event of the stack."""
         self.limits.check_time()
         self.folder.emit(event)
-        self._unfed.append(event)
+        if isinstance(event, Burst):
+            self._unfed += event.operations
+        else:
+            self._unfed.append(event)
         if len(self._unfed) >= EVENTS_AT_ONCE:
             self.feed_detectors()
         if isinstance(event, Tokens):

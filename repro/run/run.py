@@ -53,7 +53,7 @@ def run_scenario(
         )
         detectors = sampled_detectors(effective.detect.pages_sampled, options.seed)
         recorder = Recorder(folder, limits, target.answer_detectors, target.acceptance, detectors)
-        injector = Injector(options.armed(effective.faults), options.seed, (recorder.feed, *watch.listeners))
+        injector = Injector(options.armed(effective.faults), options.seed, watch.listeners, record=recorder.feed)
         target.prepare(injector, watch.note)
         plan = plan_of(effective.load, options.seed, target, injector)
         result = target.drive(Load(sessions, plan, (recorder, watch.load), limits))

@@ -4,7 +4,7 @@ PCT is after Burckhardt et al. (ASPLOS 2010), POS after Yuan et al. (CAV 2018), 
 holding back one side of a race that happens-before has found is RaceFuzzer's way (Sen, PLDI 2008).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
@@ -159,6 +159,13 @@ def explorer(schedule: Schedule) -> Exploring:
     if schedule.deviations:
         strategy = Deviating(strategy, schedule.deviations)
     return Exploring(strategy, WINDOWS_US[schedule.window])
+
+
+def stands_alone(schedule: Schedule) -> Callable[[str], bool]:
+    """Return which operations, by name, the schedule must be asked about one by one: those that it holds back."""
+    if schedule.strategy != "hold":
+        return lambda name: False
+    return lambda name: number_of(name) == schedule.seed
 
 
 def _strategy(schedule: Schedule) -> Pick:

@@ -95,7 +95,7 @@ def first_difference(earlier: Run, later: Run, events: int | None = None) -> str
 
     With `events`, only so many of the earlier run's are compared.
     """
-    pairs = zip_longest(islice(earlier.events(), events), islice(later.events(), events))
+    pairs = zip_longest(islice(earlier.recorded(), events), islice(later.recorded(), events))
     for number, (one, other) in enumerate(pairs, 1):
         before, now = _line(one), _line(other)
         if before != now:
@@ -151,7 +151,7 @@ def _recipe_of_run(run: Run) -> Recipe:
     if _is_of_another_scenario(verdict.token, source):
         warnings += (f"{run.path}/scenario.toml was changed after the run",)
     findings = run.findings(decode_finding)
-    changed = not run.meta.dropped_events and verdict.fingerprint != fingerprint_of(run.events(), findings)
+    changed = not run.meta.dropped_events and verdict.fingerprint != fingerprint_of(run.recorded(), findings)
     if changed:
         warnings += (f"{run.path} was changed after the run: its events and findings don't give its fingerprint",)
     return Recipe(scenario, options, verdict.fingerprint, run, None, changed, warnings)
@@ -173,7 +173,7 @@ def _recipe_of_cut_run(
     elif run.whole:  # what came after a Ctrl-C or an error can't be told from what came before
         events, why = 0, run.meta.error or run.meta.state
     else:
-        events, why = sum(1 for _ in run.events()), "it was killed"
+        events, why = sum(1 for _ in run.recorded()), "it was killed"
     note = f"{run.path} was cut off ({why}); it runs again in full, and the first {events:,} events are compared"
     return Recipe(scenario, options, "", run, events, False, (note, *warnings))
 

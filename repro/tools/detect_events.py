@@ -8,7 +8,7 @@ from detectors.base import DetectorVerdict, EventDetector, Finding
 from detectors.pages.canary import CanaryDetector
 from detectors.registry import event_detectors
 from repro.base.errors import RecordError, UsageError
-from repro.base.probe import AnyEvent
+from repro.base.probe import unrolled
 from repro.base.verdict_word import VerdictWord
 from repro.record.events import decode_event
 
@@ -40,9 +40,9 @@ def detect(path: Path) -> Detected:
 
 def _feed(detectors: tuple[EventDetector, ...], line: bytes, where: str) -> None:
     try:
-        event: AnyEvent = decode_event(line.removesuffix(b"\n"))
-        for detector in detectors:
-            detector.feed(event)
+        for event in unrolled([decode_event(line.removesuffix(b"\n"))]):
+            for detector in detectors:
+                detector.feed(event)
     except RecordError as error:
         if not line.endswith(b"\n"):  # dropping it could hide what it was going to show
             torn = "the last line is torn; write it whole, or cut it off to judge those before"

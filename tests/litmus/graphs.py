@@ -9,7 +9,7 @@ loading then is left out of every replay. Bodies keep what they captured; memory
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from repro.base.probe import Access
@@ -91,7 +91,7 @@ class CapturingStream:
         self.reached[branch] = self.reached.get(branch, 0) + 1
 
         def act(replay: _Replaying) -> None:
-            renamed = replace(launch, step=replay.step, requests=replay.requests)
+            renamed = launch._replace(step=replay.step, requests=replay.requests)
             replay.streams[branch].append(renamed)
 
         self.actions.append(act)

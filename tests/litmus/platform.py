@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repro.base.clock import run_virtual
-from repro.base.probe import Event, NullProbes, Op
+from repro.base.probe import Event, NullProbes, Op, unrolled
 from repro.schedule.pickers import Pick, timed
 from repro.serve.device.base import Body, Commit, Device, Recorder
 from repro.serve.device.sim import SimDevice
@@ -36,23 +36,28 @@ class PlatformFactory(Protocol):
 
 class _Listener(NullProbes):
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.recorded: list[Event] = []
 
     def emit(self, event: Event) -> None:
-        self.events.append(event)
+        self.recorded.append(event)
 
 
 class SimPlatform:
     """The simulated device under the virtual event loop."""
 
-    def __init__(self, pick: Pick = timed) -> None:
+    def __init__(self, pick: Pick = timed, *, bursts: bool = True) -> None:
         self._listener = _Listener()
-        self.sim = SimDevice(self._listener, pick)
+        self.sim = SimDevice(self._listener, pick, apart=lambda name: not bursts)
         self.device: Device = self.sim
 
     @property
+    def recorded(self) -> list[Event]:
+        return self._listener.recorded
+
+    @property
     def events(self) -> list[Event]:
-        return self._listener.events
+        """Return the events, each operation of a burst by itself."""
+        return list(unrolled(self.recorded))
 
     @property
     def ops(self) -> list[Op]:

@@ -3,10 +3,12 @@
 `before` is computed from the program text alone, by plain reachability: no clock, no device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from repro.serve.device.base import Body
 from tests.litmus.platform import SimPlatform, nothing
 
 STREAMS = 3
@@ -58,8 +60,10 @@ def name_of(place: int) -> str:
     return f"op{place}"
 
 
-def run_program(platform: SimPlatform, program: Program) -> list[str]:
-    """Run a program and return its operations' starts and ends, in the order they happened."""
+def run_program(
+    platform: SimPlatform, program: Program, body: Callable[[int], Body] = lambda place: nothing
+) -> list[str]:
+    """Run a program and return its operations in the order they ended; `body` makes that of an instruction's place."""
     device = platform.device
     streams = [device.stream(f"s{number}") for number in range(STREAMS)]
     events = [device.event(f"e{number}") for number in range(EVENTS)]
@@ -68,7 +72,7 @@ def run_program(platform: SimPlatform, program: Program) -> list[str]:
         for place, instruction in enumerate(program):
             match instruction:
                 case Enqueue(stream, duration_us):
-                    streams[stream].enqueue(name_of(place), nothing, duration_us=duration_us)
+                    streams[stream].enqueue(name_of(place), body(place), duration_us=duration_us)
                 case Record(event, stream):
                     events[event].record(streams[stream])
                 case Wait(stream, event):

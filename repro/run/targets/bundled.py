@@ -28,7 +28,7 @@ from repro.run.recorder import Recorder
 from repro.run.targets.base import Load
 from repro.scenario.schema import Scenario
 from repro.schedule.pickers import timed
-from repro.schedule.strategies import Exploring, explorer
+from repro.schedule.strategies import Exploring, explorer, stands_alone
 from repro.serve.device.sim import SimDevice
 from repro.serve.engine import checkpoint_folder
 from repro.serve.guards import Guards
@@ -94,8 +94,11 @@ class BundledTarget:
     def prepare(self, injector: Injector, note: Callable[[str], None]) -> None:
         """Take the probes of the run; a corrupting fault hears the events behind the recorder."""
         self._injector = injector
-        self.device = SimDevice(injector, self.explored or timed)
-        if any(fault.do.corrupting for fault in injector.faults):
+        corrupting = any(fault.do.corrupting for fault in injector.faults)
+        # A fault that changes bytes does so right behind an operation.
+        apart = everything if corrupting else stands_alone(self._options.schedule)
+        self.device = SimDevice(injector, self.explored or timed, apart=apart)
+        if corrupting:
             self._corruptor = Corruptor(injector, self._options.seed, drafts=self.config.speculative_drafts > 0)
             self.corruptions = self._corruptor.aftermath.counts
             injector.listen(self._corruptor.feed)
@@ -167,6 +170,11 @@ class SGLangClassesTarget(BundledTarget):
         awaits_index = "hicache_early_read" not in self._defects
         model = self.checkpoint.model
         return SglangEngine(self.config, model, self.device, self._injector, awaits_index=awaits_index)
+
+
+def everything(name: str) -> bool:
+    """Return that an operation of this name stands alone."""
+    return True
 
 
 def _death_of(engine: "asyncio.Task[None]") -> ReproError:

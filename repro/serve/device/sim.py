@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Literal, NamedTuple
 
-from repro.base.probe import Access, HostSync, NullProbes, Op, Probes
+from repro.base.probe import Access, Decision, HostSync, NullProbes, Probes
+from repro.serve.device.bursts import RunningBurst, event_of, is_quiet, operation_event
 from repro.serve.device.streams import (
     QUEUE_OPERATIONS_MAX,
     CopyEngine,
+    Launch,
     Marker,
     Operation,
     SimEvent,
@@ -92,6 +94,7 @@ class SimHost:
 
     def started_since(self, due_us: float) -> bool:
         """Return whether an operation of any host has started at `due_us` or later."""
+        self._world.cut_burst()
         starts = self._world.starts
         return bool(starts) and starts[-1][0] >= due_us
 
@@ -106,9 +109,17 @@ class SimHost:
             await self._world.reaching(marker)
         self.host_learns(marker, why)
 
-    def enqueued(self, stream: SimStream, operation: Operation) -> None:
-        """Ask the probes what they want of a new operation, and let it join its queue."""
-        self._world.join_queue(stream, operation)
+    def asked(self, stream: SimStream, launch: Launch) -> Decision | None:
+        """Return what the probes want of an operation that is about to be enqueued."""
+        return self._world.probes.hit(launch.name, stream.name, launch.layer)
+
+    def stands_alone(self, name: str) -> bool:
+        """Return whether operations of this name must not be part of a burst."""
+        return self._world.apart(name)
+
+    def joined(self, stream: SimStream) -> None:
+        """Take note of a new operation at the end of a queue."""
+        self._world.joined_queue(stream)
 
 
 class SimDevice(SimHost):
@@ -119,9 +130,12 @@ class SimDevice(SimHost):
         probes: Probes | None = None,
         pick: Pick = pick_timed,
         *,
+        apart: Callable[[str], bool] = lambda name: False,
         queue_operations_max: int = QUEUE_OPERATIONS_MAX,
     ) -> None:
+        """Operations whose names are `apart` are never part of a burst: somebody wants to act between them."""
         super().__init__(self, "")
+        self.apart = apart
         self.probes: Probes = probes or NullProbes()
         self.pick = pick
         self.time_us = 0.0
@@ -130,6 +144,7 @@ class SimDevice(SimHost):
         self._queue_operations_max = queue_operations_max
         self._engines: dict[str, CopyEngine] = {}
         self._waiters: list[tuple[Marker, Future[None]]] = []
+        self._in_burst: SimStream | None = None  # the stream that runs a burst: then no other stream runs anything
         self.starts: deque[tuple[float, int]] = deque(maxlen=STARTS_KEPT)  # (start, stream)
 
     def add_stream(self, host: SimHost, name: str, engine: str | None) -> SimStream:
@@ -147,15 +162,8 @@ class SimDevice(SimHost):
         self._waiters.append((marker, future))
         await future
 
-    def join_queue(self, stream: SimStream, operation: Operation) -> None:
-        """Ask the probes what they want of a new operation, and let it join its queue."""
-        decision = self.probes.hit(operation.launch.name, stream.name, operation.launch.layer)
-        if decision is not None:
-            operation.delay_us = decision.delay_us
-            operation.stall_until_us = decision.stall_until_us or 0.0
-            operation.yields = decision.reorder
-            operation.decision = decision
-        stream.queue.append(operation)
+    def joined_queue(self, stream: SimStream) -> None:
+        """Take note of a new operation at the end of a queue."""
         if len(stream.queue) == 1 and stream.running is None:
             self._refresh(stream)
 
@@ -163,6 +171,8 @@ class SimDevice(SimHost):
 
     def advance(self, deadline_us: float | None) -> float:
         """Do one thing, or move the clock to the host's `deadline_us`; return the new now."""
+        if self._in_burst is not None and not self._is_alone(self._in_burst):
+            self.cut_burst()
         choices = self._choices(deadline_us)
         if deadline_us is not None:
             choices.append(Choice(deadline_us, 2, -1, "timer", "host"))
@@ -228,30 +238,91 @@ class SimDevice(SimHost):
             head.ready_us = max(head.enqueued_us, self.time_us)
             head.delay_us = max(head.delay_us, head.stall_until_us - head.ready_us)
 
+    def _is_alone(self, stream: SimStream) -> bool:
+        """Return whether nothing else can run before all that is at the head of a stream has ended."""
+        return all(other is stream or is_quiet(other) for other in self.streams)
+
     def _start(self, stream: SimStream) -> None:
         operation = stream.queue.popleft()
-        launch = operation.launch
-        stream.running = operation
+        stream.waiting -= 1 + len(operation.rest)
+        if operation.rest and self._is_alone(stream):
+            stream.running, self._in_burst = RunningBurst(operation, self.time_us), stream
+            return
+        if operation.rest:
+            self._put_back(stream, operation.next())
         operation.start_us = self.time_us
-        operation.end_us = self.time_us + launch.duration_us
-        operation.commit = launch.body(operation)
-        self.starts.append((self.time_us, stream.number))
+        operation.end_us = self.time_us + operation.launch.duration_us
+        self._begin(stream, operation)
         if operation.decision is not None:
-            delay_us = operation.delay_us
-            self.probes.carried_out(operation.decision, launch.name, self.time_us, delay_us, op=operation.ref)
+            name, delay_us = operation.launch.name, operation.delay_us
+            self.probes.carried_out(operation.decision, name, self.time_us, delay_us, op=operation.ref)
 
-    def _end(self, stream: SimStream) -> None:
-        operation = stream.running
-        assert operation is not None
+    def _put_back(self, stream: SimStream, head: Operation) -> None:
+        """Put an operation and its rest at the head of the queue: they are yet to start."""
+        stream.queue.appendleft(head)
+        stream.waiting += 1 + len(head.rest)
+
+    def _begin(self, stream: SimStream, operation: Operation) -> None:
+        """Let an operation read, at its start."""
+        stream.running = operation
+        self.starts.append((operation.start_us, stream.number))
+        operation.commit = operation.launch.body(operation)
+
+    def _commit(self, stream: SimStream, operation: Operation) -> None:
+        """Let an operation write, at its end."""
         if operation.commit is not None:
             operation.commit()
             operation.commit = None
-        operation.end_us = self.time_us
         stream.running = None
         stream.finished = operation.ref[1]
-        self._tell_overtaken(stream, operation)
-        self.probes.emit(_finished(operation))
+
+    def _end(self, stream: SimStream) -> None:
+        running = stream.running
+        assert running is not None
+        if isinstance(running, RunningBurst):
+            running.end_by(self.time_us)
+            self._in_burst = None
+            self._carry_out(stream, running.operations)
+        else:
+            assert isinstance(running, Operation)
+            running.end_us = self.time_us
+            self._commit(stream, running)
+            self._tell_overtaken(stream, running)
+            self.probes.emit(operation_event(running))
         self._unblock(stream)
+
+    def cut_burst(self) -> None:
+        """Let the burst that runs, if any, be single operations from now on: another stream may come between them."""
+        stream = self._in_burst
+        if stream is None:
+            return
+        assert isinstance(stream.running, RunningBurst)
+        ended, running, head = stream.running.cut(self.time_us)
+        stream.running = self._in_burst = None
+        self._carry_out(stream, ended)
+        if head is not None:
+            self._put_back(stream, head)
+        if running is not None:
+            now_us, self.time_us = self.time_us, running.start_us
+            self._begin(stream, running)
+            self.time_us = now_us
+        elif head is not None:
+            self._refresh(stream)
+
+    def _carry_out(self, stream: SimStream, operations: Sequence[Operation]) -> None:
+        """Run the bodies of operations that have ended, each at its time, and tell of them."""
+        now_us = self.time_us
+        for operation in operations:
+            self.time_us = operation.start_us
+            self._begin(stream, operation)
+            self.time_us = operation.end_us
+            self._commit(stream, operation)
+        self.time_us = now_us
+        if len(operations) > 1 and not any(each.after for each in operations[1:]):
+            self.probes.emit(event_of(operations))
+        else:
+            for operation in operations:
+                self.probes.emit(operation_event(operation))
 
     def _unblock(self, stream: SimStream) -> None:
         for other in self.streams:
@@ -278,24 +349,3 @@ class SimDevice(SimHost):
         late = operation.delay_us > 0 and any(number != stream.number for _, number in since)
         if late or operation.overtaken:
             self.probes.overtaken(operation.decision)
-
-
-def _finished(operation: Operation) -> Op:
-    launch = operation.launch
-    stream, index = operation.ref
-    return Op(
-        stream=stream,
-        index=index,
-        name=launch.name,
-        layer=launch.layer,
-        step=launch.step,
-        site=launch.site,
-        host=operation.host,
-        enqueued_us=operation.enqueued_us,
-        start_us=operation.start_us,
-        end_us=operation.end_us,
-        after=operation.after,
-        accesses=tuple(operation.accesses),
-        requests=launch.requests,
-        by=operation.by,
-    )

@@ -58,8 +58,14 @@ class Host(Protocol):
     async def host_waits(self, marker: Marker, why: str) -> None:
         """Return when `marker` is reached."""
 
-    def enqueued(self, stream: "SimStream", operation: "Operation") -> None:
-        """Take note of a new operation before it joins its queue."""
+    def asked(self, stream: "SimStream", launch: "Launch") -> Decision | None:
+        """Return what the probes want of an operation that is about to be enqueued."""
+
+    def stands_alone(self, name: str) -> bool:
+        """Return whether operations of this name must not be part of a burst."""
+
+    def joined(self, stream: "SimStream") -> None:
+        """Take note of a new operation at the end of a queue."""
 
 
 class SimEvent:
@@ -106,8 +112,7 @@ class CopyEngine:
         return any(stream.running is not None for stream in self.streams)
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """What the host fixes when it enqueues an operation, and a captured graph repeats."""
 
     name: str
@@ -120,9 +125,24 @@ class Launch:
     declared: tuple[Access, ...] = ()
 
 
+class Running(Protocol):
+    """What a stream runs: an operation, or several as one."""
+
+    @property
+    def launch(self) -> Launch:
+        """Return what schedules are asked about when it ends."""
+
+    @property
+    def end_us(self) -> float:
+        """Return when it ends."""
+
+
 @dataclass(slots=True)
 class Operation:
-    """A launch in its stream; `blockers` are the markers it still waits for."""
+    """A launch in its stream; `blockers` are the markers it still waits for.
+
+    `rest` has the launches behind it, each with the time of its enqueue, that wait for nothing but their turn.
+    """
 
     launch: Launch
     ref: OpRef
@@ -131,6 +151,8 @@ class Operation:
     after: tuple[Edge, ...]
     blockers: tuple[Marker | Gate, ...]
     by: str
+    rest: deque[tuple[Launch, float]]
+    closed: bool = False  # nothing more joins `rest`: an event was recorded behind the last launch
     ready_us: float = 0.0
     delay_us: float = 0.0
     stall_until_us: float = 0.0
@@ -148,6 +170,20 @@ class Operation:
     def follows(self, source: OpRef, why: str) -> None:
         self.after = (*self.after, Edge(source, why))
 
+    def take(self, decision: Decision) -> None:
+        """Take what the probes want of it."""
+        self.decision = decision
+        self.delay_us = decision.delay_us
+        self.stall_until_us = decision.stall_until_us or 0.0
+        self.yields = decision.reorder
+
+    def next(self) -> "Operation":
+        """Return the first of the rest, with the rest behind it; this operation's own rest is empty then."""
+        launch, enqueued_us = self.rest.popleft()
+        stream, index = self.ref
+        rest, self.rest = self.rest, deque()
+        return Operation(launch, (stream, index + 1), self.host, enqueued_us, (), (), self.by, rest, self.closed)
+
 
 class SimStream:
     """See `base.Stream`."""
@@ -161,9 +197,10 @@ class SimStream:
         self.number = number
         self.engine = engine
         self.queue: deque[Operation] = deque()
-        self.running: Operation | None = None
+        self.running: Running | None = None
         self.enqueued = -1  # index of the last operation enqueued
         self.finished = -1  # index of the last operation finished
+        self.waiting = 0  # operations enqueued and not started
         self._waits: list[tuple[Marker, str]] = []  # waits that hold the next operation
         self._gates: list[Gate] = []  # gates that hold the next operation
 
@@ -172,6 +209,8 @@ class SimStream:
 
         Waits that no operation follows yet count: an event recorded behind them passes them on.
         """
+        if self.queue:
+            self.queue[-1].closed = True
         return (Marker(self, self.enqueued), *(marker for marker, _ in self._waits))
 
     def wait(self, event: Event, why: str) -> None:
@@ -208,11 +247,17 @@ class SimStream:
 
     def append(self, launch: Launch) -> None:
         """Append a launch at no cost to the host."""
-        assert len(self.queue) < self._queue_operations_max, (
+        assert self.waiting < self._queue_operations_max, (
             f"stream {self.name}: {launch.name} is one more than the {self._queue_operations_max} operations "
             "that may be queued; the host has to synchronize with the device before it runs that far ahead"
         )
         self.enqueued += 1
+        self.waiting += 1
+        decision = self._host.asked(self, launch)
+        apart = decision is not None or self._host.stands_alone(launch.name)
+        if not apart and self._takes(launch):
+            self.queue[-1].rest.append((launch, self._host.host_us))
+            return
         operation = Operation(
             launch=launch,
             ref=(self.name, self.enqueued),
@@ -221,9 +266,22 @@ class SimStream:
             after=tuple(Edge(marker.ref, why) for marker, why in self._waits),
             blockers=(*(marker for marker, _ in self._waits), *self._gates),
             by=self._host.name,
+            rest=deque(),
+            closed=apart,
         )
         self._waits, self._gates = [], []
-        self._host.enqueued(self, operation)
+        if decision is not None:
+            operation.take(decision)
+        self.queue.append(operation)
+        self._host.joined(self)
+
+    def _takes(self, launch: Launch) -> bool:
+        """Return whether a launch may join the rest of the last operation: the same step, and nothing in between."""
+        if not self.queue or self._waits or self._gates:
+            return False
+        last = self.queue[-1]
+        alike = last.launch.step == launch.step and last.launch.requests == launch.requests
+        return alike and not last.closed and last.host == self._host.host_clock
 
 
 def calling_line() -> str:

@@ -9,7 +9,7 @@ from repro.base.probe import Access, PageSet
 from repro.record.view import open_run
 from repro.schedule.schedule import Schedule
 from repro.serve.device.sim import SimDevice
-from repro.serve.device.streams import SimStream
+from repro.serve.device.streams import Operation, SimStream
 from tests.small import run_small, small_scenario
 
 
@@ -18,10 +18,8 @@ class WatchedDevice(SimDevice):
 
     touched: list[tuple[str, Access, tuple[Access, ...]]] = []
 
-    def _end(self, stream: SimStream) -> None:
-        operation = stream.running
-        assert operation is not None
-        super()._end(stream)
+    def _commit(self, stream: SimStream, operation: Operation) -> None:
+        super()._commit(stream, operation)
         launch = operation.launch
         WatchedDevice.touched += [(launch.name, access, launch.declared) for access in operation.accesses]
 
