@@ -1,6 +1,8 @@
 """The checkpoint that a scenario names: the model with its tokenizer."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -8,6 +10,8 @@ from repro.base.errors import UsageError
 from repro.serve.config import EngineConfig
 from repro.serve.engine import LoadedModel, checkpoint_folder, load
 from repro.serve.server.chat import ChatEncoder
+
+CHECKPOINTS_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,18 @@ class Checkpoint:
 
 
 def load_checkpoint(config: EngineConfig) -> Checkpoint:
-    """Return the checkpoint that `config` names. Raises UsageError for one that is missing or not whole."""
-    path = checkpoint_folder(config) / "tokenizer.json"
+    """Return the checkpoint that `config` names; the next run of this process gets the same one while no file changes.
+
+    Raises UsageError for one that is missing or not whole.
+    """
+    folder = checkpoint_folder(config)
+    changed_ns = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.glob("*") if file.is_file()))
+    return _loaded(EngineConfig(model=config.model, numerics=config.numerics), folder, changed_ns)
+
+
+@lru_cache(maxsize=CHECKPOINTS_KEPT)
+def _loaded(config: EngineConfig, folder: Path, changed_ns: tuple[tuple[str, int], ...]) -> Checkpoint:
+    path = folder / "tokenizer.json"
     try:
         text = path.read_text(encoding="utf-8")
         encoder = ChatEncoder(text)

@@ -1,6 +1,7 @@
 """The sessions of a load: synthesised or from trace files, cut to the turns that are asked."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from repro.trace.format import Message, Session
 from repro.trace.load import load_traces
 from repro.trace.synth import synthesise
 
+SESSIONS_KEPT = 256
 TRY_TOKENS = "the system prompt alone has about 250 tokens; give 400 or more"
 
 
@@ -23,7 +25,7 @@ def sessions_of(load: LoadSpec, seed: int) -> list[Session]:
     """
     kind = load.synthesised
     if kind is not None:
-        made = [synthesise(kind, seed, n, prompt_tokens_target=load.prompt_tokens) for n in range(load.sessions)]
+        made = [_synthesised(kind, seed, number, load.prompt_tokens) for number in range(load.sessions)]
         if not all(session.turns for session in made):
             raise ScenarioError(f"[load]: prompt_tokens = {load.prompt_tokens} is too short for a turn; {TRY_TOKENS}")
         sessions = [_with_gaps(_open_ended(session, load.answer_tokens_max), seed, *load.gap_s) for session in made]
@@ -36,6 +38,12 @@ def sessions_of(load: LoadSpec, seed: int) -> list[Session]:
         sessions = [sessions[number] for number in _present(load.only_sessions, len(sessions))]
     sessions = [session if load.turns is None else last_turns(session, load.turns) for session in sessions]
     return sessions if load.requests is None else dealt_turns(sessions, load.requests)
+
+
+@lru_cache(maxsize=SESSIONS_KEPT)
+def _synthesised(kind: str, seed: int, number: int, prompt_tokens: int) -> Session:
+    """Return a session; the schedules of a hunt ask for the same ones again and again."""
+    return synthesise(kind, seed, number, prompt_tokens_target=prompt_tokens)
 
 
 def _present(numbers: Sequence[int], sessions: int) -> Sequence[int]:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -21,7 +20,7 @@ from repro.pool.call import Died
 from repro.pool.local import LocalPool
 from repro.record.folder import STAMP
 from repro.run.options import RunOptions
-from repro.scenario.overrides import light_load, overridden
+from repro.scenario.overrides import light_loads, overridden
 from repro.scenario.schema import Scenario
 from repro.schedule.overrides import Overrides
 from repro.search.play import Played, Trial, comes_again, discard, killed, play
@@ -127,16 +126,17 @@ def hunt(
 
     `clock_s` is real time. Raises UsageError for a load that makes no sense, before processes start.
     """
-    load = Overrides(stamps=plan.stamps)
+    loads: tuple[Overrides, ...] = (Overrides(stamps=plan.stamps),)
     if not plan.full:
-        load = light_load(scenario, stamps=plan.stamps, seed=options.seed)
-    overridden(scenario, load)  # each run does it again; here it raises before there is a process or a folder
+        loads = light_loads(scenario, stamps=plan.stamps, seed=options.seed)
+    for load in loads:
+        overridden(scenario, load)  # each run does it again; here it raises before there is a process or a folder
     searcher = Searcher(plan.search, options.seed, before)
     folder = root / scenario.name / f"{datetime.now(UTC).strftime(STAMP)}-hunt"
     folder.mkdir(parents=True, exist_ok=True)
     hunting = Hunt(
-        scenario, replace(options, overrides=load), plan, searcher, root=root, workers=workers, clock_s=clock_s,
-        on_progress=on_progress,
+        scenario, options, plan, searcher, root=root, workers=workers, clock_s=clock_s, on_progress=on_progress,
+        loads=loads,
     )  # fmt: skip
     tally = hunting.run()
     corpus = folder / CORPUS_FILE
@@ -158,7 +158,11 @@ def read_corpus(path: Path | None) -> Corpus:
 
 @dataclass
 class Hunt:
-    """One hunt on one scenario. `clock_s` is real time; `on_progress` hears the tally after each schedule."""
+    """One hunt on one scenario. `clock_s` is real time; `on_progress` hears the tally after each schedule.
+
+    The natural schedule is played with each of the `loads`, lightest first, until one has found something. The lightest
+    is kept for all other schedules, unless it was vacuous or a later one showed an operation that meets others there.
+    """
 
     scenario: Scenario
     options: RunOptions
@@ -168,6 +172,7 @@ class Hunt:
     workers: int
     clock_s: Callable[[], float]
     on_progress: Callable[[Tally], None] = lambda tally: None
+    loads: tuple[Overrides, ...] = (Overrides(),)
     tally: Tally = field(default_factory=Tally, init=False)
     _started_s: float = field(default=0.0, init=False)
     _proposed: int = field(default=0, init=False)  # schedules so far
@@ -178,10 +183,10 @@ class Hunt:
         """Hunt until something is found or the budget is spent; Ctrl-C, or a killed worker, returns what there is."""
         self._started_s = self.clock_s()
         with LocalPool(self.workers, calls_each=None) as pool:
-            # The natural schedule comes alone: it tells the searcher how much there is to search.
-            natural, others = iter([self._propose()]), self._proposals()
+            others = self._proposals()
             try:
-                for proposed, result in chain(pool.results(play, natural), pool.results(play, others)):
+                self._choose_load(pool)
+                for proposed, result in pool.results(play, others):
                     self._take(proposed, result)
             except KeyboardInterrupt:
                 self.tally.interrupted = True  # this ends the proposals: only schedules under way still come
@@ -189,6 +194,21 @@ class Hunt:
                     self._take(proposed, result)
         self._report()
         return self.tally
+
+    def _choose_load(self, pool: LocalPool) -> None:
+        """Play the natural schedule, which tells the searcher how much there is to search, and choose the load."""
+        chosen: Played | None = None
+        for load in self.loads:
+            if self._is_over:
+                return
+            arm, schedule = self.searcher.propose(0)
+            options = replace(self.options, overrides=load, schedule=schedule)
+            ((proposed, result),) = pool.results(play, iter([self._proposed_as(arm, options)]))
+            played = self._take(proposed, result)
+            if chosen is None or chosen.word == "vacuous" or {*played.operations} - {*chosen.operations}:
+                chosen, self.options = played, options
+        if chosen is not None:
+            self.searcher.learn("natural", chosen)  # its steps are those that the next schedules choose from
 
     def _proposals(self) -> Iterator[_Proposed]:
         """Yield schedules to play until the hunt is over; each is chosen when a worker is free for it."""
@@ -205,14 +225,15 @@ class Hunt:
 
     def _propose(self) -> _Proposed:
         """Return the next schedule to play."""
-        number = self._proposed
-        arm, schedule = self.searcher.propose(number)
-        self._proposed += 1
-        options = replace(self.options, schedule=schedule)
-        return _Proposed(self.scenario, options, str(self.root), number=number, arm=arm)
+        arm, schedule = self.searcher.propose(self._proposed)
+        return self._proposed_as(arm, replace(self.options, schedule=schedule))
 
-    def _take(self, proposed: _Proposed, result: Played | Died) -> None:
-        """Count a schedule that was played, learn from it, and prove what it found that is new."""
+    def _proposed_as(self, arm: str, options: RunOptions) -> _Proposed:
+        self._proposed += 1
+        return _Proposed(self.scenario, options, str(self.root), number=self._proposed - 1, arm=arm)
+
+    def _take(self, proposed: _Proposed, result: Played | Died) -> Played:
+        """Count a schedule that was played and return it; learn from it, and prove what it found that is new."""
         tally, played = self.tally, result
         if isinstance(played, Died):
             self._killed = True
@@ -232,6 +253,7 @@ class Hunt:
         else:
             discard(played)
         self._report()
+        return played
 
     def _add_cause(self, signature: str) -> bool:
         """Add a cause to those found, and return whether it is new and there was room."""

@@ -78,6 +78,30 @@ def test_the_time_is_a_budget_too(tmp_path: Path) -> None:
     assert 1 <= tally.runs < 20
 
 
+@pytest.mark.parametrize(
+    ("word", "met", "chosen"),
+    [("clean", (), 8), ("vacuous", (), 40), ("clean", ("forward.store",), 40)],
+    ids=["short answers show as much", "short answers are vacuous", "an operation meets others in long answers only"],
+)
+def test_answers_are_short_unless_long_ones_show_more(
+    word: str, met: tuple[str, ...], chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+
+    def plays(trial: Trial) -> Played:
+        tokens = trial.options.overrides.answer_tokens or 40
+        answers.append(tokens)
+        return Played(trial.options, "clean" if tokens > 8 else word, operations=met if tokens > 8 else ())
+
+    monkeypatch.setattr(hunting, "play", plays)
+    plan, loads = HuntPlan("random", budget=4), (Overrides(answer_tokens=8), Overrides())
+    searcher = Searcher("random", 0)
+    Hunt(
+        race_scenario(), RunOptions(), plan, searcher, root=tmp_path, workers=1, clock_s=lambda: 0.0, loads=loads
+    ).run()
+    assert answers == [8, 40, chosen, chosen]
+
+
 def test_a_finding_that_does_not_come_again_is_not_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lies(trial: Trial) -> Any:
         told = original(trial)

@@ -10,6 +10,8 @@ event: a later record gives the event new ones and moves nobody.
 import sys
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import CodeType
 from typing import NamedTuple, Protocol
 
 from repro.base.probe import Access, Decision, Edge, OpRef
@@ -287,7 +289,14 @@ class SimStream:
 def calling_line() -> str:
     """Return file:line of the stack's function that enqueues, seen through its private helpers."""
     frame = sys._getframe(2)
-    while frame.f_code.co_name.startswith("_") and frame.f_back is not None:
+    while frame.f_code.co_name[0] == "_" and frame.f_back is not None:
         frame = frame.f_back
-    ours = frame.f_code.co_filename.rpartition("repro/")[2]
-    return f"{ours.rpartition('site-packages/')[2]}:{frame.f_lineno}"  # another package's path begins at its name
+    return _line_of(frame.f_code, frame.f_lasti)
+
+
+@lru_cache(maxsize=4096)
+def _line_of(code: CodeType, instruction: int) -> str:
+    """Return file:line of an instruction; a frame's own `f_lineno` counts lines from the function's first."""
+    line = next(line for start, stop, line in code.co_lines() if start <= instruction < stop)
+    ours = code.co_filename.rpartition("repro/")[2]
+    return f"{ours.rpartition('site-packages/')[2]}:{line}"  # another package's path begins at its name

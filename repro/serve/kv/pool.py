@@ -87,7 +87,7 @@ class KVPool:
     ) -> None:
         self.tier = tier
         self.layers = layers
-        self._checksums = checksums and widths is not None
+        self.checksums = checksums and widths is not None
         self.layer_numbers = range(first_layer, first_layer + layers)
         self._first_layer = first_layer
         self.pages = pages
@@ -96,6 +96,7 @@ class KVPool:
         self.stamps = {component: np.zeros(shape, np.uint64) for component in COMPONENTS}
         self.taint = {component: np.zeros(shape, np.int32) for component in COMPONENTS}
         self.tainted = False  # whether any taint was ever written; spares the clean run the check
+        self._writes = {component: np.zeros(layers, np.int64) for component in COMPONENTS}
         self.values = {
             component: torch.zeros(*shape, widths[component]) if widths else None for component in COMPONENTS
         }
@@ -105,6 +106,10 @@ class KVPool:
         values = self.values[component]
         assert values is not None, "numerics = stamps moves no tensors"
         return values[self._place(layer)].view(self.pages * self.page_tokens, -1)
+
+    def writes(self, component: Component, layer: int) -> int:
+        """Return how many writes a layer has had: where the number is the same, so is every byte."""
+        return int(self._writes[component][self._place(layer)])
 
     def _place(self, layer: int) -> int:
         assert layer in self.layer_numbers, f"{self.tier} holds layers {self.layer_numbers}, not {layer}"
@@ -147,6 +152,7 @@ class KVPool:
         self._overwrite(component, (slice(None), page), rows)
 
     def _overwrite(self, component: Component, where: tuple[int | slice, NDArray[np.int64] | int], rows: Rows) -> None:
+        self._writes[component][where[0]] += 1
         values = self.values[component]
         if values is not None:
             assert rows.values is not None
@@ -159,7 +165,7 @@ class KVPool:
         """Return the stamps of these pages, (..., page_tokens); those of rows that are `read` without the checksum
         of the values that are there now."""
         stamps = self.stamps_of(component, layer)[pages]
-        if self._checksums and read.any():
+        if self.checksums and read.any():
             slots = (pages[..., None] * self.page_tokens + np.arange(self.page_tokens))[read]
             stamps[read] ^= checksum(self.flat(component, layer)[torch.from_numpy(slots)])
         return stamps
@@ -174,9 +180,10 @@ class KVPool:
         taint: NDArray[np.int32],
     ) -> None:
         """Write one row per slot, with its stamp."""
+        self._writes[component][self._place(layer)] += 1
         if values is not None:
             self.flat(component, layer)[torch.from_numpy(slots)] = values
-            if self._checksums:
+            if self.checksums:
                 stamps = stamps ^ checksum(values)
         self.stamps_of(component, layer).reshape(-1)[slots] = stamps
         if self.tainted or taint.any():
