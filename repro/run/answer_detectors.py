@@ -5,6 +5,7 @@ have leaked.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def client_text(answer: str) -> str:
     return content + "".join(f"\n[call {call.name}] {msgspec.json.encode(call.arguments).decode()}" for call in calls)
 
 
+@lru_cache(maxsize=2)
 def vocabulary_of(tokenizer: Tokenizer, size: int, ends: frozenset[int]) -> Vocabulary:
     """Return which token ids a model of `size` logits can mean anything by, `ends` those that end an answer."""
     added = tokenizer.get_added_tokens_decoder()

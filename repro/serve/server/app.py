@@ -23,7 +23,7 @@ from repro.serve.server.native_route import read_native
 from repro.serve.server.replies import ModelCard, ModelList, Tokenized
 from repro.serve.server.schema import abort_decoder, tokenize_decoder
 from repro.serve.server.service import DEFAULT_LIMITS, InFlight, Limits, Service
-from repro.serve.server.vocabulary import Vocabulary
+from repro.serve.server.vocabulary import vocabulary_of
 from repro.serve.types import RejectedError, ServingEngine
 
 GENERATION_ROUTES: dict[str, ReadJob] = {
@@ -49,7 +49,7 @@ def create_app(
     """
     service = Service(
         engine,
-        Vocabulary(tokenizer),
+        vocabulary_of(tokenizer),
         clock,
         is_alive,
         seed,

@@ -1,9 +1,17 @@
 """The tokenizer as the server needs it: prompts to ids, ids to their exact bytes."""
 
+from functools import lru_cache
+
 from tokenizers import Tokenizer
 
 from repro.serve.server.chat import ChatEncoder
 from repro.serve.server.errors import ApiError
+
+
+@lru_cache(maxsize=2)
+def vocabulary_of(tokenizer: Tokenizer) -> "Vocabulary":
+    """Return the vocabulary of a tokenizer, the same for every server of this process."""
+    return Vocabulary(tokenizer)
 
 
 class Vocabulary:
