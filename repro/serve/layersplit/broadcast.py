@@ -119,7 +119,6 @@ class LayerBroadcast:
             step=step,
             requests=requests,
             read=read,
-            empty=lambda rank: _sent(home.pool.read(component, home.layer, pages)),
             write=write,
             duration_us=self._cost.broadcast_us(tokens, self._cost.row_bytes(component)),
             reads=(reads,),

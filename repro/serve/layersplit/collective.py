@@ -31,7 +31,6 @@ class Exchange:
     step: int
     requests: tuple[str, ...]
     read: Callable[[Recorder], Payload]
-    empty: Callable[[int], Payload]  # tensors of the shapes that rank sends
     write: Callable[[Recorder, Sequence[Payload]], Commit | None]
     duration_us: float
     reads: tuple[Access, ...] = ()

@@ -1,11 +1,9 @@
 """One rank's host code of a step: the operations in the order they are enqueued, and what orders them."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from repro.base.probe import Access, Component
-from repro.serve.device.base import Body, Recorder
 from repro.serve.kv.copier import TierCopier
 from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck
@@ -90,14 +88,14 @@ class RankForward(Launches):
         if prefetch and layer + 1 < self._partition.layers:
             self._send_all(batch, touched, layer + 1)
         experts_us = self._cost.feed_forward_us(batch.num_tokens, prefill)
-        self._put("forward.feed_forward", _body(work.feed_forward, layer), batch, experts_us, layer)
+        self._put("forward.feed_forward", partial(work.feed_forward, layer), batch, experts_us, layer)
 
     def _end(self, work: RankWork) -> None:
         """Sample, let all ranks know the tokens, and copy them to the host."""
         batch, part, cost = work.batch, work.part, self._own_cost
         layers = self._partition.layers
         tail_us = cost.tail_us(len(part.members), part.num_tokens, part.token_keys, batch.prefill, layers)
-        self._put("forward.sample", lambda recorder: work.sample(), batch, tail_us)
+        self._put("forward.sample", work.sample, batch, tail_us)
         self._projected.record(self._compute)
         self._stream.wait(self._projected, "this rank's tokens are chosen")
         sampled = len(batch.sampling_members)
@@ -109,7 +107,6 @@ class RankForward(Launches):
                 step=batch.number,
                 requests=batch.requests,
                 read=work.send_tokens,
-                empty=work.empty_tokens,
                 write=work.take_tokens,
                 duration_us=cost.gather_us(sampled, TOKEN_BYTES, batch.prefill),
             ),  # fmt: skip
@@ -131,7 +128,6 @@ class RankForward(Launches):
                 step=batch.number,
                 requests=batch.requests,
                 read=work.send_rows,
-                empty=work.empty_rows,
                 write=work.take_rows,
                 duration_us=self._cost.gather_us(batch.num_tokens, row_bytes, batch.prefill),
             ),  # fmt: skip
@@ -158,12 +154,3 @@ class RankForward(Launches):
         home = self._memory.homes[layer]
         context = self._names.page_sets.intern(touched.context)
         return (Access(False, home.pool.tier, component, home.layer, context, ""),)
-
-
-def _body(work: Callable[[int], None], layer: int) -> Body:
-    """Return the body of an operation that touches no pages."""
-
-    def body(recorder: Recorder) -> None:
-        work(layer)
-
-    return body

@@ -47,9 +47,7 @@ class RankWork:
         self.batch = batch
         self.done = done
         self.result: Chosen | None = None
-        self._rank = rank
-        self.parts = [part_of(batch, each, ranks) for each in range(ranks)]
-        self.part = self.parts[rank]
+        self.part = part_of(batch, rank, ranks)
         self.memory = memory
         self._check = check
         self._alternatives = max((member.request.sampling.top_logprobs for member in batch.sampling_members), default=0)
@@ -131,23 +129,18 @@ class RankWork:
 
     def send_rows(self, recorder: Recorder) -> Payload:
         """Return the new rows of this rank's part: stamps, taint, and the rows of each component."""
+        model = self.memory.model
         if not self.part.members:
-            return self.empty_rows(self._rank)
+            stamped = (torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int32))
+            if model is None:
+                return stamped
+            return (*stamped, torch.empty(0, model.config.latent_width), torch.empty(0, model.config.index_head_dim))
         assert self._stamps is not None, "new rows are sent before any were computed"
         stamped = (torch.from_numpy(self._stamps.view(np.int64)), torch.from_numpy(self.own.token_taint()))
-        if self.memory.model is None:
+        if model is None:
             return stamped
         assert self._projected is not None
         return (*stamped, self._projected.latent, self._projected.index_key)
-
-    def empty_rows(self, rank: int) -> Payload:
-        """Return tensors of the shapes that a rank's new rows have."""
-        count = self.parts[rank].num_tokens
-        stamped = (torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int32))
-        if self.memory.model is None:
-            return stamped
-        config = self.memory.model.config
-        return (*stamped, torch.empty(count, config.latent_width), torch.empty(count, config.index_head_dim))
 
     def take_rows(self, recorder: Recorder, sent: Sequence[Payload]) -> Commit:
         """Put the new rows of all ranks together."""
@@ -196,7 +189,7 @@ class RankWork:
         home = self.memory.homes[layer]
         self._hidden = model.attend(layer, self._projected, home.pool.flat("latent", home.layer), self._selected)
 
-    def feed_forward(self, layer: int) -> None:
+    def feed_forward(self, layer: int, recorder: Recorder) -> None:
         """Run the experts."""
         if (model := self.memory.model) is not None and self.part.members:
             assert self._hidden is not None
@@ -204,7 +197,7 @@ class RankWork:
 
     # -- behind the layers ------------------------------------------------------------------------------
 
-    def sample(self) -> None:
+    def sample(self, recorder: Recorder) -> None:
         """Choose the next token of each member whose last token this rank has."""
         members = self.part.sampling_members
         if not members:
@@ -221,23 +214,16 @@ class RankWork:
 
     def send_tokens(self, recorder: Recorder) -> Payload:
         """Return the tokens that this rank has chosen, with log-probabilities and alternatives."""
-        payload = self.empty_tokens(self._rank)
-        if self.part.sampling_members:
-            assert self._sampled is not None, "tokens are sent before any were chosen"
-            tokens, logprobs, top_ids, top_logprobs = payload
-            tokens.copy_(torch.from_numpy(self._sampled.tokens))
-            logprobs.copy_(torch.from_numpy(self._sampled.logprobs))
-            for row, top in enumerate(self._sampled.top):
-                for place, (token, logprob) in enumerate(top):
-                    top_ids[row, place], top_logprobs[row, place] = token, logprob
-        return payload
-
-    def empty_tokens(self, rank: int) -> Payload:
-        """Return tensors of the shapes that a rank's tokens have."""
-        count = len(self.parts[rank].sampling_members)
-        top = (count, self._alternatives)
-        ids, logprobs = torch.zeros(top, dtype=torch.int64), torch.zeros(top)
-        return torch.zeros(count, dtype=torch.int64), torch.zeros(count), ids, logprobs
+        count = len(self.part.sampling_members)
+        top_ids = torch.zeros(count, self._alternatives, dtype=torch.int64)
+        top_logprobs = torch.zeros(count, self._alternatives)
+        if not count:
+            return torch.zeros(0, dtype=torch.int64), torch.zeros(0), top_ids, top_logprobs
+        assert self._sampled is not None, "tokens are sent before any were chosen"
+        for row, top in enumerate(self._sampled.top):
+            for place, (token, logprob) in enumerate(top):
+                top_ids[row, place], top_logprobs[row, place] = token, logprob
+        return torch.from_numpy(self._sampled.tokens), torch.from_numpy(self._sampled.logprobs), top_ids, top_logprobs
 
     def take_tokens(self, recorder: Recorder, sent: Sequence[Payload]) -> Commit:
         """Put the tokens of all ranks together, and into the rows."""

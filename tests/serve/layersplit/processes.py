@@ -17,10 +17,10 @@ from repro.serve.engine import Engine
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import Names, PageSets
 from repro.serve.layersplit.collective import CollectiveError
-from repro.serve.layersplit.distributed import OwnRank, TorchCollective
 from repro.serve.layersplit.partition import sizes
 from repro.serve.layersplit.rank import Rank
 from tests.serve.engine.builders import VOCABULARY, make_request
+from tests.serve.layersplit.gloo import OwnRank, TorchCollective
 from tests.serve.layersplit.turns import Answers, random_model, turn_config
 
 PROMPTS = 4

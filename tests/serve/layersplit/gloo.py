@@ -4,8 +4,9 @@ Each process has a rank and a device of its own. All calls of a rank are on one 
 them in the order in which they were enqueued; that is all the order that the backend needs, here as with NCCL.
 """
 
-from collections.abc import Sequence
+from typing import cast
 
+import torch
 import torch.distributed as dist
 
 from repro.serve.device.base import Body, Commit, Recorder, Stream
@@ -16,6 +17,8 @@ from repro.serve.layersplit.rank import Rank
 from repro.serve.layersplit.sequence import touched_pages
 from repro.serve.sched.batch import Batch
 from repro.serve.worker import Work
+
+Shapes = list[tuple[torch.Size, torch.dtype]]
 
 
 class TorchCollective:
@@ -32,8 +35,7 @@ class TorchCollective:
             return
 
         def body(recorder: Recorder) -> Commit | None:
-            payload = self._payload(exchange, root, recorder)
-            self._pass_on(payload, root, exchange)
+            payload = self._passed_on(exchange, root, recorder)
             return None if self.rank == root else exchange.write(recorder, [payload])
 
         self._enqueue(stream, "broadcast", exchange, body)
@@ -42,10 +44,7 @@ class TorchCollective:
         """Enqueue an all-gather. Ranks send different numbers of rows, so it is a broadcast from each of them."""
 
         def body(recorder: Recorder) -> Commit | None:
-            payloads: Sequence[Payload] = [self._payload(exchange, rank, recorder) for rank in range(self.ranks)]
-            for rank, payload in enumerate(payloads):
-                self._pass_on(payload, rank, exchange)
-            return exchange.write(recorder, payloads)
+            return exchange.write(recorder, [self._passed_on(exchange, rank, recorder) for rank in range(self.ranks)])
 
         self._enqueue(stream, "gather", exchange, body)
 
@@ -53,16 +52,22 @@ class TorchCollective:
         """Return "": the backend itself says who is lost."""
         return ""
 
-    def _payload(self, exchange: Exchange, sender: int, recorder: Recorder) -> Payload:
-        tensors = exchange.read(recorder) if sender == self.rank else exchange.empty(sender)
-        return tuple(tensor.contiguous() for tensor in tensors)
+    def _passed_on(self, exchange: Exchange, sender: int, recorder: Recorder) -> Payload:
+        """Return what the sender has read; its shapes go first.
 
-    def _pass_on(self, payload: Payload, sender: int, exchange: Exchange) -> None:
-        """Raise CollectiveError when another process is gone, or silent for longer than the group's timeout."""
+        Raises CollectiveError when another process is gone, or silent for longer than the group's timeout.
+        """
+        tensors = exchange.read(recorder) if sender == self.rank else ()
+        shapes: list[object] = [[(tensor.shape, tensor.dtype) for tensor in tensors]]
         try:
+            dist.broadcast_object_list(shapes, sender)
+            if sender != self.rank:
+                tensors = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in cast(Shapes, shapes[0]))
+            payload = tuple(tensor.contiguous() for tensor in tensors)
             for tensor in payload:
                 if tensor.numel():
                     dist.broadcast(tensor, sender)
+            return payload
         except RuntimeError as error:
             raise CollectiveError(
                 f"rank {self.rank} in the exchange of {exchange.name}, layer {exchange.layer}, step {exchange.step}, "
