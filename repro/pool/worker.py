@@ -11,16 +11,16 @@ import threading
 import traceback
 from typing import BinaryIO
 
-import torch
-
 from repro.pool.call import made
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # torch reads them when a call imports it
 
 
 def main() -> None:
     """Make calls until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a call prints must not stand among the answers
-    torch.set_num_threads(1)
+    os.environ |= ONE_THREAD
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, lines), daemon=True).start()
     try:
