@@ -13,7 +13,6 @@ from typing import Literal, get_args
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
 
 from detectors.answers.acceptance import LENGTH_MIN, RATE_MAX
 from detectors.text.repetition import Repetition
@@ -182,7 +181,9 @@ def _score(
 
 def auroc(bad: Floats, good: Floats) -> float:
     """Return how often a bad answer scores above a good one, ties counted half (Mann-Whitney U)."""
-    return float(mannwhitneyu(bad, good).statistic / (len(bad) * len(good)))
+    ordered = np.sort(good)
+    below, not_above = (np.searchsorted(ordered, bad, side) for side in ("left", "right"))
+    return float((below + not_above).sum() / (2 * len(bad) * len(good)))
 
 
 def _interval(
