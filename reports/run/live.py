@@ -1,7 +1,7 @@
 """How a run is going, while it goes: a redrawn line or two on a terminal, plain lines into a file."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 import msgspec
@@ -25,7 +25,7 @@ class Progress(msgspec.Struct, frozen=True):
     requests_open: int = 0
     tokens: int = 0
     ttft_ms: float | None = None  # median so far
-    anomalies: int = 0
+    found: Mapping[str, int] = {}  # findings so far, by detector; "text" for those of answers
     virtual_s: float | None = None  # None for a target in real time
 
 
@@ -81,7 +81,7 @@ class LiveView:
 
 
 def progress_parts(progress: Progress, tokens_per_s: float | None) -> list[str]:
-    """Return for a reader: phase, sessions, requests, speed, time to first token, anomalies, virtual time."""
+    """Return for a reader: phase, sessions, requests, speed, time to first token, findings, virtual time."""
     sessions = f"sessions {progress.sessions_done:,}"
     if progress.sessions:
         sessions += f" of {progress.sessions:,}"
@@ -94,7 +94,7 @@ def progress_parts(progress: Progress, tokens_per_s: float | None) -> list[str]:
         said.append(f"{tokens_per_s:,.0f} tokens/s")
     if progress.ttft_ms is not None:
         said.append(f"TTFT {progress.ttft_ms:,.0f} ms")
-    said.append(f"anomalies {progress.anomalies:,}")
+    said += [f"{detector} {count:,}" for detector, count in progress.found.items()] or ["nothing found"]
     if progress.virtual_s is not None:
         said.append(f"virtual {progress.virtual_s:,.2f} s")
     return said

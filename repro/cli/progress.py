@@ -1,6 +1,6 @@
 """Progress of a run on the terminal: from the driver's snapshots to the live view."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import msgspec
@@ -19,6 +19,7 @@ class Watcher(LoadListener):
         self._view = LiveView(console, clock_s)
         self._simulated = simulated
         self._last = Progress()
+        self._found: dict[str, int] = {}
 
     def __enter__(self) -> "Watcher":
         self._view.__enter__()
@@ -43,10 +44,16 @@ class Watcher(LoadListener):
             requests_open=snapshot.requests_active,
             tokens=snapshot.tokens,
             ttft_ms=snapshot.ttft.p50_s * 1e3 if snapshot.ttft.count else None,
-            anomalies=snapshot.anomalies,
+            found=self._found | ({"text": snapshot.anomalies} if snapshot.anomalies else {}),
             virtual_s=snapshot.at_s if self._simulated else None,
         )
         self._view.update(self._last)
+
+    def on_found(self, counts: Mapping[str, int], first_claim: str) -> None:
+        """Count what the detectors of events have found, and say the first finding as soon as it is there."""
+        if not self._found:
+            self._console.print(f"found: {first_claim}", highlight=False, markup=False, soft_wrap=True)
+        self._found = dict(counts)
 
     def on_check(self, number: int, total: int) -> None:
         """Say how many of the suspect answers have been asked for again."""

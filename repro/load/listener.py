@@ -1,6 +1,6 @@
 """Who hears a load, and what a listener hears."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -85,6 +85,9 @@ class LoadListener:
 
     def on_progress(self, snapshot: Progress) -> None:
         """Take a snapshot of the load."""
+
+    def on_found(self, counts: Mapping[str, int], first_claim: str) -> None:
+        """Take how many findings each detector of events has so far, and what the first of all claims."""
 
     def on_check(self, number: int, total: int) -> None:
         """Take how many answers have been asked for again, or decoded again, after the load."""

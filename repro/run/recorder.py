@@ -10,7 +10,7 @@ from detectors.base import EventDetector, Finding
 from detectors.pages.sets import Sample
 from detectors.registry import event_detectors
 from repro.base.probe import Burst, Event, RequestEvent, Tokens
-from repro.load.listener import CountsDetector, LoadListener, OnlineFinding, TextDetector
+from repro.load.listener import SILENT, CountsDetector, LoadListener, OnlineFinding, TextDetector
 from repro.record.exercised import ExerciseMeter
 from repro.record.folder import RunFolder
 from repro.record.requests import RequestRecord, SentRequest
@@ -28,6 +28,7 @@ class Recorder(LoadListener):
     limits: LimitWatch
     answer_detectors: AnswerDetectors
     acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
+    watcher: LoadListener = SILENT  # hears what the detectors of events have found so far
     event_detectors: tuple[EventDetector, ...] = field(default_factory=event_detectors)
     exercise: ExerciseMeter = field(default_factory=ExerciseMeter)
     records: list[RequestRecord] = field(default_factory=list)
@@ -63,6 +64,12 @@ class Recorder(LoadListener):
         for detector in self.event_detectors:
             feed_all(detector, events)
         feed_all(self.exercise, events)
+        if self.watcher is not SILENT:
+            verdicts = [detector.verdict() for detector in self.event_detectors]
+            counts = {each.detector: sum(f.count for f in each.findings) for each in verdicts if each.findings}
+            if counts:
+                first = min((finding for each in verdicts for finding in each.findings), key=lambda each: each.at_us)
+                self.watcher.on_found(counts, first.claim)
 
     def text_detectors(self, request: str, prompt: str) -> Sequence[TextDetector]:
         """Take a request that is about to be sent; return the text detectors of its answer."""

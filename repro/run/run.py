@@ -52,7 +52,7 @@ def run_scenario(
             effective.limits.wall_s, effective.limits.requests, watch.clock_s, lambda: folder.log.events
         )
         detectors = sampled_detectors(effective.detect.pages_sampled, options.seed)
-        recorder = Recorder(folder, limits, target.answer_detectors, target.acceptance, detectors)
+        recorder = Recorder(folder, limits, target.answer_detectors, target.acceptance, watch.load, detectors)
         injector = Injector(options.armed(effective.faults), options.seed, watch.listeners, record=recorder.feed)
         target.prepare(injector, watch.note)
         plan = plan_of(effective.load, options.seed, target, injector)

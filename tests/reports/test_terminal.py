@@ -118,20 +118,30 @@ def test_into_a_file_progress_is_a_plain_line_every_five_seconds_and_a_last_one(
     with LiveView(Console(file=file, width=40), clock) as view:
         for second in range(12):
             clock.now_s = 100.0 + second
-            view.update(Progress(sessions_done=second, sessions=24, tokens=100 * second, ttft_ms=12.4, anomalies=1))
+            view.update(
+                Progress(sessions_done=second, sessions=24, tokens=100 * second, ttft_ms=12.4, found={"canary": 1})
+            )
     lines = file.getvalue().splitlines()
     assert [line.split("sessions ")[1].split()[0] for line in lines] == ["0", "5", "10", "11"]
-    assert "100 tokens/s" in lines[1] and "TTFT 12 ms" in lines[1] and "anomalies 1" in lines[1]
+    assert "100 tokens/s" in lines[1] and "TTFT 12 ms" in lines[1] and "canary 1" in lines[1]
     assert "\x1b" not in file.getvalue()
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_no_part_of_the_progress_is_lost_or_torn_on_a_narrow_terminal(width: int) -> None:
     parts = progress_parts(
-        Progress(requests_done=1234, requests_open=16, tokens=9, ttft_ms=12_000.0, anomalies=7, virtual_s=1e4), 900.0
+        Progress(
+            requests_done=1234,
+            requests_open=16,
+            tokens=9,
+            ttft_ms=12_000.0,
+            found={"ordering": 4000, "text": 7},
+            virtual_s=1e4,
+        ),
+        900.0,
     )
     lines = lines_of(parts, width)
-    assert "  ".join(lines) == "  ".join(parts) and "anomalies 7" in parts
+    assert "  ".join(lines) == "  ".join(parts) and {"ordering 4,000", "text 7"} <= {*parts}
     assert all(len(line) < width for line in lines if line not in parts)
 
 
