@@ -72,7 +72,7 @@ def list_all() -> None:
     from repro.serve.config import CONFIGS
 
     bundled = map(scenarios.find, scenarios.bundled_names())
-    in_steps = filter(None, map(experiments.find, scenarios.experiment_names()))
+    in_steps = filter(None, map(experiments.find, scenarios.bundled_names("experiments")))
     listed: dict[str, list[tuple[str, str]]] = {
         "Scenarios (repro run NAME)": [(each.name, each.title) for each in bundled],
         "Experiments, in steps (repro run NAME)": [(each.name, each.title) for each in in_steps],

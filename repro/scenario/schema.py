@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -132,18 +131,15 @@ class Scenario(_Parts, frozen=True, kw_only=True):
 EXERCISE = Exercised.__struct_fields__
 
 
-def bundled_names() -> list[str]:
-    """Return the names of the scenarios in the package, sorted."""
-    return _toml_names(files("scenarios"))
+def bundled_names(folder: str = "") -> list[str]:
+    """Return the names of the scenarios in the package, or of its "experiments" or "suites", sorted."""
+    entries = (files("scenarios") / folder).iterdir()
+    return sorted(entry.name[:-5] for entry in entries if entry.name.endswith(".toml"))
 
 
-def experiment_names() -> list[str]:
-    """Return the names of the experiments in the package, sorted; `repro.fleet.experiment.plan` reads them."""
-    return _toml_names(files("scenarios") / "experiments")
-
-
-def _toml_names(folder: Traversable) -> list[str]:
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+def bundled_text(name: str, folder: str = "") -> str:
+    """Return the TOML text of one of `bundled_names(folder)`."""
+    return (files("scenarios") / folder / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def find(name: str) -> Scenario:
@@ -157,16 +153,16 @@ def find(name: str) -> Scenario:
         except ValueError as error:
             raise ScenarioError(f"{name}: not UTF-8 text ({error}); save it as UTF-8") from error
         return parse(text, path.stem, name)
-    if name in experiment_names():
+    experiments, scenarios = bundled_names("experiments"), bundled_names()
+    if name in experiments:
         raise ScenarioError(f'"{name}" is an experiment; `repro run {name}` runs it')
-    if name not in bundled_names():
+    if name not in scenarios:
         beside = f"; the file beside you is `repro run ./{name}.toml`" if Path(f"{name}.toml").is_file() else ""
         raise ScenarioError(
-            f'"{name}" is no scenario; nearest: "{nearest(name, [*bundled_names(), *experiment_names()])}". '
+            f'"{name}" is no scenario; nearest: "{nearest(name, [*scenarios, *experiments])}". '
             f"`repro list` shows them; a path to a .toml file works too{beside}"
         )
-    resource = files("scenarios") / f"{name}.toml"
-    return parse(resource.read_text(encoding="utf-8"), name, f"scenarios/{name}.toml")
+    return parse(bundled_text(name), name, f"scenarios/{name}.toml")
 
 
 def parse(text: str, name: str, where: str) -> Scenario:

@@ -10,7 +10,6 @@ Every part of a step becomes an ordinary scenario file, so what it ran can be ru
 
 import os
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ import msgspec
 from repro.base.errors import ScenarioError, nearest
 from repro.base.strict import as_toml, to_struct
 from repro.base.toml import merged, tables_of, to_toml
-from repro.scenario.schema import Scenario, experiment_names, parse
+from repro.scenario.schema import Scenario, bundled_names, bundled_text, parse
 
 Expected = Literal["silent", "found", "rate"]
 SEEDS_MAX = 100_000
@@ -99,10 +98,9 @@ def find(name: str) -> Experiment | None:
     """Return an experiment by its bundled name or by its path; None for what is none, a scenario perhaps."""
     if name.endswith(".toml") or os.sep in name:
         return _in_file(Path(name), name)
-    if name not in experiment_names():
+    if name not in bundled_names("experiments"):
         return None
-    text = (files("scenarios") / "experiments" / f"{name}.toml").read_text(encoding="utf-8")
-    return parse_experiment(text, name, f"scenarios/experiments/{name}.toml")
+    return parse_experiment(bundled_text(name, "experiments"), name, f"scenarios/experiments/{name}.toml")
 
 
 def _in_file(path: Path, name: str) -> Experiment | None:

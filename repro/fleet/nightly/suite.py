@@ -7,7 +7,6 @@
 
 import os
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,7 +17,7 @@ from repro.base.strict import as_toml, to_struct
 from repro.base.toml import merged, tables_of, to_toml
 from repro.fleet.nightly.sequential import Sequential
 from repro.scenario.from_traces import REPLAY, replay_scenario
-from repro.scenario.schema import Scenario, bundled_names, find, parse
+from repro.scenario.schema import Scenario, bundled_names, bundled_text, find, parse
 
 Property = Literal["silent", "found"]
 FORMAT = 1
@@ -111,13 +110,6 @@ class Suite(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, budget=msgspec.structs.replace(self.budget, **changes))
 
 
-def suite_names() -> list[str]:
-    """Return the names of the suites in the package, sorted."""
-    return sorted(
-        entry.name[:-5] for entry in (files("scenarios") / "suites").iterdir() if entry.name.endswith(".toml")
-    )
-
-
 def find_suite(name: str) -> Suite:
     """Return a suite by its bundled name or by the path of a TOML file."""
     if name.endswith(".toml") or os.sep in name:
@@ -126,11 +118,11 @@ def find_suite(name: str) -> Suite:
         except (OSError, UnicodeDecodeError) as error:
             raise ScenarioError(f"{name}: cannot be read ({error}); give a suite's name or a .toml file") from error
         return parse_suite(text, Path(name).stem, name)
-    if name not in suite_names():
-        found = nearest(name, suite_names())
+    suites = bundled_names("suites")
+    if name not in suites:
+        found = nearest(name, suites)
         raise ScenarioError(f'--suite {name}: there is no such suite; nearest: "{found}", or give a .toml file')
-    text = (files("scenarios") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
-    return parse_suite(text, name, f"scenarios/suites/{name}.toml")
+    return parse_suite(bundled_text(name, "suites"), name, f"scenarios/suites/{name}.toml")
 
 
 def parse_suite(text: str, name: str, where: str) -> Suite:

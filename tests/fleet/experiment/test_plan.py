@@ -7,7 +7,7 @@ import pytest
 from repro.base.errors import ScenarioError
 from repro.base.toml import to_toml
 from repro.fleet.experiment.plan import Experiment, find, limited, parse_experiment
-from repro.scenario.schema import experiment_names, parse
+from repro.scenario.schema import bundled_names, parse
 from tests.fleet.experiment.builders import experiment_text
 
 
@@ -22,7 +22,7 @@ def refused(text: str) -> str:
 
 
 def test_the_bundled_experiment_has_the_five_steps_of_the_report() -> None:
-    assert experiment_names() == ["pd_scaling_pain"]
+    assert bundled_names("experiments") == ["pd_scaling_pain"]
     experiment = find("pd_scaling_pain")
     assert experiment is not None and experiment.defects == ("pd_reuse_before_drain",)
     assert {step.name: step.expect for step in experiment.steps} == {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from repro.base.errors import ScenarioError, UsageError
-from repro.fleet.nightly.suite import find_suite, parse_suite, suite_names
+from repro.fleet.nightly.suite import find_suite, parse_suite
 from repro.scenario.schema import bundled_names, find
 from tests.fleet.nightly.builders import make_suite
 
@@ -17,8 +17,8 @@ def parsed(text: str) -> object:
 
 
 def test_every_bundled_suite_parses_and_every_scenario_is_in_the_bank_and_in_clean() -> None:
-    assert suite_names() == ["bank", "clean", "nightly", "smoke"]
-    suites = {name: find_suite(name) for name in suite_names()}
+    assert bundled_names("suites") == ["bank", "clean", "nightly", "smoke"]
+    suites = {name: find_suite(name) for name in bundled_names("suites")}
     bundled = {name for name in bundled_names() if find(name).engine == "bundled"}  # sglang is an extra
     with_defects = {name for name in bundled if find(name).defects}
     assert {case.scenario for case in suites["bank"].cases} == with_defects
