@@ -18,7 +18,7 @@ from detectors.text.repetition import Repetition
 
 
 def event_detectors(sample: Sample = ALL) -> tuple[EventDetector, ...]:
-    """Return new detectors of one event stream; `sample` names the pages that costly ones confine themselves to."""
+    """Return new detectors of one event stream; costly ones watch only the pages of `sample`."""
     return (
         OrderingDetector(sample),
         OwnershipDetector(),

@@ -1,7 +1,7 @@
 """Finds text that is no language: salad of tokens and symbols, mojibake, broken and mixed characters.
 
 Broken syntax is no garble, and a foreign script alone convicts nobody (healthy models bleed Chinese):
-letters of scripts that the prompt does not have are counted in `foreign` and in the evidence.
+letters of scripts that the prompt lacks are counted in `foreign` and in the evidence.
 """
 
 from typing import NamedTuple
@@ -46,7 +46,7 @@ class Garbled:
         self._found = False
 
     def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> Finding | None:
-        """Take what the answer has grown by; a finding at the end of a block."""
+        """Take the next piece of the answer; returns a finding at the end of a block."""
         if not text or self._found:
             return None
         self._parts.append(text)

@@ -3,9 +3,9 @@
 Code repeats itself honestly, so three things must come together: the covered span is longer than
 ordinary files show for this kind of unit (ruler, number, text), it reaches to the end of what has
 been written, and it is new: what the prompt repeats too is taken off. A span may be shorter when the
-answer ends in it, because a loop does not find out again. Text is looked at once more with each run of
-white space as one blank, which finds loops that are wrapped into lines. Ids that loop and show no text
-count too.
+answer ends in it, because a loop does not end by itself. Text is searched a second time with each run of
+white space as one blank, which finds loops that are wrapped into lines. Token ids that loop without any
+text count too.
 """
 
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ from detectors.evidence import LoopSpan
 from detectors.text.blocks import whole_blocks
 from detectors.text.loops import Loop, beyond, loops
 
-BLOCK_CHARS = 64  # one look at the tail; costs about 2 us when nothing repeats
+BLOCK_CHARS = 64  # characters between two searches of the tail; a search without a loop takes about 2 us
 PERIOD_CHARS_MAX = 1024
 TAIL_CHARS = 5 * PERIOD_CHARS_MAX
 ANCHORS_CHARS = (16, 64, 256)
@@ -80,13 +80,13 @@ class Repetition:
         self._squeezed = ""  # the tail with each run of white space as one blank
         self._squeezed_prompt: str | None = None
         self._seen = 0
-        self._asked_until = 0  # the prompt explained a loop: it is asked again from here on
+        self._asked_until = 0  # the prompt repeats this loop too: no search before so many characters
         self._ids: list[int] = []
         self._id_tail = ""
         self._found = False
 
     def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> Finding | None:
-        """Take what the answer has grown by; a finding at the end of a block."""
+        """Take the next piece of the answer; returns a finding at the end of a block."""
         if self._found:
             return None
         if text:
@@ -103,7 +103,7 @@ class Repetition:
         return None
 
     def close(self) -> Finding | None:
-        """Look at the end once more: a loop that nothing follows may be shorter."""
+        """Search the end of the answer: a loop that nothing follows may be shorter."""
         if self._found:
             return None
         self._grow("".join(self._parts))
@@ -140,7 +140,7 @@ class Repetition:
             if convicts(loop, ended=ended) and self._is_new(loop, tail, self._prompt, ended=ended):
                 return self._finding(kind_of(loop.unit), loop)
         for loop in loops(squeezed, ANCHORS_CHARS, PERIOD_CHARS_MAX):
-            # Numbers in columns are the honest case of a wrapped repetition.
+            # Columns of numbers are ordinary text that repeats over lines.
             if kind_of(loop.unit) == "text" and convicts(loop, ended=ended):
                 if self._squeezed_prompt is None:
                     self._squeezed_prompt = " ".join(self._prompt.split())
@@ -151,7 +151,7 @@ class Repetition:
     def _is_new(self, loop: Loop, tail: str, prompt: str, *, ended: bool) -> bool:
         if convicts(beyond(loop, tail, prompt), ended=ended):
             return True
-        # Asking a long prompt costs up to a millisecond: not again for every block of the same copy.
+        # Searching a long prompt takes up to a millisecond: not again for every block of the same copy.
         self._asked_until = self._seen + loop.span // 4
         return False
 

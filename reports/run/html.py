@@ -30,7 +30,7 @@ from reports.run.evidence import Window, windows
 from reports.run.lanes import Lanes, draw
 from reports.run.story import lead_example, missing_edge, replay_command, story, wrong_reads
 from reports.run.summary import Group, Summary, headline, summarise
-from reports.run.words import compared_text, cut_text, loop_lag_text, own_text, retries_text
+from reports.run.words import compared_text, cut_text, loop_lag_text, model_own_text, retries_text
 from repro.base.errors import RecordError
 from repro.base.probe import OpRef
 from repro.record.requests import RequestRecord
@@ -124,7 +124,7 @@ def _render(run: Run, summary: Summary, bounds: Bounds) -> str:
         headline=headline(summary),
         cluster_text=cluster_text(summary.rate),
         compared=compared_text(summary),
-        own=own_text(summary),
+        own=model_own_text(summary),
         cut=cut_text(summary.cut),
         retries=retries_text(summary.retries),
         loop_lag=loop_lag_text(summary),

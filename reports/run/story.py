@@ -32,23 +32,23 @@ def wrong_reads(groups: Sequence[Group]) -> dict[OpRef, Finding]:
 def best_finding(groups: Sequence[Group]) -> Finding | None:
     """Return the finding to show first: a race that was seen to do harm, else the most frequent."""
     reads = wrong_reads(groups)
-    ranked = sorted(groups, key=lambda group: (-_explains(lead_example(group, reads), reads), -group.count))
+    ranked = sorted(groups, key=lambda group: (-_weight(lead_example(group, reads), reads), -group.count))
     return lead_example(ranked[0], reads) if ranked else None
 
 
 def lead_example(group: Group, reads: Mapping[OpRef, Finding] = NO_READS) -> Finding:
-    """Return the example that shows most: one whose read got wrong bytes, or whose operations overlapped."""
-    return max(group.examples, key=lambda finding: _explains(finding, reads))  # the first of equals
+    """Return the example with the most evidence: its read got wrong bytes, or its operations overlapped."""
+    return max(group.examples, key=lambda finding: _weight(finding, reads))  # the first of equals
 
 
-def _explains(finding: Finding, reads: Mapping[OpRef, Finding]) -> int:
+def _weight(finding: Finding, reads: Mapping[OpRef, Finding]) -> int:
     evidence, sides = finding.evidence, finding.evidence.operations
     together = _overlap_us(sides) > 0 or (isinstance(evidence, PagePair) and evidence.inverted)
     return len(sides) + together + 2 * (_wrong_read(finding, reads) is not None)
 
 
 def _wrong_read(finding: Finding, reads: Mapping[OpRef, Finding]) -> Finding | None:
-    """Return what the canary says of a race: that one of its operations read wrong bytes for its request."""
+    """Return the canary's finding that an operation of this race read wrong bytes for its request, None without one."""
     if not isinstance(finding.evidence, PagePair):
         return None
     seen = [reads[ref] for side in finding.evidence.operations if (ref := (side.stream, side.index)) in reads]

@@ -14,7 +14,7 @@ from reports.run.answers import Comparison, compare, pieces
 from reports.run.story import best_finding, missing_edge, replay_command, story, wrong_reads
 from reports.run.summary import Group as Kind
 from reports.run.summary import Summary, exercise_label, headline
-from reports.run.words import compared_text, cut_text, loop_lag_text, own_text, retries_text
+from reports.run.words import compared_text, cut_text, loop_lag_text, model_own_text, retries_text
 from repro.record.requests import RequestRecord
 from repro.record.verdict import DetectorAnswer
 from repro.record.view import Run
@@ -73,7 +73,7 @@ class _Funnel:
             bar = Text(block * _cells(stage.count, most), style="red" if number > 1 else "dim")
             table.add_row(stage.label, count, *([bar] if wide else []))
         yield table
-        sentences = [compared_text(self._summary), own_text(self._summary)]
+        sentences = [compared_text(self._summary), model_own_text(self._summary)]
         if any(sentences):
             yield Text(" ".join(each for each in sentences if each), style="dim")
 

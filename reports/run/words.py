@@ -15,8 +15,8 @@ def compared_text(summary: Summary) -> str:
     return f"{counts.compared:,} of {of:,} answers were {how}: {suspects}; {counts.differing:,} came out different."
 
 
-def own_text(summary: Summary) -> str:
-    """Return how many answers look wrong and are the model's own; "" for none."""
+def model_own_text(summary: Summary) -> str:
+    """Return how many answers look wrong because the model answers so, without a fault; "" for none."""
     if not summary.model_own:
         return ""
     looks = _plural(summary.model_own, "answer looks", "answers look")

@@ -1,4 +1,4 @@
-"""One struct in one JSON file of a user's, with errors that tell what to do."""
+"""A user's JSON file that holds one struct; errors name the next step."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read_struct(path: Path, kind: type[T], *, what: str, next_step: str) -> T:
-    """Return the struct in a file. Raises UsageError with the next step for a file that is missing or no `what`."""
+    """Return the struct in a file. Raises UsageError, which ends in `next_step`, where there is no readable `what`."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:

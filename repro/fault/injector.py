@@ -12,7 +12,7 @@ from repro.fault.plan import Fault
 
 Sink = Callable[[Event], None]
 
-ACTORS_KEPT = 65_536  # per point; one that comes back after so many others is counted from the start again
+ACTORS_MAX = 65_536  # per point; the hits of the one silent longest are forgotten beyond that
 SEPARATOR = " + "  # between the names of faults that fired at one operation
 
 
@@ -36,16 +36,16 @@ class _Planned:
     def __init__(self, fault: Fault, nth_of_name: int, counts: FaultCounts) -> None:
         self.fault = fault
         self.counts = counts
-        self._site = f"{fault.name}#{nth_of_name}"
+        self._draw_key = f"{fault.name}#{nth_of_name}"
         self._fired = 0
 
     def fires(self, seed: int, actor: str, nth: int) -> bool:
-        """Decide the nth hit of an actor, and count."""
+        """Return whether the fault takes the nth hit of an actor, and count it."""
         self.counts.reached += 1
         when = self.fault.when
         if nth <= when.skip or (when.times is not None and self._fired >= when.times):
             return False
-        if uniform(seed, "fault", self._site, actor, nth) >= when.probability:
+        if uniform(seed, "fault", self._draw_key, actor, nth) >= when.probability:
             return False
         self._fired += 1
         self.counts.fired += 1
@@ -67,7 +67,7 @@ class Injector:
         now_us: Callable[[], float] = loop_now_us,
         record: Sink | None = None,
     ) -> None:
-        """`sinks` hear each operation of a burst by itself, `record` hears bursts as they are and before all others."""
+        """`record` hears each event first, a burst as one event; `sinks` hear the operations of a burst one by one."""
         self.faults = faults
         self._seed = seed
         self._sinks = sinks
@@ -82,7 +82,7 @@ class Injector:
             self._at.setdefault(fault.at, []).append(_Planned(fault, counts.armed, counts))
 
     def listen(self, sink: Sink) -> None:
-        """Let one more hear the events, behind those that do already."""
+        """Add a sink: it hears each event after the sinks that are there already."""
         self._sinks = (*self._sinks, sink)
 
     def emit(self, event: Event) -> None:
@@ -99,13 +99,13 @@ class Injector:
         decision: Decision | None = None
         for fault in self.firing(point, actor):
             decision = _merge(decision, fault)
-            # The stack hands a change of time back when it takes effect (`carried_out`).
+            # The device reports a fault of time itself, when it takes effect (`carried_out`).
             if not fault.do.timing:
                 self.emit(FaultEvent(fault.name, point, self._now_us(), fault.do.time_us, None, actor))
         return decision
 
     def firing(self, point: str, actor: str) -> list[Fault]:
-        """Count a hit of a point, and return the faults that fire at it; whoever asks tells of them."""
+        """Count a hit of a point, and return the faults that fire at it; the caller reports them."""
         planned = self._at.get(point)
         if planned is None:
             return []
@@ -115,7 +115,7 @@ class Injector:
     def carried_out(
         self, decision: Decision, point: str, at_us: float, delay_us: float, *, op: OpRef | None = None, actor: str = ""
     ) -> None:
-        """Tell of a fault of time: when it took effect, and where."""
+        """Report that a fault of time took effect: when, where, and on which operation."""
         self.emit(FaultEvent(decision.fault, point, at_us, delay_us, op, actor))
 
     def overtaken(self, decision: Decision) -> None:
@@ -127,7 +127,7 @@ class Injector:
         hits = self._hits.setdefault(point, OrderedDict())
         nth = hits[actor] = hits.get(actor, 0) + 1
         hits.move_to_end(actor)
-        if len(hits) > ACTORS_KEPT:
+        if len(hits) > ACTORS_MAX:
             hits.popitem(last=False)
         return nth
 
@@ -135,4 +135,4 @@ class Injector:
 def _merge(decision: Decision | None, fault: Fault) -> Decision:
     before = decision or Decision()
     names = f"{before.fault}{SEPARATOR}{fault.name}" if before.fault else fault.name
-    return msgspec.structs.replace(fault.do.asked(before), fault=names, kind=fault.do.name)
+    return msgspec.structs.replace(fault.do.added_to(before), fault=names, kind=fault.do.name)

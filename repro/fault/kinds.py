@@ -17,10 +17,14 @@ STALL_UNTIL_US_MAX = 3600e6
 
 
 class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="kind"):
-    """Base of all kinds. A scenario file writes a kind's time, whatever it means, as `us`."""
+    """Base of all kinds. A scenario file writes a kind's time as `us`, whatever it is the time of.
 
-    what: ClassVar[str]  # ends the sentence that a point's words begin
-    timing: ClassVar[bool] = False  # whether it is there to change an order of operations
+    A point asks with `Probes.hit`; what the kind wants done reaches it as a `Decision`: the kind's name, its time as
+    `delay_us`, and what `added_to` sets beside them.
+    """
+
+    what: ClassVar[str]  # the end of a sentence that begins with `Point.what`
+    timing: ClassVar[bool] = False  # changes when operations run: reported when it takes effect, not when it is decided
     corrupting: ClassVar[bool] = False
     needs_time: ClassVar[bool] = False
     time_us_max: ClassVar[float] = DELAY_US_MAX
@@ -44,9 +48,9 @@ class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
             return f"do.us = {self.time_us}; must be at least 0 and at most {self.time_us_max:.0f}"
         return ""
 
-    def asked(self, before: Decision) -> Decision:
-        """Return what is asked of a point where other faults have asked for `before`."""
-        return replace(before, delay_us=before.delay_us + self.time_us)
+    def added_to(self, decision: Decision) -> Decision:
+        """Return a decision that other faults have made at the same point, with what this kind asks added."""
+        return replace(decision, delay_us=decision.delay_us + self.time_us)
 
 
 class Delay(Kind, frozen=True, tag="delay"):
@@ -67,9 +71,9 @@ class Stall(Kind, frozen=True, tag="stall"):
     time_us_max = STALL_UNTIL_US_MAX
     until_us: float = msgspec.field(default=0.0, name="us")
 
-    def asked(self, before: Decision) -> Decision:
-        """Return the later of two stalls."""
-        return replace(before, stall_until_us=max(self.until_us, before.stall_until_us or 0.0))
+    def added_to(self, decision: Decision) -> Decision:
+        """Return the decision with the later of two stalls."""
+        return replace(decision, stall_until_us=max(self.until_us, decision.stall_until_us or 0.0))
 
 
 class Reorder(Kind, frozen=True, tag="reorder"):
@@ -78,9 +82,9 @@ class Reorder(Kind, frozen=True, tag="reorder"):
     what = "lets another stream's next operation go first"
     timing = True
 
-    def asked(self, before: Decision) -> Decision:
-        """Return the order to let others pass."""
-        return replace(before, reorder=True)
+    def added_to(self, decision: Decision) -> Decision:
+        """Return the decision to let another stream pass."""
+        return replace(decision, reorder=True)
 
 
 class Drop(Kind, frozen=True, tag="drop"):
@@ -123,9 +127,9 @@ class Evict(Kind, frozen=True, tag="evict"):
         """Return what is wrong with the fields, in words; "" for nothing."""
         return "" if self.tokens > 0 else f"do.tokens = {self.tokens}; say how many cached tokens to evict, at least 1"
 
-    def asked(self, before: Decision) -> Decision:
-        """Return how many tokens to evict, those of other faults included."""
-        return replace(before, evict_tokens=before.evict_tokens + self.tokens)
+    def added_to(self, decision: Decision) -> Decision:
+        """Return the decision with this many tokens more to evict."""
+        return replace(decision, evict_tokens=decision.evict_tokens + self.tokens)
 
 
 class Abort(Kind, frozen=True, tag="abort"):

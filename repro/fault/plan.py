@@ -1,4 +1,4 @@
-"""A fault plan as plain data: which faults fire where and when. `points` has the points, `kinds` what a fault does."""
+"""A fault plan as plain data: a `Fault` is a [[fault]] of a scenario file, a kind of `kinds` at a point of `points`."""
 
 import msgspec
 

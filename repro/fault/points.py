@@ -30,7 +30,7 @@ CORRUPTING = tuple(kind for kind in KINDS.values() if kind.corrupting)
 
 
 class Point(NamedTuple):
-    """A point: what is there, as the beginning of a sentence that a kind ends, and the kinds that it takes."""
+    """A point: the words that a sentence about its faults begins with (`Kind.what` ends it), and its possible kinds."""
 
     what: str
     kinds: tuple[type[Kind], ...]

@@ -82,12 +82,12 @@ def guards_of(config: EngineConfig, guards: Guards | None) -> Guards:
     return guards.replaced(before_index_store=store_after_load) if config.index_store_waits else guards
 
 
-class Duties:
-    """The part of an engine in a disaggregated stack; none here, where one engine does prefill and decode."""
+class Role:
+    """What an engine does besides serving: nothing here. `pd.prefill` and `pd.decode` override these hooks."""
 
     @property
     def busy(self) -> bool:
-        """Return whether something is under way that the scheduler does not know of."""
+        """Return whether work is in progress that the scheduler does not know of."""
         return False
 
     @property
@@ -95,18 +95,18 @@ class Duties:
         """Return how many device pages are neither free nor the scheduler's nor the tree's."""
         return 0
 
-    def turn(self) -> None:
-        """Act between two steps: pages may have come free."""
+    def between_steps(self) -> None:
+        """Act before the next step is planned; pages may have become free."""
 
-    def launched(self, batch: Batch, done: Event) -> None:
-        """Take note of a step that was enqueued; `done` is behind it."""
+    def step_launched(self, batch: Batch, done: Event) -> None:
+        """Take note of a step that was enqueued; `done` is recorded behind it."""
 
     def prefilled(self, request: Request, first: Sampled) -> bool:
-        """Take over a request whose prompt is computed; False: it decodes here."""
+        """Take over a request whose prompt is computed and return True; False: this engine decodes it."""
         return False
 
 
-NO_DUTIES = Duties()
+NO_ROLE = Role()
 
 
 class Engine:
@@ -124,14 +124,14 @@ class Engine:
         probes: Probes | None = None,
         *,
         names: Names | None = None,
-        duties: Duties = NO_DUTIES,
+        role: Role = NO_ROLE,
         executor: Executor | None = None,
     ) -> None:
         self.config = config
         self._model = model
         self._device = device
         self._probes = probes or NullProbes()
-        self._duties = duties
+        self._role = role
         names = names or Names(PageSets(self._probes))
         guards = guards_of(config, guards)
         _check_drafts(config, model)
@@ -148,7 +148,7 @@ class Engine:
             guards,
             self._probes,
             Vocabulary(shape.vocab_size, model.decode, model.eos),
-            duties.prefilled,
+            role.prefilled,
         )
         self._staging = StagingRing(device, guards, config.staging_buffers)
         self._wake = asyncio.Event()
@@ -220,7 +220,7 @@ class Engine:
 
     @property
     def memory(self) -> tuple[KVPool, ...]:
-        """Return every pool whose pages the engine hands out, each by its tier's name."""
+        """Return the pools whose pages the engine hands out."""
         return tuple(self._executor.pools.values())
 
     def _total_tokens(self, tier: str) -> int:
@@ -237,24 +237,24 @@ class Engine:
             self.cache.close()
 
     async def _rounds(self) -> None:
-        flying: Work | None = None
-        while not (self._stopping and flying is None and not self.scheduler.busy and not self._duties.busy):
-            self._wake.clear()  # a call from here on ends the next rest
+        in_flight: Work | None = None
+        while not (self._stopping and in_flight is None and not self.scheduler.busy and not self._role.busy):
+            self._wake.clear()  # a call of `wake` from here on ends the next `_rest`
             self.cache.poll()
             self.scheduler.release.reap()
-            self._duties.turn()
+            self._role.between_steps()
             self._apply_pressure()
             launched = await self._launch()
-            if flying is not None:
-                await flying.finished()
-                self.scheduler.commit(flying.batch, flying.result)
+            if in_flight is not None:
+                await in_flight.finished()
+                self.scheduler.commit(in_flight.batch, in_flight.result)
             elif launched is None:
                 await self._rest()
-            flying = launched
+            in_flight = launched
             await self._device.settle()
 
     def wake(self) -> None:
-        """Let `run` look again: something has come that it may be resting for."""
+        """Let `run` plan again: it may be resting, and something has changed."""
         self._wake.set()
 
     def stop(self) -> None:
@@ -271,11 +271,11 @@ class Engine:
             return None
         work = self._executor.launch(batch)
         self.cache.step_enqueued(batch.number, work.done)
-        self._duties.launched(batch, work.done)
+        self._role.step_launched(batch, work.done)
         return work
 
     def _apply_pressure(self) -> None:
-        """Evict what the harness asks to be evicted; legal at any time."""
+        """Evict as many cached tokens as a fault asks for, if any: a server may evict at any time."""
         decision = self._probes.hit("memory.evict", "scheduler")
         if decision is not None and decision.evict_tokens:
             self.cache.evict_device(decision.evict_tokens // self.config.page_tokens)
@@ -287,15 +287,15 @@ class Engine:
             await self._woken_or(storage.prefetched(), storage.patience_s)
         elif self.cache.pending:
             await self._woken_or(self.cache.drain())
-        elif self.scheduler.requests.held or self._duties.busy:
+        elif self.scheduler.requests.held or self._role.busy:
             await self._wake.wait()
         elif self.scheduler.busy:
             running = self.scheduler.requests.running
             assert any(request.aborted for request in running), "requests wait and nothing moves"
         else:
             if self.config.cache_check:
-                self.scheduler.check_idle(self._duties.outside_pages)
-            if not self._stopping:  # `stop` may have called while the last request was reaped
+                self.scheduler.check_idle(self._role.outside_pages)
+            if not self._stopping:  # `stop` may have been called while the last request was reaped
                 await self._wake.wait()
 
     async def _woken_or(self, drained: Coroutine[Any, Any, None], patience_s: float | None = None) -> None:

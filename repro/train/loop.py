@@ -46,7 +46,7 @@ class Trainer:
         self.settings = settings
         self.device = device
         self.steps_done = 0
-        self._moments_since: int | None = None  # the step at which they were lost
+        self._moments_since: int | None = None  # the step at which a state without the optimiser's moments was loaded
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=settings.learning_rate,

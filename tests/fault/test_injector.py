@@ -187,7 +187,7 @@ def test_events_pass_on_to_every_sink_in_order() -> None:
 
 
 def test_actors_are_forgotten_when_there_are_too_many(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(injector_module, "ACTORS_KEPT", 10)
+    monkeypatch.setattr(injector_module, "ACTORS_MAX", 10)
     injector = injector_of(delay())
     for number in range(100):
         injector.hit(POINT, f"s{number}")

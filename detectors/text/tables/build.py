@@ -2,10 +2,9 @@
 
 Sources: the standard library of the running Python (PSF licence) and the installed packages of
 `PACKAGES`, all under BSD, MIT or Apache licences; for other languages in Latin letters the message
-catalogues (.po) below the folder TRANSLATIONS, where Django (BSD) and Sphinx (BSD) are unpacked. Kept
-is only which 4-grams of folded characters occur in at least `FILES_MIN` files, from which no text can be
-put together again. Files whose path hashes into the held-out share are left out, so that the detectors
-can be measured on them.
+catalogues (.po) below the folder TRANSLATIONS, where Django (BSD) and Sphinx (BSD) are unpacked. The table
+says only which 4-grams of folded characters occur in at least `FILES_MIN` files; no text can be put together
+from it. Files whose path hashes into the held-out share are not counted: the detectors are measured on them.
 """
 
 import argparse
@@ -41,9 +40,9 @@ CODE = frozenset((".c", ".cmake", ".cpp", ".css", ".cuh", ".h", ".hpp", ".js", "
 DATA = frozenset((".cfg", ".csv", ".ini", ".json", ".svg", ".toml", ".tsv", ".xml", ".yaml", ".yml"))
 PROSE = frozenset((".html", ".md", ".rst", ".txt"))
 FILES_MIN = 2  # measured: 3 and 5 find less salad at equal false alarms, 1 is over 300 KB
-FILE_CHARS_MAX = 40_000  # generated tables must not outvote hand-written files
-CATALOGUES_MIN = 1  # each is small and read by its translators
-LATIN_SHARE_MIN = 0.5  # share of a catalogue's characters; other scripts do not vote
+FILE_CHARS_MAX = 40_000  # a generated table must not add more 4-grams than hand-written files
+CATALOGUES_MIN = 1  # catalogues are small, and translators have proofread them
+LATIN_SHARE_MIN = 0.5  # share of a catalogue's characters; catalogues in other scripts are not counted
 _MESSAGE = re.compile(r'^msgstr(?:\[\d\])? ((?:"(?:[^"\\]|\\.)*"\s*)+)', re.MULTILINE)
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
@@ -111,7 +110,7 @@ def count(texts: Iterable[str], texts_min: int) -> grams.Mask:
 
 
 def main() -> None:
-    """Write the bitmap beside this file and say how large it is."""
+    """Write the bitmap beside this file and print its size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("translations", type=Path, help="folder with the unpacked wheels of Django and Sphinx")
     folder = parser.parse_args().translations

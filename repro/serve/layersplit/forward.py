@@ -29,8 +29,8 @@ class RankForward(Launches):
         self._check = check
         self._names = parts.names
         self._guards = parts.guards
-        # A rank has its share of the machine's GPUs for what is not sharded over all of them: all but the experts.
-        self._own_cost = replace(parts.cost, gpus=max(1, parts.cost.gpus // parts.partition.settings.ranks))
+        # Only the experts are sharded over all GPUs of the machine; everything else has the rank's share of them.
+        self._rank_cost = replace(parts.cost, gpus=max(1, parts.cost.gpus // parts.partition.settings.ranks))
         self._copier = copier
         self._broadcast = LayerBroadcast(parts, self._stream)
         self._begun = parts.device.event("begun")
@@ -58,7 +58,7 @@ class RankForward(Launches):
 
     def _layer(self, work: RankWork, touched: TouchedPages, layer: int) -> None:
         batch, part, guards = work.batch, work.part, self._guards
-        own_tokens, cost, prefill = part.num_tokens, self._own_cost, batch.prefill
+        own_tokens, cost, prefill = part.num_tokens, self._rank_cost, batch.prefill
         prefetch = self._partition.settings.prefetch
         if not prefetch:
             self._begun.record(self._compute)
@@ -92,7 +92,7 @@ class RankForward(Launches):
 
     def _end(self, work: RankWork) -> None:
         """Sample, let all ranks know the tokens, and copy them to the host."""
-        batch, part, cost = work.batch, work.part, self._own_cost
+        batch, part, cost = work.batch, work.part, self._rank_cost
         layers = self._partition.layers
         tail_us = cost.tail_us(len(part.members), part.num_tokens, part.token_keys, batch.prefill, layers)
         self._put("forward.sample", work.sample, batch, tail_us)
@@ -109,7 +109,7 @@ class RankForward(Launches):
                 read=work.send_tokens,
                 write=work.take_tokens,
                 duration_us=cost.gather_us(sampled, TOKEN_BYTES, batch.prefill),
-            ),  # fmt: skip
+            ),
         )
         self._gathered.record(self._stream)
         self._compute.wait(self._gathered, "the tokens of all ranks are here")
@@ -130,7 +130,7 @@ class RankForward(Launches):
                 read=work.send_rows,
                 write=work.take_rows,
                 duration_us=self._cost.gather_us(batch.num_tokens, row_bytes, batch.prefill),
-            ),  # fmt: skip
+            ),
         )
         self._gathered.record(self._stream)
 

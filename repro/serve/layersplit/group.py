@@ -1,10 +1,10 @@
 """The ranks as one executor: one scheduler plans, in the process of rank 0, and every rank carries it out.
 
     Engine ── launch, load, write ──> rank 0 (called)
-                                 └──> rank 1 ... N-1 (told by message, in order)
+                                 └──> rank 1 ... N-1 (by message, in order)
 
 All ranks use the same page numbers, so that one radix tree and one free list serve them all; a transfer has
-ended when every rank has said so.
+ended when every rank has answered so.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ class GroupDone:
     """A transfer of all ranks (`copier.Done`)."""
 
     own: Done
-    waiting: dict[int, None]  # ranks that have not said that their part has ended
-    all_said: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: dict[int, None]  # ranks that have not answered that their part has ended
+    all_answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     def query(self) -> bool:
         """Return whether every rank's part has ended."""
@@ -46,13 +46,13 @@ class GroupDone:
         """Wait until every rank's part has ended."""
         await self.own.synchronize(why)
         if self.waiting:
-            await self.all_said.wait()
+            await self.all_answered.wait()
 
-    def said(self, rank: int) -> None:
+    def answered(self, rank: int) -> None:
         """Note that a rank's part has ended."""
         self.waiting.pop(rank, None)
         if not self.waiting:
-            self.all_said.set()
+            self.all_answered.set()
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class RankGroup:
             load=batch.loads.transfer if batch.loads is not None else 0,
             touched=touched_pages(batch, self._config.page_tokens),
         )
-        self._tell(step)
+        self._send(step)
         return GroupWork(self._own.forward.launch(batch, step.touched), self)
 
     async def watched(self, work: RankWork) -> None:
@@ -156,7 +156,7 @@ class RankGroup:
     def load(self, number: int, source: Pages, target: Pages, last_step: int) -> Loading:
         """Start a load-back on every rank."""
         load = Load(number, source, target, last_step)
-        self._tell(load)
+        self._send(load)
         loading = self._own.load(load)
         done = self._awaited(number, loading.done)
         self._loads.append(done)
@@ -165,7 +165,7 @@ class RankGroup:
     def write(self, number: int, source: Pages, target: Pages) -> Writing:
         """Start a write-back on every rank."""
         write = Write(number, source, target)
-        self._tell(write)
+        self._send(write)
         writing = self._own.write(write)
         return Writing(self._awaited(number, writing.done), writing.copies)
 
@@ -184,7 +184,7 @@ class RankGroup:
 
     # -- messages -----------------------------------------------------------------------------------------
 
-    def _tell(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         for rank in self._others:
             self._later(self._own.device, rank.device, type(message).__name__.lower(), partial(rank.receive, message))
 
@@ -205,8 +205,8 @@ class RankGroup:
                 group.create_task(rank.run(partial(self._answer, number)), name=rank.device.name)
 
     def stop(self) -> None:
-        """Tell the ranks that nothing more will come."""
-        self._tell(Stop())
+        """Send the last message."""
+        self._send(Stop())
 
     def _answer(self, rank: int, ended: Ended) -> None:
         """Carry a rank's answer to the scheduler's process."""
@@ -215,6 +215,6 @@ class RankGroup:
 
     def _answered(self, number: int, rank: int) -> None:
         done = self._transfers[number]
-        done.said(rank)
+        done.answered(rank)
         if not done.waiting:
             del self._transfers[number]

@@ -1,4 +1,4 @@
-"""What the scheduler's process tells the ranks, in order, and what they answer."""
+"""The messages that the scheduler's process sends to the ranks, in order, and their answer."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from repro.serve.sched.rows import Seat
 
 @dataclass(frozen=True)
 class Step:
-    """Compute a step. `load` is the load-back whose pages it reads, 0: none."""
+    """Compute a step. `load` is the number of the load-back that brings its pages, 0 for none."""
 
     number: int
     prefill: bool
@@ -33,7 +33,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Write:
-    """Back device pages up, as the steps told of so far leave them."""
+    """Copy device pages to the host, as they are after the steps sent before this message."""
 
     number: int
     source: Pages
@@ -42,7 +42,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Stop:
-    """Nothing more will come."""
+    """The last message."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One rank: its pools, its forward and its copies, and the process that does what the scheduler tells it."""
+"""One rank: its pools, its forward and its copies, and the process that carries out the scheduler's messages."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from repro.serve.sched.batch import Batch
 from repro.serve.sched.rows import DeviceRows, Staging
 from repro.serve.worker import widths_of
 
-LOADS_KEPT = 8  # load-backs whose events steps may still ask for
+LOADS_MAX = 8  # load-backs whose events are held for later steps
 
 
 class Rank:
-    """One rank. The scheduler's own process calls it; the others `run` it, and it does what they are told.
+    """One rank. The scheduler calls rank 0 in its own process; each other rank is a process that `run`s on messages.
 
-    `config` is with the pages that a rank has, not those of one that keeps all layers.
+    `config` has the pages of a rank, which keeps some layers only: more than an engine that keeps them all.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Rank:
         partition = Partition(collective.rank, layers, config.layersplit)
         widths = widths_of(shape, weights)
 
-        def pool(name: str, kept: range, pages: int) -> KVPool:
+        def pool(name: str, layers: range, pages: int) -> KVPool:
             tier = device.named(name)
             size, sums = config.page_tokens, config.checksums
-            return KVPool(tier, len(kept), pages, size, widths, first_layer=kept.start, checksums=sums)
+            return KVPool(tier, len(layers), pages, size, widths, first_layer=layers.start, checksums=sums)
 
         self.pools: dict[Place, KVPool] = {
             "device": pool("device", partition.kept, config.device_pages),
@@ -78,7 +78,7 @@ class Rank:
         self._loads: dict[int, LayerEvents] = {}
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()  # bounded by the steps and transfers in flight
 
-    # -- what it is told --------------------------------------------------------------------------------
+    # -- what the messages ask for ----------------------------------------------------------------------
 
     def step(self, step: Step) -> RankWork:
         """Enqueue a step."""
@@ -90,7 +90,7 @@ class Rank:
         """Start this rank's part of a load-back."""
         loading = self.copier.load(load.number, load.source, load.target, load.last_step)
         self._loads[load.number] = loading.events
-        for old in list(self._loads)[:-LOADS_KEPT]:
+        for old in list(self._loads)[:-LOADS_MAX]:
             del self._loads[old]
         return loading
 
@@ -106,7 +106,7 @@ class Rank:
             self._inbox.put_nowait(message)
 
     async def run(self, answer: Callable[[Ended], None]) -> None:
-        """Do what it is told until it is told to stop, or killed."""
+        """Carry out messages until `Stop`, or until a fault kills this rank."""
         async with asyncio.TaskGroup() as group:
             while self.alive:
                 message = await self._inbox.get()
@@ -117,10 +117,12 @@ class Rank:
                     self.step(message)
                 else:
                     part = self.load(message) if isinstance(message, Load) else self.write(message)
-                    group.create_task(self._tell(part.done, message.number, answer), name=f"{self.device.name}.ack")
+                    group.create_task(
+                        self._answer_at_end(part.done, message.number, answer), name=f"{self.device.name}.ack"
+                    )
                 await self.device.settle()
 
-    async def _tell(self, done: Done, number: int, answer: Callable[[Ended], None]) -> None:
+    async def _answer_at_end(self, done: Done, number: int, answer: Callable[[Ended], None]) -> None:
         await done.synchronize("a transfer of this rank has ended")
         if self.alive:
             answer(Ended(number))

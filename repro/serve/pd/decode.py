@@ -10,7 +10,7 @@ import numpy as np
 from repro.base.probe import CacheEvent, PageEvent, Probes
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device
-from repro.serve.engine import Duties, Engine, LoadedModel
+from repro.serve.engine import Engine, LoadedModel, Role
 from repro.serve.guards import Guards
 from repro.serve.kv.page import PageAllocator, PageChange
 from repro.serve.kv.pool import Names, Pages
@@ -54,7 +54,7 @@ class _Reservation:
         return self.ownership.stage in (Stage.ALLOCATED, Stage.PREFILL_QUEUED)
 
 
-class DecodeWorker(Duties):
+class DecodeWorker(Role):
     """One decode worker (`network.Receiver`)."""
 
     def __init__(
@@ -83,7 +83,7 @@ class DecodeWorker(Duties):
             prefix_cache=False,
             device_pages=self._pd.decode_pages or config.device_pages,
         )
-        self.engine = Engine(own, model, device, guards, probes, names=names, duties=self)
+        self.engine = Engine(own, model, device, guards, probes, names=names, role=self)
         slots = Slots(device.named("slots"), self._pd.slots)
         self.memory = RemoteMemory(self.engine.pool, slots)
         self._slots = PageAllocator(self._pd.slots, config.free_list, self._slot_changed)
@@ -240,7 +240,7 @@ class DecodeWorker(Duties):
             held.slot_held = False
             self._slots.free(np.array([held.slot], np.int32))
 
-    # -- the engine's duties ----------------------------------------------------------------------------
+    # -- the engine's role ----------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
@@ -253,7 +253,7 @@ class DecodeWorker(Duties):
         """Return how many pages prefill workers may write into."""
         return sum(len(held.pages) for held in self._reservations.values())
 
-    def turn(self) -> None:
+    def between_steps(self) -> None:
         """Drop who was aborted, and reserve pages for who waits longest."""
         for waiting in [waiting for waiting in self._queue if waiting.request.aborted]:
             self._queue.remove(waiting)

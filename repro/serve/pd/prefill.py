@@ -12,7 +12,7 @@ from repro.base.probe import CacheEvent, Decision, OpRef, Probes, RequestEvent, 
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
-from repro.serve.engine import Duties, Engine, LoadedModel
+from repro.serve.engine import Engine, LoadedModel, Role
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import Names
 from repro.serve.pd.messages import Abort, Destination, Done, Message, Safe, Submit
@@ -75,7 +75,7 @@ class _Send:
             await flight.done.synchronize("the posted writes have completed")
 
 
-class PrefillWorker(Duties):
+class PrefillWorker(Role):
     """One prefill worker (`network.Receiver`)."""
 
     def __init__(
@@ -99,7 +99,7 @@ class PrefillWorker(Duties):
         self._network = network
         self._remote = remote
         own = msgspec.structs.replace(config, pd=None)
-        self.engine = Engine(own, model, device, guards, _PromptProbes(probes), names=names, duties=self)
+        self.engine = Engine(own, model, device, guards, _PromptProbes(probes), names=names, role=self)
         self._lanes = Lanes(
             device,
             self.engine.pool,
@@ -197,20 +197,20 @@ class PrefillWorker(Duties):
             self.engine.abort(send.request.id)
         self._forget(send)
 
-    # -- the engine's duties ----------------------------------------------------------------------------
+    # -- the engine's role ----------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
         """Return whether a prompt is still being sent."""
         return self._work.busy
 
-    def turn(self) -> None:
+    def between_steps(self) -> None:
         """Die if a fault says so."""
         decision = self._probes.hit("pd.prefill_worker", self.device.name)
         if decision is not None:
             self._die()
 
-    def launched(self, batch: Batch, done: Event) -> None:
+    def step_launched(self, batch: Batch, done: Event) -> None:
         """Post the transfer of the pages that this step completes."""
         if not batch.prefill:
             return

@@ -57,12 +57,12 @@ class Scheduler:
     def next_batch(self, staging: Staging) -> Batch | None:
         """Return the next step, or None when nothing can run now."""
         requests = self.requests
-        for request, first in self.admission.seat_arrived(staging):
+        for request, first in self.admission.seat_arrived(staging):  # prefilled by another worker, with a first token
             self._results.take(request, first, verified=False)
         members, prefill = self._planner.plan(staging)
         if not members:
-            seated = {seat.row for seat in staging.prompts}  # rows of one-token answers, which have ended already
-            assert not any(request.row in seated for request in requests.running), "no step tells the device of a row"
+            seated = {seat.row for seat in staging.prompts}  # their first token has ended these answers
+            assert not any(request.row in seated for request in requests.running), "no step uploads a running row"
             return None
         loads = self._cache.start_loading()
         requests.counts.steps += 1
@@ -75,13 +75,13 @@ class Scheduler:
         self._results.commit(batch, chosen)
 
     def check_idle(self, outside_pages: int = 0) -> None:
-        """Assert that nothing was lost: free + cached + outside = total, and nobody holds anything else."""
+        """Assert of an idle engine that no page is lost: free + cached + outside = total; no pin and no row is held."""
         assert not self.busy and not self.requests.held and not self._cache.pending
         tree, cache = self._cache.tree, self._cache
         check_tree(tree)
         cache.device_pages.check()
         cache.host_pages.check()
-        assert tree.protected_pages == 0, f"{tree.protected_pages} pages are pinned by nobody"
+        assert tree.protected_pages == 0, f"{tree.protected_pages} pages are still pinned"
         device = cache.device_pages.free_pages + tree.device_pages_total + outside_pages
         assert device == cache.device_pages.num_pages, f"{device} device pages accounted for"
         host = cache.host_pages.free_pages + tree.host_pages_total

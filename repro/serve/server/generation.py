@@ -20,14 +20,14 @@ ReadJob = Callable[[Service, bytes, Mapping[str, str]], Job]
 
 
 class GenerationRoute:
-    """The ASGI endpoint of a generation API; `read_job` knows the API, everything else is the same."""
+    """The ASGI endpoint of one generation API: `read_job` turns a body into a `Job`, which `Service` runs."""
 
     def __init__(self, service: Service, read_job: ReadJob) -> None:
         self._service = service
         self._read_job = read_job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Errors before the first token are raised, so that they get a status."""
+        """Answer one request. Errors before the first token are raised: the application answers them with a status."""
         request = Request(scope, receive)
         try:
             body = await read_body(request, self._service.limits.body_bytes)
@@ -45,7 +45,7 @@ class GenerationRoute:
         await json_response(reply, headers={"x-request-id": job.request.id})(scope, receive, send)
 
     async def _stream(self, job: Job, send: Send) -> None:
-        """Send each update as it comes. The status waits for the first, which may be a refusal."""
+        """Send each update as it comes. The status is sent with the first update: the engine may refuse before it."""
         stream = EventStream(send, job.request.id)
         submitted_s = self._service.clock()
         try:
@@ -58,7 +58,7 @@ class GenerationRoute:
         except Exception as error:
             if not stream.started:
                 raise
-            await stream.send(event(error_reply(error)), last=True)  # the status is out: the stream itself must say it
+            await stream.send(event(error_reply(error)), last=True)  # status 200 is sent already
             if not isinstance(error, EngineFailedError):
                 raise
 
@@ -72,7 +72,7 @@ class EventStream:
         self.started = False
 
     async def start(self) -> None:
-        """Send status 200 and the headers, once; errors can't have a status of their own from here on."""
+        """Send status 200 and the headers, once; later errors go into the stream."""
         if self.started:
             return
         fields = {
