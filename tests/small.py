@@ -19,9 +19,9 @@ defects = ["hicache_early_read"]
 config = "tiny-hicache"
 numerics = "{numerics}"
 index_store_waits = {index_store_waits}
-device_pages = 64
-host_pages = 400
-context_tokens = 2048
+device_pages = 28
+host_pages = 200
+context_tokens = 1024
 rows = 8
 free_list = "fifo"
 
@@ -29,8 +29,8 @@ free_list = "fifo"
 sessions = 5
 concurrency = 5
 turns = 3
-prompt_tokens = 1200
-answer_tokens_max = 60
+prompt_tokens = 500
+answer_tokens_max = 24
 history = "generated"
 trace = "synth:code-review"
 gap_s = [1.0, 6.0]
@@ -54,7 +54,7 @@ def small_scenario(
     upload_stream: bool = False,
     pages_sampled: int = 1,
 ) -> Scenario:
-    """Return a scenario of 15 requests: seconds with tensors, a fraction of that with stamps."""
+    """Return a scenario of ten requests: two seconds with tensors, a fraction of that with stamps."""
     text = SMALL.format(numerics=numerics, index_store_waits=str(index_store_waits).lower())
     if drafts:
         text = text.replace("[load]", f"speculative_drafts = {drafts}\n\n[load]")

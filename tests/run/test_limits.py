@@ -83,7 +83,7 @@ def test_a_clock_that_runs_within_its_limit_changes_no_fingerprint(tmp_path: Pat
 
 def test_an_anomaly_stays_one_when_a_limit_cuts_the_run(tmp_path: Path) -> None:
     scenario = small_scenario()
-    text = scenario.source + "\n[limits]\nrequests = 13\n"
+    text = scenario.source + "\n[limits]\nrequests = 9\n"
     outcome = run_tiny(tmp_path, parse(text, "small", "small.toml"), options=RunOptions(seed=7))
     assert outcome.verdict.word == "anomaly"
     assert any("limits.requests" in why for why in outcome.verdict.why)

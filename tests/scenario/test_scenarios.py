@@ -28,6 +28,9 @@ def test_with_pages_sampled_the_race_is_found_on_a_page_of_the_sample_and_the_co
     seed: int, tmp_path: Path
 ) -> None:
     scenario = small_scenario(pages_sampled=16)
+    load = replace(scenario.load, prompt_tokens=1200, answer_tokens_max=60)  # so that the race is on several pages
+    config = replace(scenario.config, device_pages=64, host_pages=400, context_tokens=2048)
+    scenario = replace(scenario, load=load, config=config)
     found = run_small(tmp_path, scenario, seed=seed)
     races = [finding for finding in found.findings if finding.detector == "ordering"]
     assert races and all(finding.evidence.page % 16 == seed % 16 for finding in races)
