@@ -9,7 +9,7 @@ from typing import NamedTuple
 from detectors.base import Finding
 from detectors.evidence import GarbledSpan
 from detectors.text import characters
-from detectors.text.blocks import whole_blocks
+from detectors.text.blocks import Blocks
 from detectors.text.salad import BLOCK_CHARS, Salad
 
 # Broken characters in two blocks (1,024 characters) that the prompt does not have. A healthy answer shows
@@ -39,8 +39,7 @@ class Garbled:
         self._prompt = prompt
         self._prompt_scripts: frozenset[str] | None = None
         self._salad = Salad(prompt)
-        self._parts: list[str] = []
-        self._missing = BLOCK_CHARS
+        self._blocks = Blocks(BLOCK_CHARS)
         self._seen = 0
         self._last = ""  # the block before
         self._found = False
@@ -49,13 +48,7 @@ class Garbled:
         """Take the next piece of the answer; returns a finding at the end of a block."""
         if not text or self._found:
             return None
-        self._parts.append(text)
-        self._missing -= len(text)
-        if self._missing > 0:
-            return None
-        blocks, self._parts = whole_blocks(self._parts, BLOCK_CHARS)
-        self._missing = BLOCK_CHARS - sum(map(len, self._parts))
-        for block in blocks:
+        for block in self._blocks.feed(text):
             finding = self._judge(block)
             if finding:
                 return finding
@@ -63,8 +56,7 @@ class Garbled:
 
     def close(self) -> Finding | None:
         """Judge the last, incomplete block, and how the answer ends."""
-        rest, self._parts = "".join(self._parts), []
-        return None if self._found else self._judge(rest, ended=True)
+        return None if self._found else self._judge(self._blocks.end(), ended=True)
 
     def _judge(self, block: str, *, ended: bool = False) -> Finding | None:
         self._seen += len(block)

@@ -16,7 +16,7 @@ import msgspec
 from detectors.base import Finding
 from detectors.evidence import ControlSpan, Evidence, ImpossibleToken, RareSpan, SurprisingTokens
 from detectors.text import characters
-from detectors.text.blocks import whole_blocks
+from detectors.text.blocks import Blocks
 
 BLOCK_CHARS = 512
 BLOCK_TOKENS = 32  # log-probabilities are summed in groups
@@ -75,12 +75,11 @@ class RareTokens:
         self._logprobs: list[float] = []
         self._rare = RareCharacters(prompt)
         self._leaks = Leaks(prompt, vocabulary.spellings if vocabulary is not None else ())
-        self._parts: list[str] = []
-        self._missing = BLOCK_CHARS
+        self._blocks = Blocks(BLOCK_CHARS)
         self._waiting: list[Finding] = []  # found in the same step as another one
 
     def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> Finding | None:
-        """Take what the answer has grown by; the most certain finding first, another at the next call."""
+        """Take the next piece of the answer; returns the most certain finding first, another at the next call."""
         if tokens and self._impossible is not None:
             for token in tokens:
                 if token not in self._impossible.plain:
@@ -89,31 +88,23 @@ class RareTokens:
             self._logprobs += logprobs
             if len(self._logprobs) >= BLOCK_TOKENS:
                 self._note(self._surprised())
-        if text:
-            self._parts.append(text)
-            self._missing -= len(text)
-            if self._missing <= 0:
-                self._blocks()
+        for block in self._blocks.feed(text) if text else ():
+            self._judge(block)
         return self._waiting.pop(0) if self._waiting else None
 
     def close(self) -> Finding | None:
-        """Look at what is left of the last block."""
+        """Judge the last, incomplete block."""
         self._note(self._surprised())
-        rest = "".join(self._parts)
-        self._note(self._leaks.feed(rest))
-        self._note(self._rare.feed(rest))
+        self._judge(self._blocks.waiting)
         return self._waiting.pop(0) if self._waiting else None
 
     def _surprised(self) -> Claim | None:
         logprobs, self._logprobs = self._logprobs, []
         return self._surprisal.feed(logprobs)
 
-    def _blocks(self) -> None:
-        blocks, self._parts = whole_blocks(self._parts, BLOCK_CHARS)
-        self._missing = BLOCK_CHARS - sum(map(len, self._parts))
-        for block in blocks:
-            self._note(self._leaks.feed(block))
-            self._note(self._rare.feed(block))
+    def _judge(self, block: str) -> None:
+        self._note(self._leaks.feed(block))
+        self._note(self._rare.feed(block))
 
     def _note(self, claim: Claim | None) -> None:
         if claim is not None:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from detectors.base import Finding
 from detectors.evidence import LoopSpan
-from detectors.text.blocks import whole_blocks
+from detectors.text.blocks import Blocks
 from detectors.text.loops import Loop, beyond, loops
 
 BLOCK_CHARS = 64  # characters between two searches of the tail; a search without a loop takes about 2 us
@@ -74,8 +74,7 @@ class Repetition:
 
     def __init__(self, prompt: str = "") -> None:
         self._prompt = prompt
-        self._parts: list[str] = []
-        self._missing = BLOCK_CHARS
+        self._blocks = Blocks(BLOCK_CHARS)
         self._tail = ""
         self._squeezed = ""  # the tail with each run of white space as one blank
         self._squeezed_prompt: str | None = None
@@ -89,13 +88,11 @@ class Repetition:
         """Take the next piece of the answer; returns a finding at the end of a block."""
         if self._found:
             return None
-        if text:
-            self._parts.append(text)
-            self._missing -= len(text)
-            if self._missing <= 0:
-                finding = self._running()
-                if finding:
-                    return finding
+        for block in self._blocks.feed(text) if text else ():
+            self._grow(block)
+            finding = self._judge(ended=False)
+            if finding:
+                return finding
         if tokens:
             self._ids += tokens
             if len(self._ids) >= BLOCK_TOKENS:
@@ -106,20 +103,9 @@ class Repetition:
         """Search the end of the answer: a loop that nothing follows may be shorter."""
         if self._found:
             return None
-        self._grow("".join(self._parts))
-        self._parts = []
+        self._grow(self._blocks.end())
         self._asked_until = 0
         return self._judge(ended=True) or self._silent()
-
-    def _running(self) -> Finding | None:
-        blocks, self._parts = whole_blocks(self._parts, BLOCK_CHARS)
-        self._missing = BLOCK_CHARS - sum(map(len, self._parts))
-        for block in blocks:
-            self._grow(block)
-            finding = self._judge(ended=False)
-            if finding:
-                return finding
-        return None
 
     def _grow(self, text: str) -> None:
         self._seen += len(text)
@@ -162,8 +148,8 @@ class Repetition:
         for loop in loops(self._id_tail, ANCHORS_TOKENS, PERIOD_TOKENS_MAX):
             if loop.span < SILENT_TOKENS_MIN or loop.repeats < SILENT_REPEATS_MIN:
                 continue
-            shown = self._tail + "".join(self._parts)
-            if next(loops(shown, ANCHORS_CHARS, PERIOD_CHARS_MAX), None) is None:
+            text = self._tail + self._blocks.waiting
+            if next(loops(text, ANCHORS_CHARS, PERIOD_CHARS_MAX), None) is None:
                 return self._finding("silent", loop)
         return None
 

@@ -153,4 +153,4 @@ def test_ten_megabytes_take_bounded_time_and_memory() -> None:
     for text in (CODE * 850, "0, " * 1_700_000):
         detector.feed(text)
     assert time.process_time() - started < 20
-    assert len(detector._tail) < 10_000 and not detector._parts
+    assert len(detector._tail) < 10_000 and not detector._blocks.waiting
