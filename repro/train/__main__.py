@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from repro.train.model import Glm5, ModelConfig
 from repro.train.settings import Phase, Settings
 
 CHECKPOINT = Path("repro/serve/model/checkpoint")
+MODEL = CHECKPOINT / "model.safetensors"
 SNAPSHOT = Path("repro/trace/corpus") / corpus.SNAPSHOT
 LEARNED = Path("build/train/learned.jsonl.gz")
 STATE = Path("build/train/state.pt")
@@ -124,7 +126,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
                 print(turn)
 
 
-def _tokenizer_texts(learned: list[corpus.SourceFile]) -> "list[str]":
+def _tokenizer_texts(learned: list[corpus.SourceFile]) -> list[str]:
     texts = ["\n".join(source.lines) for source in learned[::TOKENIZER_FILE_STRIDE]]
     kinds = synth.TRAINED_KINDS
     for index in range(TOKENIZER_SESSIONS):
@@ -149,43 +151,30 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    made = commands.add_parser("prepare", help=prepare_command.__doc__)
-    made.set_defaults(command=prepare_command)
-    made.add_argument("--learned", type=Path, default=LEARNED)
+    def add(name: str, command: Callable[..., None], **defaults: object) -> argparse.ArgumentParser:
+        """Add a command whose options have these defaults; False is a flag."""
+        added = commands.add_parser(name, help=command.__doc__)
+        added.set_defaults(command=command)
+        for option, default in defaults.items():
+            flag = f"--{option.replace('_', '-')}"
+            if default is False:
+                added.add_argument(flag, action="store_true")
+            else:
+                added.add_argument(flag, type=type(default), default=default)
+        return added
 
-    resumed = commands.add_parser("resume", help=resume_command.__doc__)
-    resumed.set_defaults(command=resume_command)
-    resumed.add_argument("--model", type=Path, default=CHECKPOINT / "model.safetensors")
-    resumed.add_argument("--state", type=Path, default=STATE)
-
-    trained = commands.add_parser("train", help=train_command.__doc__)
-    trained.set_defaults(command=train_command)
-    trained.add_argument("--learned", type=Path, default=LEARNED)
-    trained.add_argument("--state", type=Path, default=STATE)
+    add("prepare", prepare_command, learned=LEARNED)
+    add("resume", resume_command, model=MODEL, state=STATE)
+    trained = add(
+        "train", train_command, learned=LEARNED, state=STATE, device=device, seed=0, workers=14, compile=False,
+        batch_tokens=Settings.batch_tokens, learning_rate=Settings.learning_rate, log_every=100, save_every_s=60.0,
+    )  # fmt: skip
     trained.add_argument("--phase", action="append", required=True, help="CONTEXT_TOKENS:STEPS, repeatable")
-    trained.add_argument("--seed", type=int, default=0)
-    trained.add_argument("--batch-tokens", type=int, default=65_536)
-    trained.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
-    trained.add_argument("--workers", type=int, default=14)
-    trained.add_argument("--device", default=device)
-    trained.add_argument("--compile", action="store_true")
-    trained.add_argument("--log-every", type=int, default=100)
-    trained.add_argument("--save-every-s", type=float, default=60.0)
-
-    exported = commands.add_parser("export", help=export_command.__doc__)
-    exported.set_defaults(command=export_command)
-    exported.add_argument("--state", type=Path, default=STATE)
-    exported.add_argument("--to", type=Path, default=CHECKPOINT / "model.safetensors")
-
-    judged = commands.add_parser("evaluate", help=evaluate_command.__doc__)
-    judged.set_defaults(command=evaluate_command)
-    judged.add_argument("--model", type=Path, default=CHECKPOINT / "model.safetensors")
-    judged.add_argument("--device", default=device)
+    add("export", export_command, state=STATE, to=MODEL)
+    judged = add("evaluate", evaluate_command, model=MODEL, device=device, prompt_tokens=8192, misses=False)
     judged.add_argument("--sessions", type=int, default=8, help="of each kind")
-    judged.add_argument("--prompt-tokens", type=int, default=8192)
     judged.add_argument("--from-tokens", type=int, default=2048, help="judge turns with at least this prompt")
     judged.add_argument("--index-topk", type=int)
-    judged.add_argument("--misses", action="store_true")
     return parser
 
 
