@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from repro.base import probe
-from repro.base.probe import CacheEvent, Decision, OpRef, Probes, RequestEvent, Tokens
+from repro.base.probe import CacheEvent, Probes, RequestEvent, Tokens
 from repro.serve.config import EngineConfig
 from repro.serve.device.base import Device, Event
 from repro.serve.device.cost import PRESETS
@@ -29,30 +29,16 @@ ROOMS_KEPT = 65_536  # aborted ones whose destination may still be on its way
 
 
 class _PromptProbes:
-    """What a prefill worker tells: everything but the tokens and the end, which the decode worker tells."""
+    """The probes of a prefill worker without its events of tokens and ends, which the decode worker emits."""
 
     def __init__(self, probes: Probes) -> None:
-        self._probes = probes
+        self._emit = probes.emit
+        self.hit, self.carried_out, self.overtaken = probes.hit, probes.carried_out, probes.overtaken
 
     def emit(self, event: probe.Event) -> None:
-        """Pass an event on."""
-        if isinstance(event, Tokens) or (isinstance(event, RequestEvent) and event.what != "admitted"):
-            return
-        self._probes.emit(event)
-
-    def hit(self, point: str, actor: str, layer: int = -1) -> Decision | None:
-        """Pass the question on."""
-        return self._probes.hit(point, actor, layer)
-
-    def carried_out(
-        self, decision: Decision, point: str, at_us: float, delay_us: float, *, op: OpRef | None = None, actor: str = ""
-    ) -> None:
-        """Pass it on."""
-        self._probes.carried_out(decision, point, at_us, delay_us, op=op, actor=actor)
-
-    def overtaken(self, decision: Decision) -> None:
-        """Pass it on."""
-        self._probes.overtaken(decision)
+        """Pass an event on, unless the decode worker emits it too."""
+        if not isinstance(event, Tokens) and (not isinstance(event, RequestEvent) or event.what == "admitted"):
+            self._emit(event)
 
 
 @dataclass(eq=False)
