@@ -11,8 +11,8 @@ DIVERGENCE = "divergence"  # the detector's name
 NEAR_TIE_LOGITS = 1e-3  # closer than this, another machine's rounding may choose the other token
 
 
-class Compared(msgspec.Struct, frozen=True):
-    """One answer beside the clean one. `first_difference` is -1 where they are the same."""
+class AnswerPair(msgspec.Struct, frozen=True):
+    """An answer and the clean one of the same prompt. `first_difference` is -1 where they are the same."""
 
     request: str
     at_us: float
@@ -22,7 +22,7 @@ class Compared(msgspec.Struct, frozen=True):
     clean: str
 
 
-def divergence(compared: Iterable[Compared], *, asked: int) -> DetectorVerdict:
+def divergence(compared: Iterable[AnswerPair], *, asked: int) -> DetectorVerdict:
     """Return the verdict over the answers that were decoded again; `asked` of them were wanted."""
     answers = list(compared)
     findings: list[Finding] = []

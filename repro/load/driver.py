@@ -22,7 +22,7 @@ from repro.load.listener import CountsDetector, LoadListener, OnlineFinding, Tex
 from repro.load.plan import LoadPlan, LoadResult
 from repro.load.session import SessionRun, scaled_gap
 from repro.load.shapes import Closed, arrival_times
-from repro.load.tally import Tally
+from repro.load.tally import LoadTally
 from repro.record.requests import SentRequest
 from repro.trace.format import Session
 from repro.trace.store import parent_turn
@@ -61,7 +61,7 @@ class _Driver:
         self._client = client
         self._plan = plan
         self._listeners = listeners
-        self._tally = Tally(client, self._clock, len(sessions))
+        self._tally = LoadTally(client, self._clock, len(sessions))
         self._ceiling = _rate_ceiling(plan, self._loop)
         self._roots, self._children = _family(sessions)
         self._arrivals: dict[str, asyncio.TimerHandle] = {}  # session id -> timer of one that is not yet due

@@ -11,7 +11,7 @@ from repro.record.requests import SentRequest
 NO_ANSWER_KINDS = ("refused", "died", "timeout")
 
 
-class Tally:
+class LoadTally:
     """The sums of a load. The driver adds to `result`; `snapshot` and `closed` read it."""
 
     def __init__(self, client: ChatClient, clock: Callable[[], float], sessions: int) -> None:

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from repro.search.hunt import ERRORS_MAX, Tally
+from repro.search.hunt import ERRORS_MAX, HuntTally
 from repro.search.shrink.shrink import Result as Shrunk
 
 HEADLINES = {
@@ -19,14 +19,14 @@ PROVED = {
 }
 
 
-def progress_line(tally: Tally, budget: int) -> str:
+def progress_line(tally: HuntTally, budget: int) -> str:
     """Return how a hunt stands, in a line."""
     found = ", ".join(f"{layer} {count}" for layer, count in tally.by_layer.items()) or "nothing found"
     rate = tally.runs / tally.seconds if tally.seconds else 0.0
     return f"{tally.runs} of {budget} schedules, {rate:.2f}/s, {tally.orders} orders, {found}"
 
 
-def print_hunt(tally: Tally, console: Console) -> None:
+def print_hunt(tally: HuntTally, console: Console) -> None:
     """Print what a hunt came to, and each finding with its token."""
     verdict = tally.verdict
     rate = f"{tally.runs} schedules in {tally.seconds:.1f} s, {tally.orders} orders of accesses to a page"

@@ -60,7 +60,7 @@ class Caught(msgspec.Struct, frozen=True):
     proved: bool | None
 
 
-class Tally(msgspec.Struct):
+class HuntTally(msgspec.Struct):
     """What a hunt has come to so far."""
 
     runs: int = 0  # schedules that were played
@@ -120,8 +120,8 @@ def hunt(
     root: Path,
     workers: int,
     clock_s: Callable[[], float],
-    on_progress: Callable[[Tally], None],
-) -> Tally:
+    on_progress: Callable[[HuntTally], None],
+) -> HuntTally:
     """Hunt and return what it came to; the corpus goes into a folder beside the scenario's runs.
 
     `clock_s` is real time. Raises UsageError for a load that makes no sense, before processes start.
@@ -171,15 +171,15 @@ class Hunt:
     root: Path
     workers: int
     clock_s: Callable[[], float]
-    on_progress: Callable[[Tally], None] = lambda tally: None
+    on_progress: Callable[[HuntTally], None] = lambda tally: None
     loads: tuple[Overrides, ...] = (Overrides(),)
-    tally: Tally = field(default_factory=Tally, init=False)
+    tally: HuntTally = field(default_factory=HuntTally, init=False)
     _started_s: float = field(default=0.0, init=False)
     _proposed: int = field(default=0, init=False)  # schedules so far
     _killed: bool = field(default=False, init=False)  # a worker was killed; another one would need as much memory
     _causes: set[str] = field(default_factory=set, init=False)  # signatures of all that was found
 
-    def run(self) -> Tally:
+    def run(self) -> HuntTally:
         """Hunt until something is found or the budget is spent; Ctrl-C, or a killed worker, returns what there is."""
         self._started_s = self.clock_s()
         with LocalPool(self.workers, calls_each=None) as pool:

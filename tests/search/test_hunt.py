@@ -23,7 +23,7 @@ from repro.schedule.overrides import Overrides
 from repro.schedule.token import decode
 from repro.search import hunt as hunting
 from repro.search import play as playing
-from repro.search.hunt import Hunt, HuntPlan, Tally
+from repro.search.hunt import Hunt, HuntPlan, HuntTally
 from repro.search.play import Played, Trial
 from repro.search.searcher import Searcher
 from repro.trace.store import write_sessions
@@ -37,7 +37,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(playing, "LocalPool", HerePool)
 
 
-def hunted(root: Path, clock_s: Callable[[], float] = lambda: 0.0, **changes: Any) -> Tally:
+def hunted(root: Path, clock_s: Callable[[], float] = lambda: 0.0, **changes: Any) -> HuntTally:
     control = changes.pop("control", False)
     plan = HuntPlan(**({"budget": 20} | changes))
     searcher = Searcher(plan.search, 0)
@@ -141,10 +141,10 @@ def test_a_schedule_that_nobody_could_judge_is_never_clean(
 
 
 def test_a_hunt_is_vacuous_only_when_all_its_schedules_were() -> None:
-    assert Tally(runs=2, vacuous=2).verdict == "vacuous"
-    assert Tally(runs=2, vacuous=1).verdict == "clean"
-    assert Tally(runs=2, vacuous=1, unknown=1).verdict == "inconclusive"
-    assert Tally().verdict == "inconclusive"
+    assert HuntTally(runs=2, vacuous=2).verdict == "vacuous"
+    assert HuntTally(runs=2, vacuous=1).verdict == "clean"
+    assert HuntTally(runs=2, vacuous=1, unknown=1).verdict == "inconclusive"
+    assert HuntTally().verdict == "inconclusive"
 
 
 def test_a_killed_worker_ends_the_hunt_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

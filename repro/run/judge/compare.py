@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from detectors.answers.divergence import Compared, divergence
+from detectors.answers.divergence import AnswerPair, divergence
 from detectors.answers.leak import CrossPromptLeak
 from detectors.base import DetectorVerdict
 from detectors.registry import TEXT_NAMES
@@ -78,12 +78,12 @@ def compare(
     text: Decode,
     limits: LimitWatch,
     done: Done = lambda number, total: None,
-) -> list[Compared]:
+) -> list[AnswerPair]:
     """Decode these answers again, alone and clean, and fill the oracle's fields of each record.
 
     A limit or a Ctrl-C ends it; the answers compared by then are returned.
     """
-    compared: list[Compared] = []
+    compared: list[AnswerPair] = []
     try:
         for record in records:
             if limits.check_time():
@@ -95,12 +95,12 @@ def compare(
     return compared
 
 
-def _compare(record: RequestRecord, clean: Clean, text: Decode) -> Compared:
+def _compare(record: RequestRecord, clean: Clean, text: Decode) -> AnswerPair:
     record.first_difference = clean.first_difference
     record.logit_gap = clean.logit_gap
     record.clean_tokens = list(clean.tokens)
     record.clean_text = text(clean.tokens)
     record.oracle = "diverged" if clean.first_difference >= 0 else "same"
-    return Compared(
+    return AnswerPair(
         record.request, record.finished_us, clean.first_difference, clean.logit_gap, record.text, record.clean_text
     )

@@ -1,11 +1,11 @@
 """Answers beside their clean decode."""
 
-from detectors.answers.divergence import Compared, divergence
+from detectors.answers.divergence import AnswerPair, divergence
 from detectors.evidence import WrongToken
 
 
-def compared(first_difference: int = -1, logit_gap: float = 0.0, request: str = "a") -> Compared:
-    return Compared(request, 5.0, first_difference, logit_gap, "got", "clean")
+def compared(first_difference: int = -1, logit_gap: float = 0.0, request: str = "a") -> AnswerPair:
+    return AnswerPair(request, 5.0, first_difference, logit_gap, "got", "clean")
 
 
 def test_equal_answers_are_clean() -> None:
