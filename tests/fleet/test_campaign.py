@@ -14,6 +14,7 @@ from repro.record.verdict import FirstFinding, RunVerdict
 from repro.scenario.schema import find
 from tests.builders import make_verdict
 from tests.fleet.pretended import pretended
+from tests.pool.here import HerePool
 from tests.small import run_small, small_scenario
 from tests.tiny import run_tiny
 
@@ -23,12 +24,19 @@ def pretending(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "verdict_of", pretended)
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the runs made in this process, where it does not matter whose they are."""
+    monkeypatch.setattr(runs, "LocalPool", HerePool)
+
+
 def ran(seeds: Sequence[int], done: object = None, workers: int = 2) -> list[Side]:
     listen = done or (lambda side, seed, word: None)
     scenario = find("hicache_early_read")
     return run_campaign(scenario, seeds, SIDES[:2], root=Path("runs"), workers=workers, on_end=listen)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("here")
 def test_every_seed_runs_on_every_side_and_both_are_counted() -> None:
     told = []
     defect, control = ran([1, 2, 3], lambda *words: told.append(words))
@@ -50,6 +58,7 @@ def test_a_run_that_dies_is_counted_with_its_last_words_and_the_others_go_on() -
     assert corrupted_rate(Side("none", (), ())) == "no run"
 
 
+@pytest.mark.usefixtures("here")
 def test_a_defect_that_is_not_found_or_a_control_that_is_not_silent_is_one() -> None:
     found, silent = ran([1])
     assert exit_code([silent, silent], 1) == exit_code([found, found], 1) == 1
@@ -64,6 +73,7 @@ def test_ctrl_c_ends_the_runs_under_way_and_keeps_what_was_done() -> None:
     assert exit_code(sides, 5) == 5
 
 
+@pytest.mark.usefixtures("here")
 def test_the_command_prints_a_table_that_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = CliRunner().invoke(app, ["campaign", "hicache_early_read", "--seeds", "2"])
