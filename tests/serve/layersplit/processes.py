@@ -13,7 +13,7 @@ import torch.distributed as dist
 from repro.base.clock import run_virtual
 from repro.base.probe import NullProbes
 from repro.serve.device.sim import SimDevice
-from repro.serve.engine import Engine
+from repro.serve.engine import Engine, LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.kv.pool import Names, PageSets
 from repro.serve.layersplit.collective import CollectiveError
@@ -21,7 +21,7 @@ from repro.serve.layersplit.partition import sizes
 from repro.serve.layersplit.rank import Rank
 from tests.serve.engine.builders import VOCABULARY, make_request
 from tests.serve.layersplit.gloo import OwnRank, TorchCollective
-from tests.serve.layersplit.turns import Answers, random_model, turn_config
+from tests.serve.layersplit.turns import Answers, model_in, turn_config
 
 PROMPTS = 4
 TIMEOUT_S = 20
@@ -53,9 +53,9 @@ async def ask_all(engine: Engine) -> Answers:
     return answers
 
 
-def rank_engine(device: SimDevice, collective: TorchCollective) -> Engine:
+def rank_engine(device: SimDevice, collective: TorchCollective, model: LoadedModel) -> Engine:
     """Return the engine of this process."""
-    config, model, probes = turn_config(collective.ranks, hicache=False), random_model(), NullProbes()
+    config, probes = turn_config(collective.ranks, hicache=False), NullProbes()
     fit = sizes(config, model.shape.num_hidden_layers)
     config = msgspec.structs.replace(config, device_pages=fit.device_pages, host_pages=fit.host_pages)
     host, names = device.host(f"R{collective.rank}"), Names(PageSets(probes))
@@ -63,16 +63,18 @@ def rank_engine(device: SimDevice, collective: TorchCollective) -> Engine:
     return Engine(config, model, host, names=names, executor=OwnRank(rank, config.page_tokens))
 
 
-def main(rank: int, meeting: Path, out: Path, dies: bool) -> None:
-    """Serve as a rank and write the answers, or the error, into `out`."""
+def main(rank: int, folder: Path, out: Path, dies: bool) -> None:
+    """Serve the model in `folder` as a rank and write the answers, or the error, into `out`."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2, timeout=timedelta(seconds=TIMEOUT_S))
+    dist.init_process_group(
+        "gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=2, timeout=timedelta(seconds=TIMEOUT_S)
+    )
     device = SimDevice()
     if dies and rank == 1:
         os._exit(1)
     try:
         with torch.inference_mode():
-            answers = run_virtual(ask_all(rank_engine(device, TorchCollective())), device)
+            answers = run_virtual(ask_all(rank_engine(device, TorchCollective(), model_in(folder))), device)
     except CollectiveError as error:
         out.write_text(f"CollectiveError: {error}")
         os._exit(3)  # the other process is gone: nobody to say goodbye to

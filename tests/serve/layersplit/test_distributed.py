@@ -11,7 +11,7 @@ from repro.base.clock import run_virtual
 from repro.serve.device.sim import SimDevice
 from repro.serve.engine import Engine
 from tests.serve.layersplit.processes import ask_all
-from tests.serve.layersplit.turns import random_model, turn_config
+from tests.serve.layersplit.turns import model_in, turn_config, write_random_model
 
 LIMIT_S = 240  # far beyond what it takes: a hang must not hang the suite
 
@@ -19,20 +19,19 @@ LIMIT_S = 240  # far beyond what it takes: a hang must not hang the suite
 def run_processes(folder: Path, how: str) -> list[str]:
     """Run both ranks to their end and return what they wrote."""
     out = [folder / f"rank{rank}" for rank in range(2)]
+    write_random_model(folder)
     command = [sys.executable, "-m", "tests.serve.layersplit.processes"]
-    started = [
-        subprocess.Popen([*command, str(rank), str(folder / "meeting"), str(out[rank]), how]) for rank in range(2)
-    ]
+    started = [subprocess.Popen([*command, str(rank), str(folder), str(out[rank]), how]) for rank in range(2)]
     for process in started:
         process.wait(LIMIT_S)
     return [path.read_text() if path.exists() else "" for path in out]
 
 
 def test_two_processes_answer_as_one_engine_token_for_token(tmp_path: Path) -> None:
-    device = SimDevice()
+    answers, device = run_processes(tmp_path, "lives"), SimDevice()
     with torch.inference_mode():
-        alone = run_virtual(ask_all(Engine(turn_config(0, hicache=False), random_model(), device)), device)
-    for text in run_processes(tmp_path, "lives"):
+        alone = run_virtual(ask_all(Engine(turn_config(0, hicache=False), model_in(tmp_path), device)), device)
+    for text in answers:
         assert msgspec.json.decode(text, type=dict[str, tuple[int, ...]]) == alone
 
 

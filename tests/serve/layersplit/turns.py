@@ -10,9 +10,9 @@ from repro.serve.config import EngineConfig, LayerSplitConfig
 from repro.serve.engine import Engine, LoadedModel
 from repro.serve.guards import Guards
 from repro.serve.layersplit.engine import SplitEngine
+from repro.serve.model.glm5 import load_model
 from tests.serve.engine.builders import VOCABULARY, Stack, Watched, letters, make_config, make_request
 from tests.serve.layersplit.builders import SplitStack
-from tests.serve.model.builders import TINY, make_model, make_reference
 
 TURNS = 4  # of each session
 Answers = dict[str, tuple[int, ...]]
@@ -22,8 +22,20 @@ Answers = dict[str, tuple[int, ...]]
 def random_model() -> LoadedModel:
     """Return a model of five layers whose answers depend on all that it reads."""
     with tempfile.TemporaryDirectory() as folder:
-        sizes = TINY | {"num_hidden_layers": 5, "index_topk": 16}
-        weights = make_model(make_reference(sizes), Path(folder))
+        write_random_model(Path(folder))
+        return model_in(Path(folder))
+
+
+def write_random_model(folder: Path) -> None:
+    """Write the checkpoint of that model."""
+    from tests.serve.model.builders import TINY, make_reference  # imports transformers: four seconds
+
+    make_reference(TINY | {"num_hidden_layers": 5, "index_topk": 16}).save_pretrained(folder)
+
+
+def model_in(folder: Path) -> LoadedModel:
+    """Return the model of such a checkpoint."""
+    weights = load_model(folder)
     return LoadedModel("random", weights.config, weights, letters, frozenset())
 
 
