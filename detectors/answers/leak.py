@@ -20,18 +20,20 @@ class Nonces:
     """The nonces of a load, found by any stretch of their digits; made once and shared by all answers."""
 
     def __init__(self, by_session: Mapping[str, str]) -> None:
-        self._owners: dict[str, str] = {}
+        self._in_prompters: dict[str, str] = {}
         for session, nonce in by_session.items():
             for run in _HEX.findall(nonce):
-                self._owners.update(dict.fromkeys(_stretches(run), session))
+                self._in_prompters.update(dict.fromkeys(_stretches(run), session))
 
     def __bool__(self) -> bool:
-        return bool(self._owners)
+        return bool(self._in_prompters)
 
     def found(self, text: str) -> list[tuple[str, str]]:
         """Return the stretches of nonces in `text`, each with the session whose nonce it is."""
         runs = _HEX.findall(text)
-        return [(each, self._owners[each]) for run in runs for each in _stretches(run) if each in self._owners]
+        return [
+            (each, self._in_prompters[each]) for run in runs for each in _stretches(run) if each in self._in_prompters
+        ]
 
 
 class CrossPromptLeak:
@@ -43,7 +45,7 @@ class CrossPromptLeak:
         self._prompt = prompt
         self._nonces = nonces
         self._tail = ""  # too short for a stretch, and may become one
-        self._own: set[str] = set()  # stretches that the prompt holds
+        self._in_prompt: set[str] = set()  # stretches that the prompt holds
         self._found = False
 
     def feed(self, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[float, ...] = ()) -> Finding | None:
@@ -53,10 +55,10 @@ class CrossPromptLeak:
         if self._found:
             return None
         for stretch, session in self._nonces.found(text):
-            if stretch in self._own:
+            if stretch in self._in_prompt:
                 continue
             if stretch in self._prompt:
-                self._own.add(stretch)
+                self._in_prompt.add(stretch)
                 continue
             self._found = True
             evidence = LeakedNonce(session, stretch, _around(text, stretch))

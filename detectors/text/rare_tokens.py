@@ -33,8 +33,8 @@ PEAKS_MIN = 3
 PEAK_WINDOW_TOKENS = 64
 
 
-SHOWN_MAX = 8
-SHOWN_CHARS = 80
+NAMES_MAX = 8
+EXCERPT_SIDE_CHARS = 80
 
 
 class Claim(NamedTuple):
@@ -197,8 +197,8 @@ class Leaks:
             at = text.find(spelling)
             if 0 <= at < len(text) - len(spelling):
                 self._spellings = ()
-                shown = text[max(0, at - SHOWN_CHARS) : at + len(spelling) + SHOWN_CHARS]
-                return Claim("leaked control token", f"{spelling} stands in the content", ControlSpan(shown))
+                excerpt = text[max(0, at - EXCERPT_SIDE_CHARS) : at + len(spelling) + EXCERPT_SIDE_CHARS]
+                return Claim("leaked control token", f"{spelling} stands in the content", ControlSpan(excerpt))
         return None
 
 
@@ -221,6 +221,6 @@ class RareCharacters:
         if self._found or len(both) < RARE_CHARACTERS_MIN:
             return None
         self._found = True
-        names = ", ".join(f"U+{ord(mark):04X}" for mark in both[:SHOWN_MAX])
+        names = ", ".join(f"U+{ord(mark):04X}" for mark in both[:NAMES_MAX])
         what = f"{len(both)} control, private, unassigned or unusual characters, such as {names}"
         return Claim("rare characters", what, RareSpan(len(both), self._seen))

@@ -69,7 +69,7 @@ class Salad:
     def __init__(self, prompt: str) -> None:
         self._prompt = prompt
         self._prompt_grams: PromptGrams | None = None
-        self._own = OwnGrams()
+        self._answer_grams = AnswerGrams()
         self._context = np.full(CONTEXT_CHARS, grams.NEWLINE, np.uint8)
         self._weights = FIRST_WEIGHTS
         self._trail: list[Votes] = []  # the blocks since the sum was last zero
@@ -94,7 +94,7 @@ class Salad:
         pair = grams.pairs(folded)
         code = grams.codes(pair)
         short, long = code[2:], grams.long_codes(pair, code)
-        cell = self._own.seen(short, long)
+        cell = self._answer_grams.seen(short, long)
         cell += grams.common_table()[short] * np.uint8(COMMON)
         cell[~_VOTING_PAIR[pair[4:]]] = NO_VOTE
         if not block.isascii():
@@ -130,7 +130,7 @@ class Salad:
             self._add(self._prompt_grams.supported(votes))
 
 
-class OwnGrams:
+class AnswerGrams:
     """Where the answer's own n-grams last stood: slots for 4-grams, then for 6-grams; modulo 2**16."""
 
     def __init__(self) -> None:

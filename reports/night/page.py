@@ -20,14 +20,14 @@ def render_night(night: Night, history: Sequence[PastNight]) -> str:
     """Return the page as one HTML file that needs no other; it links to the run folders beside it."""
     page = environment()
     page.filters |= {"interval": _interval, "speed": _speed, "answer": ANSWERS.get, "link": partial(_link, night)}
-    shown = [_point(past.utc, past.rate) for past in history] + [_point(night.utc, night.rate)]
+    points = [_point(past.utc, past.rate) for past in history] + [_point(night.utc, night.rate)]
     return page.get_template("nightly.html.jinja").render(
         n=night,
         **page_parts(),
         headline=HEADLINES[night.exit_code],
         history=list(history)[::-1],
-        chart_wide=Markup(charts.history_chart(shown, width=charts.WIDE)),
-        chart_narrow=Markup(charts.history_chart(shown, width=charts.NARROW)),
+        chart_wide=Markup(charts.history_chart(points, width=charts.WIDE)),
+        chart_narrow=Markup(charts.history_chart(points, width=charts.NARROW)),
     )
 
 

@@ -8,7 +8,7 @@ from detectors.base import Finding
 from detectors.evidence import Evidence, RerunScore, WrongToken
 from repro.record.requests import RequestRecord
 
-KEPT = "\n\t"
+PLAIN_CONTROLS = "\n\t"
 ANSWER_CHARACTERS_MAX = 4000
 BEFORE_CHARACTERS_MAX = 600
 
@@ -61,7 +61,7 @@ def pieces(text: str) -> list[Piece]:
 
 
 def _is_seen(character: str) -> bool:
-    return character in KEPT or character.isprintable()
+    return character in PLAIN_CONTROLS or character.isprintable()
 
 
 def escape_of(character: str) -> str:

@@ -21,7 +21,7 @@ LABELS = {
     "acceptance": ("Odd acceptance", "had more or fewer of their drafts accepted than a clean answer"),
     "visible": ("Visible", "convicted by a text detector, and the clean decode does not have it"),
 }
-TOLD_BY = {  # a stage is unknown where none of these detectors applies
+JUDGED_BY = {  # a stage is unknown where none of these detectors applies
     "raced": ("ordering",),
     "corrupted": ("canary",),
     "poisoned": ("canary",),
@@ -52,7 +52,7 @@ def stages_of(
     exercised = exercised or Exercised()
     exposed = sum(record.cached_host_tokens > 0 for record in records)
     counts = msgspec.structs.asdict(funnel_of(records)) | {"exposed": exposed}
-    unknown = {key for key, names in TOLD_BY.items() if names[0] in answers and not _applies(names, answers)}
+    unknown = {key for key, names in JUDGED_BY.items() if names[0] in answers and not _applies(names, answers)}
     text = [name for name in answers if name not in NOT_TEXT]
     if text and not _applies(text, answers):
         unknown.add("visible")

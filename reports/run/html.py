@@ -175,7 +175,7 @@ def _finding(
         lanes=draw(window, records, involved) if window and window.operations else None,
         window=window,
         history=owned.history if owned else (),
-        comparison=_shown(compare(first, by_request.get(first.request))),
+        comparison=_if_different(compare(first, by_request.get(first.request))),
         excerpt=evidence.excerpt if isinstance(evidence, GarbledSpan | ControlSpan | LeakedNonce) else "",
         raw=_raw(evidence),
         others=tuple(each for each in group.examples if each is not first)[: EXAMPLES_MAX - 1],
@@ -183,7 +183,7 @@ def _finding(
     )
 
 
-def _shown(comparison: Comparison | None) -> Comparison | None:
+def _if_different(comparison: Comparison | None) -> Comparison | None:
     return None if comparison is None or comparison.equal else comparison
 
 
@@ -199,7 +199,7 @@ def _answers(records: Sequence[RequestRecord]) -> list[AnswerView]:
     for record in records:
         if record.oracle != "diverged" and not record.visible:
             continue
-        comparison = _shown(compare(None, record))
+        comparison = _if_different(compare(None, record))
         if comparison is not None:
             views.append(AnswerView(record, _marks(record), comparison))
     return sorted(views, key=lambda view: not view.record.visible)

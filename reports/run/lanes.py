@@ -97,11 +97,11 @@ class _Scale:
 def draw(window: Window, records: Sequence[RequestRecord], involved: Sequence[str]) -> Lanes:
     """Return the lanes of a window: the streams, those of the race first, then the requests of the time."""
     scale = _Scale(window.start_us, window.end_us)
-    shown, left_out = _nearest(window)
-    others = sorted({op.stream for op in shown})
+    operations, left_out = _nearest(window)
+    others = sorted({op.stream for op in operations})
     streams = list(dict.fromkeys([*(side.stream for side in window.sides), *others]))
     middle = {stream: TOP + LANE * (number + 0.5) for number, stream in enumerate(streams)}
-    bars = tuple(_bar(op, scale, middle[op.stream], window.sides) for op in shown)
+    bars = tuple(_bar(op, scale, middle[op.stream], window.sides) for op in operations)
     below = TOP + LANE * len(streams)
     requests, first_tokens, names = _requests(records, involved, scale, below)
     lanes = tuple(Mark(GUTTER - 12, middle[stream] + 4, stream, "end") for stream in streams)
@@ -115,7 +115,7 @@ def draw(window: Window, records: Sequence[RequestRecord], involved: Sequence[st
         bars=bars,
         requests=requests,
         first_tokens=first_tokens,
-        edges=_edges(shown, scale, middle),
+        edges=_edges(operations, scale, middle),
         missing=_missing(window.sides, scale, middle),
         callouts=_callouts(window.sides, scale, middle),
         overlap=_overlap(window.sides, scale),
@@ -132,9 +132,9 @@ def _nearest(window: Window) -> tuple[list[Op], int]:
         middle_us = (op.start_us + op.end_us) / 2
         return min((abs(middle_us - centre) for centre in centres), default=0.0)
 
-    kept = sorted(window.operations, key=distance_us)[:BARS_MAX]
-    kept.sort(key=lambda op: (op.start_us, op.stream, op.index))
-    return kept, window.left_out + len(window.operations) - len(kept)
+    nearest = sorted(window.operations, key=distance_us)[:BARS_MAX]
+    nearest.sort(key=lambda op: (op.start_us, op.stream, op.index))
+    return nearest, window.left_out + len(window.operations) - len(nearest)
 
 
 def _bar(op: Op, scale: _Scale, middle: float, sides: Sequence[Operation]) -> Bar:
@@ -185,10 +185,10 @@ def _short(name: str) -> str:
     return name if len(name) <= 14 else f"\u2026{name[-12:]}"
 
 
-def _edges(shown: Sequence[Op], scale: _Scale, middle: dict[str, float]) -> tuple[Line, ...]:
-    places = {(op.stream, op.index): op for op in shown}
+def _edges(operations: Sequence[Op], scale: _Scale, middle: dict[str, float]) -> tuple[Line, ...]:
+    places = {(op.stream, op.index): op for op in operations}
     lines = []
-    for op in shown:
+    for op in operations:
         for edge in op.after:
             source = places.get(edge.source)
             if source is not None and source.stream != op.stream:
@@ -242,8 +242,8 @@ def _ticks(scale: _Scale) -> tuple[Mark, ...]:
 
 
 def _caption(window: Window, left_out: int) -> str:
-    said = f"Virtual time from {time_text(window.start_us)} to {time_text(window.end_us)}."
-    return said + (f" {left_out:,} operations further away are not drawn." if left_out else "")
+    times = f"Virtual time from {time_text(window.start_us)} to {time_text(window.end_us)}."
+    return times + (f" {left_out:,} operations further away are not drawn." if left_out else "")
 
 
 def _alt(window: Window, streams: Sequence[str]) -> str:

@@ -40,8 +40,8 @@ class LiveView:
         self._clock_s = clock_s
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._last = Progress()
-        self._shown: Progress | None = None
-        self._shown_s = float("-inf")
+        self._drawn: Progress | None = None
+        self._drawn_s = float("-inf")
         self._samples: deque[tuple[float, int]] = deque()
 
     def __enter__(self) -> "LiveView":
@@ -54,21 +54,21 @@ class LiveView:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        elif self._shown is not None and self._shown != self._last:
+        elif self._drawn is not None and self._drawn != self._last:
             self._draw(self._clock_s())
 
     def update(self, progress: Progress) -> None:
         """Take where the run stands now."""
         now_s = self._clock_s()
         self._last = progress
-        if now_s - self._shown_s >= (PLAIN_S if self._live is None else REDRAW_S):
+        if now_s - self._drawn_s >= (PLAIN_S if self._live is None else REDRAW_S):
             self._draw(now_s)
 
     def _draw(self, now_s: float) -> None:
         self._samples.append((now_s, self._last.tokens))
         while len(self._samples) > 2 and now_s - self._samples[0][0] > RATE_WINDOW_S:
             self._samples.popleft()
-        self._shown, self._shown_s = self._last, now_s
+        self._drawn, self._drawn_s = self._last, now_s
         parts = progress_parts(self._last, self._tokens_per_s())
         if self._live is not None:
             self._live.update(Text("\n".join(lines_of(parts, self._console.width))), refresh=True)
@@ -85,19 +85,19 @@ def progress_parts(progress: Progress, tokens_per_s: float | None) -> list[str]:
     sessions = f"sessions {progress.sessions_done:,}"
     if progress.sessions:
         sessions += f" of {progress.sessions:,}"
-    said = [
+    parts = [
         progress.what,
         sessions,
         f"requests {progress.requests_done:,} (+{progress.requests_open:,} open)",
     ]
     if tokens_per_s is not None:
-        said.append(f"{tokens_per_s:,.0f} tokens/s")
+        parts.append(f"{tokens_per_s:,.0f} tokens/s")
     if progress.ttft_ms is not None:
-        said.append(f"TTFT {progress.ttft_ms:,.0f} ms")
-    said += [f"{detector} {count:,}" for detector, count in progress.found.items()] or ["nothing found"]
+        parts.append(f"TTFT {progress.ttft_ms:,.0f} ms")
+    parts += [f"{detector} {count:,}" for detector, count in progress.found.items()] or ["nothing found"]
     if progress.virtual_s is not None:
-        said.append(f"virtual {progress.virtual_s:,.2f} s")
-    return said
+        parts.append(f"virtual {progress.virtual_s:,.2f} s")
+    return parts
 
 
 def lines_of(parts: Sequence[str], width: int) -> list[str]:

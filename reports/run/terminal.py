@@ -49,9 +49,9 @@ def _headline(summary: Summary) -> list[RenderableType]:
     lines = [line, Text(f"{summary.scenario}, seed {summary.seed}{code}", style="dim")]
     meaning = "" if summary.verdict in ("clean", "anomaly") else summary.meaning
     why = f"{summary.why.removesuffix('.')}." if summary.why else ""
-    said = [summary.error, meaning, why, cluster_text(rate) if rate.count else ""]
-    if any(said):
-        lines.append(Text(" ".join(each for each in said if each)))
+    sentences = [summary.error, meaning, why, cluster_text(rate) if rate.count else ""]
+    if any(sentences):
+        lines.append(Text(" ".join(each for each in sentences if each)))
     return [*lines]
 
 
@@ -102,8 +102,8 @@ def _finding(best: Finding, summary: Summary, records: list[RequestRecord]) -> l
     parts: list[RenderableType] = [title, Text(story(best, wrong_reads(summary.groups)))]
     if edge := missing_edge(best):
         parts.append(Text.assemble(("Missing edge: ", "bold red"), edge))
-    shown = _comparison(best, summary, records)
-    return [*parts, "", *shown] if shown else parts
+    answers = _comparison(best, summary, records)
+    return [*parts, "", *answers] if answers else parts
 
 
 def _comparison(best: Finding, summary: Summary, records: list[RequestRecord]) -> list[RenderableType]:
@@ -140,10 +140,10 @@ def _append(text: Text, content: str, style: str) -> None:
 
 def _first_lines(text: Text) -> Text:
     lines = text.split("\n", allow_blank=False)
-    shown = Text("\n").join(
+    snippet = Text("\n").join(
         line if len(line) <= 400 else line[:400] + Text("...") for line in lines[:SNIPPET_LINES_MAX]
     )
-    return shown + Text("\n...") if len(lines) > SNIPPET_LINES_MAX else shown
+    return snippet + Text("\n...") if len(lines) > SNIPPET_LINES_MAX else snippet
 
 
 def _facts(summary: Summary) -> Table:
@@ -189,13 +189,13 @@ def _places(summary: Summary, report: str) -> list[str]:
     return [*lines, f"report: {report}"] if report else [*lines, f"run: {summary.path}"]
 
 
-def _print(shown: RenderableType, console: Console) -> None:
+def _print(content: RenderableType, console: Console) -> None:
     if console.encoding.lower().startswith("utf"):
-        console.print(shown, **_PLAIN)
+        console.print(content, **_PLAIN)
         return
     # An old terminal's encoding must not end the run with an error.
     with console.capture() as capture:
-        console.print(shown, **_PLAIN)
+        console.print(content, **_PLAIN)
     console.print(Text.from_ansi(_encodable(capture.get(), console)), **_PLAIN)
 
 

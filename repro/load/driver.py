@@ -100,7 +100,7 @@ class _Driver:
         """An answer has got a piece."""
         self._tally.pieces += 1
         if self._tally.pieces % PIECES_PER_PROGRESS == 0:
-            self._tell_progress()
+            self._report_progress()
 
     def text_detectors(self, request: str, prompt: str) -> list[TextDetector]:
         """Return the detectors of all listeners for an answer."""
@@ -121,7 +121,7 @@ class _Driver:
         self._tally.count(request, answer)
         for listener in self._listeners:
             listener.on_request(request)
-        self._tell_progress()
+        self._report_progress()
         self._answers += 1
         for target, waiting in self._order_waits:
             if self._answers >= target and not waiting.done():
@@ -211,9 +211,9 @@ class _Driver:
             task.cancel()
         for task in left:
             await asyncio.wait((task,))
-        self._tell_progress()
+        self._report_progress()
 
-    def _tell_progress(self) -> None:
+    def _report_progress(self) -> None:
         snapshot = self._tally.snapshot()
         for listener in self._listeners:
             listener.on_progress(snapshot)

@@ -37,7 +37,7 @@ class RayPool:
             raise UsageError(f"--ray {address}: no cluster there ({error}); {NEXT_STEP}") from error
         self._ray = ray
         self._open_max = max(workers, int(ray.cluster_resources().get("CPU", 1)))
-        self._remote = ray.remote(num_cpus=1, max_retries=TRIES_MAX - 1)(made_there)
+        self._remote = ray.remote(num_cpus=1, max_retries=TRIES_MAX - 1)(make_remotely)
         self._under_way: dict[object, Any] = {}
 
     def __enter__(self) -> "RayPool":
@@ -83,7 +83,7 @@ def _check_reachable(address: str) -> None:
         raise UsageError(f"--ray {address}: no cluster there ({error}); {NEXT_STEP}") from error
 
 
-def made_there(call: bytes) -> bytes:
+def make_remotely(call: bytes) -> bytes:
     """Make a call on a machine of the cluster and return the line that answers it."""
     import torch
 

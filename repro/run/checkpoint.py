@@ -11,7 +11,7 @@ from repro.serve.config import EngineConfig
 from repro.serve.engine import LoadedModel, checkpoint_folder, load
 from repro.serve.server.chat import ChatEncoder
 
-CHECKPOINTS_KEPT = 2
+CHECKPOINTS_CACHED = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
     return _loaded(EngineConfig(model=config.model, numerics=config.numerics), folder, changed_ns)
 
 
-@lru_cache(maxsize=CHECKPOINTS_KEPT)
+@lru_cache(maxsize=CHECKPOINTS_CACHED)
 def _loaded(config: EngineConfig, folder: Path, changed_ns: tuple[tuple[str, int], ...]) -> Checkpoint:
     path = folder / "tokenizer.json"
     try:

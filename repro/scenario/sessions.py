@@ -14,7 +14,7 @@ from repro.trace.format import Message, Session
 from repro.trace.load import load_traces
 from repro.trace.synth import synthesise
 
-SESSIONS_KEPT = 256
+SESSIONS_CACHED = 256
 TRY_TOKENS = "the system prompt alone has about 250 tokens; give 400 or more"
 
 
@@ -40,7 +40,7 @@ def sessions_of(load: LoadSpec, seed: int) -> list[Session]:
     return sessions if load.requests is None else dealt_turns(sessions, load.requests)
 
 
-@lru_cache(maxsize=SESSIONS_KEPT)
+@lru_cache(maxsize=SESSIONS_CACHED)
 def _synthesised(kind: str, seed: int, number: int, prompt_tokens: int) -> Session:
     """Return a session; the schedules of a hunt ask for the same ones again and again."""
     return synthesise(kind, seed, number, prompt_tokens_target=prompt_tokens)

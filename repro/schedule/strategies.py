@@ -14,7 +14,7 @@ from repro.base.rng import generator, uniform
 from repro.schedule.pickers import Candidate, Pick, RandomPicker, timed
 from repro.schedule.schedule import STEPS_GUESSED, WINDOWS_US, Schedule
 
-OVERTAKINGS_KEPT = 16  # an explanation with more would not be read
+OVERTAKINGS_MAX = 16  # an explanation with more would not be read
 OPERATION_BITS = 14  # two bytes of a token
 
 
@@ -53,7 +53,7 @@ class Exploring:
         chosen = self._strategy([choices[place] for place in places])
         self.tape.append(chosen)
         taken = choices[places[chosen]]
-        if chosen and len(self.overtakings) < OVERTAKINGS_KEPT:
+        if chosen and len(self.overtakings) < OVERTAKINGS_MAX:
             step = len(self.tape) - 1
             self.overtakings.append(Overtaking(step, taken.name, taken.kind, first.name, first.kind))
         self.contended[taken.stream] = self.contended.get(taken.stream, 0) + 1

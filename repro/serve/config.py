@@ -102,17 +102,17 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def in_words(self) -> str:
         """Return what tells this configuration from others."""
-        said = [f"{self.context_tokens:,} tokens of context", f"{'with' if self.hicache else 'without'} host tier"]
+        parts = [f"{self.context_tokens:,} tokens of context", f"{'with' if self.hicache else 'without'} host tier"]
         if self.storage_pages:
-            said.append(f"storage for {self.storage_pages:,} pages")
+            parts.append(f"storage for {self.storage_pages:,} pages")
         if self.speculative_drafts:
-            said.append(f"{self.speculative_drafts} drafts a step")
+            parts.append(f"{self.speculative_drafts} drafts a step")
         if self.pd is not None:
-            said.append(f"{self.pd.prefill} prefill and {self.pd.decode} decode workers")
+            parts.append(f"{self.pd.prefill} prefill and {self.pd.decode} decode workers")
         if self.layersplit is not None:
-            kept = "layers split" if self.layersplit.split else "all layers on each"
-            said.append(f"{self.layersplit.ranks} context-parallel ranks, {kept}")
-        return ", ".join(said)
+            layers = "layers split" if self.layersplit.split else "all layers on each"
+            parts.append(f"{self.layersplit.ranks} context-parallel ranks, {layers}")
+        return ", ".join(parts)
 
     def __post_init__(self) -> None:
         splits = self.layersplit is not None and self.layersplit.split  # its pages are counted when the model is known

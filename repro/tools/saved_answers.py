@@ -152,7 +152,7 @@ def _take(item: Any, where: str, answers: Answers) -> None:
         if not isinstance(reply, dict) or "choices" not in reply:
             answers.unanswered += 1
             return
-    found = list(_said(reply, item))
+    found = list(_answers_in(reply, item))
     if not found:
         raise UsageError(f"{where}: no answer among {', '.join(sorted(item)) or 'no keys'}; {EXPECTED}")
     for text, logprobs in found:
@@ -172,7 +172,7 @@ def _count(answers: Answers, characters: int, where: str) -> None:
         raise UsageError(f"{where}: more than {TEXT_CHARS_MAX:,} characters so far; judge the files in parts")
 
 
-def _said(reply: dict[str, Any], item: dict[str, Any]) -> Iterator[tuple[str, tuple[float, ...]]]:
+def _answers_in(reply: dict[str, Any], item: dict[str, Any]) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield the answers of one object with their log-probabilities; "" for an answer that is there and empty."""
     choices = reply.get("choices")
     if isinstance(choices, list):

@@ -10,14 +10,14 @@ from repro.train.model import Glm5, ModelConfig
 
 # stacked name -> the name of one expert's matrix
 STACKED = {"experts_gate": "gate_proj", "experts_up": "up_proj", "experts_down": "down_proj"}
-KEPT_FP32 = "e_score_correction_bias"
+FP32_SUFFIX = "e_score_correction_bias"
 
 
 def export_tensors(model: Glm5) -> dict[str, Tensor]:
     """Return the tensors under the hub's names, bf16 but for the routers' bias."""
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        dtype = torch.float32 if name.endswith(KEPT_FP32) else torch.bfloat16
+        dtype = torch.float32 if name.endswith(FP32_SUFFIX) else torch.bfloat16
         full = name if name.startswith("lm_head.") else f"model.{name}"
         prefix, _, last = full.rpartition(".")
         if last in STACKED:

@@ -167,7 +167,7 @@ def test_a_part_of_the_budget_is_kept_for_taking_away_one_thing_after_another(
     monkeypatch.setattr(small, "_play", lambda batch: [Played(each, prompt_tokens=600) for each in batch])
     case = Played(RunOptions(), requests=5)
     assert small._with_few_requests(case) is case and small.replays == 40
-    small._with_less_of_each(case)
+    small._reduced(case)
     assert small.replays == 50
 
 

@@ -36,11 +36,11 @@ class Packed(msgspec.Struct, frozen=True):
 def runs_on_cluster(pool: Pool, folder: Path, jobs: Iterator[Job]) -> Iterator[JobResult]:
     """Yield what the jobs come to; their run folders are laid down in `folder`. Raises RecordError for a full disk."""
     code = code_hash().hex()
-    for sent, packed in pool.results(execute_there, (Sent(job, code) for job in jobs)):
+    for sent, packed in pool.results(execute_remotely, (Sent(job, code) for job in jobs)):
         yield died(sent.job, packed.why) if isinstance(packed, Died) else _unpacked(packed, folder)
 
 
-def execute_there(sent: Sent) -> Packed:
+def execute_remotely(sent: Sent) -> Packed:
     """Return what a run comes to on a machine of the cluster, with its folder unless it is clean."""
     if code_hash().hex() != sent.code:
         raise HarnessError(

@@ -13,7 +13,7 @@ from repro.record.exercised import Exercised
 from repro.record.requests import WHOLE, RequestRecord
 from repro.record.verdict import EndedEarly, FaultOutcome
 
-GONE = ("refused", "died")  # kinds of errors of a server that has gone away
+SERVER_LOST = ("refused", "died")  # kinds of errors of a server that does not answer any more
 CLIENT = "client"  # the kind of an error that the harness caused: a bound, or Ctrl-C
 ERROR_CHARACTERS_MAX = 300
 
@@ -82,7 +82,7 @@ def _failures(result: LoadResult, records: Sequence[RequestRecord]) -> tuple[str
         return (f"no request was answered: {errors}{_example(records)}",)
     over = [record for record in records if record.finished_us >= 0 and _error_kind(record) != CLIENT]
     last = max(over, key=lambda record: record.finished_us, default=None)
-    if last is not None and _error_kind(last) in GONE:
+    if last is not None and _error_kind(last) in SERVER_LOST:
         return (f"the target stopped answering: {last.request}: {last.error}",)
     return ()
 

@@ -160,8 +160,8 @@ def lengths(case: Played, base: Scenario) -> Iterator[RunOptions]:
 def fewer_deviations(case: Played, base: Scenario) -> Iterator[RunOptions]:
     """Drop the end of the tape, then chunks from coarse to fine, then single ones as if their step had not been."""
     deviations = case.deviations
-    for kept in _smaller(len(deviations), 0):
-        yield _deviating(case, deviations[:kept])
+    for count in _smaller(len(deviations), 0):
+        yield _deviating(case, deviations[:count])
     for fewer in _subsets(deviations):
         yield _deviating(case, fewer)
     for place, shift in product(range(len(deviations)), SHIFTS):
@@ -194,6 +194,6 @@ def _subsets(items: tuple[Item, ...]) -> Iterator[tuple[Item, ...]]:
         size //= 2
 
 
-LESS_OF_EACH: tuple[Candidates, ...] = (
+REDUCTIONS: tuple[Candidates, ...] = (
     faults, fires, aborts, tight_memory, gaps, sessions, turns, smaller_memory, requests, lengths,
 )  # fmt: skip

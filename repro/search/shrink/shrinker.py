@@ -14,7 +14,7 @@ from repro.scenario.overrides import overridden
 from repro.scenario.schema import Scenario
 from repro.schedule.schedule import Schedule
 from repro.search.play import Played, Trial, discard, play_all, play_if_sensible
-from repro.search.shrink.candidates import LESS_OF_EACH, Candidates, fewer_deviations
+from repro.search.shrink.candidates import REDUCTIONS, Candidates, fewer_deviations
 from repro.search.shrink.meetings import MEETING_REQUESTS, after_one_fault, meetings
 
 RESERVED_SHARE = 0.2  # this share of the budget is kept for taking away one thing after another
@@ -44,7 +44,7 @@ class Shrinker:
         case = self._in_natural_order(case)
         if case.options.schedule.natural:  # the steps of any other schedule fit its own load only
             case = self._with_few_requests(case)
-        case = self._in_natural_order(self._with_less_of_each(case))
+        case = self._in_natural_order(self._reduced(case))
         return case if not case.options.schedule.deviations else self._descend(case, fewer_deviations)
 
     def _with_few_requests(self, case: Played) -> Played:
@@ -59,12 +59,12 @@ class Shrinker:
         self._reserved = 0
         return case
 
-    def _with_less_of_each(self, case: Played) -> Played:
+    def _reduced(self, case: Played) -> Played:
         """Return what is left when nothing more can be taken away."""
         smaller = True
         while smaller and self._left > 0:
             before = case.options
-            for candidates in LESS_OF_EACH:
+            for candidates in REDUCTIONS:
                 case = self._descend(case, candidates)
             smaller = case.options != before
         return case

@@ -32,15 +32,24 @@ class SplitEngine(Engine):
     ) -> None:
         assert config.layersplit is not None
         fit = sizes(config, model.shape.num_hidden_layers)
-        own = msgspec.structs.replace(config, device_pages=fit.device_pages, host_pages=fit.host_pages)
+        config_each = msgspec.structs.replace(config, device_pages=fit.device_pages, host_pages=fit.host_pages)
         probes, guards = probes or NullProbes(), guards_of(config, guards)
         names, group = Names(PageSets(probes)), SimGroup(config.layersplit.ranks)
         ranks = [
-            Rank(own, model.shape, model.weights, device.host(f"R{n}"), SimCollective(group, n), guards, names, probes)
+            Rank(
+                config_each,
+                model.shape,
+                model.weights,
+                device.host(f"R{n}"),
+                SimCollective(group, n),
+                guards,
+                names,
+                probes,
+            )
             for n in range(config.layersplit.ranks)
         ]
-        self.group = RankGroup(own, ranks, group, probes)
-        super().__init__(own, model, ranks[0].device, guards, probes, names=names, executor=self.group)
+        self.group = RankGroup(config_each, ranks, group, probes)
+        super().__init__(config_each, model, ranks[0].device, guards, probes, names=names, executor=self.group)
 
     async def run(self) -> None:
         """Serve until `stop`. Raises what the scheduler's process or a rank raises."""

@@ -58,13 +58,13 @@ class RankForward(Launches):
 
     def _layer(self, work: RankWork, touched: TouchedPages, layer: int) -> None:
         batch, part, guards = work.batch, work.part, self._guards
-        own_tokens, cost, prefill = part.num_tokens, self._rank_cost, batch.prefill
+        part_tokens, cost, prefill = part.num_tokens, self._rank_cost, batch.prefill
         prefetch = self._partition.settings.prefetch
         if not prefetch:
             self._begun.record(self._compute)
             self._stream.wait(self._begun, "a layer is broadcast when it begins, not ahead")
             self._send(batch, touched, layer, "index")
-        self._put("split.project", partial(work.project, layer), batch, cost.store_us(own_tokens, prefill), layer)
+        self._put("split.project", partial(work.project, layer), batch, cost.store_us(part_tokens, prefill), layer)
         self._gather_rows(work, layer)
         if not prefetch:
             self._send(batch, touched, layer, "latent")
@@ -82,7 +82,7 @@ class RankForward(Launches):
         guards.waits.before_latent_read(self._compute, batch.loads, layer)
         self._broadcast.before_read(self._compute, layer, "latent")
         gathers = self._reads(layer, "latent", touched)
-        attend_us = cost.attend_us(own_tokens, prefill)
+        attend_us = cost.attend_us(part_tokens, prefill)
         self._put("forward.attend", partial(work.attend, layer), batch, attend_us, layer, gathers)
         self._broadcast.was_read(self._compute, layer, "latent")
         if prefetch and layer + 1 < self._partition.layers:

@@ -34,17 +34,17 @@ WAITS_MAX = 1000  # a step in which no rank is missing may be slow
 class GroupDone:
     """A transfer of all ranks (`copier.Done`)."""
 
-    own: Done
+    first: Done  # the part of rank 0
     waiting: dict[int, None]  # ranks that have not answered that their part has ended
     all_answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     def query(self) -> bool:
         """Return whether every rank's part has ended."""
-        return self.own.query() and not self.waiting
+        return self.first.query() and not self.waiting
 
     async def synchronize(self, why: str) -> None:
         """Wait until every rank's part has ended."""
-        await self.own.synchronize(why)
+        await self.first.synchronize(why)
         if self.waiting:
             await self.all_answered.wait()
 
@@ -59,24 +59,24 @@ class GroupDone:
 class GroupWork:
     """A step of all ranks (`worker.Work`), which the host follows on rank 0."""
 
-    own: RankWork
+    first: RankWork  # of rank 0
     group: "RankGroup"
 
     @property
     def batch(self) -> Batch:
-        return self.own.batch
+        return self.first.batch
 
     @property
     def done(self) -> Event:
-        return self.own.done
+        return self.first.done
 
     @property
     def result(self) -> Chosen | None:
-        return self.own.result
+        return self.first.result
 
     async def finished(self) -> None:
         """Wait until the step has run. Raises CollectiveError when a rank keeps the others waiting too long."""
-        await self.group.watched(self.own)
+        await self.group.watched(self.first)
 
 
 class RankGroup:
@@ -87,7 +87,7 @@ class RankGroup:
         self._config = config
         self._settings = config.layersplit
         self._ranks = ranks
-        self._own, *self._others = ranks
+        self._first, *self._others = ranks
         self._group = group
         self._probes = probes
         self._transfers: dict[int, GroupDone] = {}
@@ -96,7 +96,7 @@ class RankGroup:
     @property
     def pools(self) -> dict[Place, KVPool]:
         """Return rank 0's pools: the others' have the same pages."""
-        return self._own.pools
+        return self._first.pools
 
     @property
     def copier(self) -> "RankGroup":
@@ -124,7 +124,7 @@ class RankGroup:
             touched=touched_pages(batch, self._config.page_tokens),
         )
         self._send(step)
-        return GroupWork(self._own.forward.launch(batch, step.touched), self)
+        return GroupWork(self._first.forward.launch(batch, step.touched), self)
 
     async def watched(self, work: RankWork) -> None:
         """Wait for a step; raises CollectiveError when a rank has not come to a call that others wait in.
@@ -151,13 +151,13 @@ class RankGroup:
     def ready(self) -> bool:
         """Return whether every rank has a slot free for another load-back."""
         self._loads = [load for load in self._loads if not load.query()]
-        return self._own.copier.ready and len(self._loads) < RING_SLOTS
+        return self._first.copier.ready and len(self._loads) < RING_SLOTS
 
     def load(self, number: int, source: Pages, target: Pages, last_step: int) -> Loading:
         """Start a load-back on every rank."""
         load = Load(number, source, target, last_step)
         self._send(load)
-        loading = self._own.load(load)
+        loading = self._first.load(load)
         done = self._awaited(number, loading.done)
         self._loads.append(done)
         return Loading(loading.events, done)
@@ -166,7 +166,7 @@ class RankGroup:
         """Start a write-back on every rank."""
         write = Write(number, source, target)
         self._send(write)
-        writing = self._own.write(write)
+        writing = self._first.write(write)
         return Writing(self._awaited(number, writing.done), writing.copies)
 
     def step_enqueued(self, step: int, done: Event) -> None:
@@ -174,10 +174,10 @@ class RankGroup:
 
     def step_done(self, step: int) -> Event | None:
         """Return the event behind a step on rank 0."""
-        return self._own.copier.step_done(step)
+        return self._first.copier.step_done(step)
 
-    def _awaited(self, number: int, own: Done) -> GroupDone:
-        done = GroupDone(own, dict.fromkeys(range(1, len(self._ranks))))
+    def _awaited(self, number: int, first: Done) -> GroupDone:
+        done = GroupDone(first, dict.fromkeys(range(1, len(self._ranks))))
         if done.waiting:
             self._transfers[number] = done
         return done
@@ -186,7 +186,7 @@ class RankGroup:
 
     def _send(self, message: Message) -> None:
         for rank in self._others:
-            self._later(self._own.device, rank.device, type(message).__name__.lower(), partial(rank.receive, message))
+            self._later(self._first.device, rank.device, type(message).__name__.lower(), partial(rank.receive, message))
 
     def _later(self, source: Device, target: Device, what: str, deliver: Callable[[], None]) -> None:
         """Deliver after the latency, counted from when the sender's host comes to it."""
@@ -211,7 +211,7 @@ class RankGroup:
     def _answer(self, rank: int, ended: Ended) -> None:
         """Carry a rank's answer to the scheduler's process."""
         answered = partial(self._answered, ended.number, rank)
-        self._later(self._ranks[rank].device, self._own.device, "ended", answered)
+        self._later(self._ranks[rank].device, self._first.device, "ended", answered)
 
     def _answered(self, number: int, rank: int) -> None:
         done = self._transfers[number]

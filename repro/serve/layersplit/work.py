@@ -79,9 +79,9 @@ class RankWork:
         def commit() -> None:
             if not batch.prefill:
                 memory.rows.append(rows, layout.positions)
-            self.everyone = self._reads(batch, layout)
+            self._all_reads = self._reads(batch, layout)
             if self.part.members:
-                self.own = self._reads(self.part, self.part.layout())
+                self._part_reads = self._reads(self.part, self.part.layout())
 
         return commit
 
@@ -120,7 +120,7 @@ class RankWork:
         if (model := self.memory.model) is not None:
             assert self._hidden is not None
             projected = model.project(layer, self._hidden, self._positions)
-        stamps = self.own.token_stamps(SENT_AS, layer)
+        stamps = self._part_reads.token_stamps(SENT_AS, layer)
 
         def commit() -> None:
             self._projected, self._stamps = projected, stamps
@@ -136,7 +136,7 @@ class RankWork:
                 return stamped
             return (*stamped, torch.empty(0, model.config.latent_width), torch.empty(0, model.config.index_head_dim))
         assert self._stamps is not None, "new rows are sent before any were computed"
-        stamped = (torch.from_numpy(self._stamps.view(np.int64)), torch.from_numpy(self.own.token_taint()))
+        stamped = (torch.from_numpy(self._stamps.view(np.int64)), torch.from_numpy(self._part_reads.token_taint()))
         if model is None:
             return stamped
         assert self._projected is not None
@@ -160,8 +160,8 @@ class RankWork:
 
         def commit() -> None:
             stamps = new.stamps ^ salt(SENT_AS, layer) ^ salt(component, layer)
-            home.pool.write_slots(component, home.layer, self.everyone.token_slots, values, stamps, new.taint)
-            self.everyone.record_store(recorder, component, layer)
+            home.pool.write_slots(component, home.layer, self._all_reads.token_slots, values, stamps, new.taint)
+            self._all_reads.record_store(recorder, component, layer)
 
         return commit
 
@@ -171,7 +171,7 @@ class RankWork:
         """Score the cached index keys for this rank's part."""
         if not self.part.members:
             return
-        self.own.index(recorder, layer)
+        self._part_reads.index(recorder, layer)
         if (model := self.memory.model) is not None:
             assert self._projected is not None and self._context is not None
             home = self.memory.homes[layer]
@@ -182,10 +182,10 @@ class RankWork:
         if not self.part.members:
             return
         if (model := self.memory.model) is None:
-            self.own.latents(recorder, layer, None, None)
+            self._part_reads.latents(recorder, layer, None, None)
             return
         assert self._projected is not None and self._selected is not None
-        self.own.latents(recorder, layer, self._selected.slots.numpy(), self._selected.counts.numpy())
+        self._part_reads.latents(recorder, layer, self._selected.slots.numpy(), self._selected.counts.numpy())
         home = self.memory.homes[layer]
         self._hidden = model.attend(layer, self._projected, home.pool.flat("latent", home.layer), self._selected)
 
@@ -205,7 +205,7 @@ class RankWork:
         layout, memory = self.part.layout(), self.memory
         places = layout.last_tokens[np.array([member.samples for member in self.part.members])]
         if memory.model is None:
-            self._sampled = sample_stamps(self.own.token_prefix[places], memory.vocabulary)
+            self._sampled = sample_stamps(self._part_reads.token_prefix[places], memory.vocabulary)
             return
         assert self._hidden is not None
         logits = memory.model.logits(self._hidden[torch.from_numpy(places)])

@@ -50,7 +50,7 @@ class _Reservation:
 
     @property
     def awaited(self) -> bool:
-        """Return whether the request still hopes for its rows."""
+        """Return whether the request still waits for its rows."""
         return self.ownership.stage in (Stage.ALLOCATED, Stage.PREFILL_QUEUED)
 
 
@@ -75,7 +75,7 @@ class DecodeWorker(Role):
         self._probes = probes
         self._names = names
         self._network = network
-        own = msgspec.structs.replace(
+        engine_config = msgspec.structs.replace(
             config,
             pd=None,
             hicache=False,
@@ -83,7 +83,7 @@ class DecodeWorker(Role):
             prefix_cache=False,
             device_pages=self._pd.decode_pages or config.device_pages,
         )
-        self.engine = Engine(own, model, device, guards, probes, names=names, role=self)
+        self.engine = Engine(engine_config, model, device, guards, probes, names=names, role=self)
         slots = Slots(device.named("slots"), self._pd.slots)
         self.memory = RemoteMemory(self.engine.pool, slots)
         self._slots = PageAllocator(self._pd.slots, config.free_list, self._slot_changed)
@@ -114,12 +114,12 @@ class DecodeWorker(Role):
     # -- messages -------------------------------------------------------------------------------------
 
     def receive(self, message: Message) -> None:
-        """Take a message; see `network.Receiver`. What is late or said twice changes nothing."""
+        """Take a message; see `network.Receiver`. A message that is late or a duplicate changes nothing."""
         match message:
             case Done():
                 self._done(message)
             case Safe():
-                self._said_safe(message.room)
+                self._became_safe(message.room)
             case _:
                 raise AssertionError(f"{message} is not for a decode worker")
 
@@ -137,7 +137,7 @@ class DecodeWorker(Role):
             self._reclaim_slot(held)
             self._reclaim_pages(held)
 
-    def _said_safe(self, room: int) -> None:
+    def _became_safe(self, room: int) -> None:
         held = self._reservations.get(room)
         if held is None:
             return
@@ -199,7 +199,7 @@ class DecodeWorker(Role):
     def _give_up(self, held: _Reservation) -> None:
         """End a request that waits for its rows, and get its pages back."""
         self.engine.scheduler.release.finish(held.request, ABORTED)
-        self._tell("transfer_abort", held)
+        self._emit("transfer_abort", held)
         if held.ownership.stage is Stage.PREFILL_QUEUED:
             held.ownership.move(Stage.ABORT_REQUESTED)
             self._work.start(self._reclaim(held))
@@ -213,7 +213,7 @@ class DecodeWorker(Role):
         else:
             held.ownership.move(Stage.QUARANTINED)
             self.quarantined_pages += len(held.pages)
-            self._tell("quarantine", held)
+            self._emit("quarantine", held)
 
     async def _ask_for_safety(self, held: _Reservation) -> bool:
         """Tell the prefill worker of the abort until it says that the pages are safe; False: it never does."""
@@ -278,7 +278,7 @@ class DecodeWorker(Role):
         """Return how many pages the longest answer takes beyond the prompt's."""
         return -(-request.limit // self.engine.config.page_tokens) - self._prompt_pages(request)
 
-    def _tell(self, what: str, held: _Reservation) -> None:
+    def _emit(self, what: str, held: _Reservation) -> None:
         tokens = len(held.pages) * self.engine.config.page_tokens
         self._probes.emit(CacheEvent(what, tokens, self.device.now_us, held.request.id))
 

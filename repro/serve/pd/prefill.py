@@ -25,7 +25,7 @@ from repro.serve.sched.request import Request
 from repro.serve.sched.sampling import Sampled
 from repro.serve.types import GenerateRequest, RejectedError
 
-ROOMS_KEPT = 65_536  # aborted ones whose destination may still be on its way
+ROOMS_MAX = 65_536  # aborted rooms that are remembered: their destination may still be on its way
 
 
 class _PromptProbes:
@@ -84,8 +84,8 @@ class PrefillWorker(Role):
         self._probes = probes
         self._network = network
         self._remote = remote
-        own = msgspec.structs.replace(config, pd=None)
-        self.engine = Engine(own, model, device, guards, _PromptProbes(probes), names=names, role=self)
+        engine_config = msgspec.structs.replace(config, pd=None)
+        self.engine = Engine(engine_config, model, device, guards, _PromptProbes(probes), names=names, role=self)
         self._lanes = Lanes(
             device,
             self.engine.pool,
@@ -98,7 +98,7 @@ class PrefillWorker(Role):
         )
         self._sends: dict[int, _Send] = {}
         self._of_request: dict[str, _Send] = {}
-        self._gone: OrderedDict[int, None] = OrderedDict()
+        self._aborted_rooms: OrderedDict[int, None] = OrderedDict()
         self._work = Work(device.name, self.engine)
 
     async def run(self) -> None:
@@ -130,7 +130,7 @@ class PrefillWorker(Role):
                 raise AssertionError(f"{message} is not for a prefill worker")
 
     def _submitted(self, message: Submit) -> None:
-        if message.room in self._gone:
+        if message.room in self._aborted_rooms:
             return
         self._sends[message.room] = _Send(message.room, message.request, message.decode)
         asyncio.get_running_loop().call_later(self._pd.destination_timeout_s, self._expire, message.room)
@@ -152,7 +152,7 @@ class PrefillWorker(Role):
         self.engine.wake()
 
     def _aborted(self, message: Abort) -> None:
-        self._remember_gone(message.room)
+        self._remember_aborted(message.room)
         send = self._sends.get(message.room)
         if send is None:
             self._network.send(self.device, message.decode, Safe(message.room))
@@ -164,7 +164,7 @@ class PrefillWorker(Role):
     def _expire(self, room: int) -> None:
         send = self._sends.get(room)
         if send is not None and send.destination is None and not send.aborted:
-            self._remember_gone(room)
+            self._remember_aborted(room)
             self._fail(send)
 
     def _fail(self, send: _Send) -> None:
@@ -268,10 +268,10 @@ class PrefillWorker(Role):
         self._sends.pop(send.room, None)
         self._of_request.pop(send.wire.id, None)
 
-    def _remember_gone(self, room: int) -> None:
-        self._gone[room] = None
-        if len(self._gone) > ROOMS_KEPT:
-            self._gone.popitem(last=False)
+    def _remember_aborted(self, room: int) -> None:
+        self._aborted_rooms[room] = None
+        if len(self._aborted_rooms) > ROOMS_MAX:
+            self._aborted_rooms.popitem(last=False)
 
     def _die(self) -> None:
         """Stop at once, as a killed process does. What was posted still lands."""

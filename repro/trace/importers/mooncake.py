@@ -37,7 +37,7 @@ def read(path: Path, options: ImportOptions) -> Iterator[Session]:
         yield Session(id=f"{path.name.split('.')[0]}-{number}", turns=(turn,), start_s=request.timestamp / 1e3)
 
 
-def _prompt(request: Request, options: ImportOptions, own_key: str) -> str:
+def _prompt(request: Request, options: ImportOptions, request_key: str) -> str:
     """Return the prompt's text, block by block; no other request shares the text that no hash covers."""
     keys = [f"mooncake/{block}" for block in request.hash_ids]
     left = max(1, round(request.input_length * options.scale_tokens))
@@ -46,7 +46,7 @@ def _prompt(request: Request, options: ImportOptions, own_key: str) -> str:
         tokens = min(left, scaled_span(index, BLOCK_TOKENS, options.scale_tokens))
         left -= tokens
         parts.append(block_text(options.seed, key, round(tokens * options.characters_per_token)))
-    parts.append(block_text(options.seed, own_key, round(left * options.characters_per_token)))
+    parts.append(block_text(options.seed, request_key, round(left * options.characters_per_token)))
     return "".join(parts)
 
 

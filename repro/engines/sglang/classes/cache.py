@@ -165,47 +165,51 @@ class SglangCache:
     # -- listening ------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """Tell the probes who gets device pages, and what is evicted. Nothing changes what SGLang does."""
+        """Emit an event for each allocation, release and eviction. What SGLang does stays the same."""
         alloc, free = self.allocator.alloc, self.allocator.free
         evict, evict_host, write = self.tree.evict, self.tree.evict_host, self.controller.write
 
-        def told_alloc(tokens: int) -> Any:
+        def seen_alloc(tokens: int) -> Any:
             slots = alloc(tokens)
             if slots is not None:
-                self._tell_pages("alloc", slots)
+                self._emit_pages("alloc", slots)
             return slots
 
-        def told_free(slots: Any) -> None:
-            self._tell_pages("free", slots)
+        def seen_free(slots: Any) -> None:
+            self._emit_pages("free", slots)
             free(slots)
 
-        def told_evict(params: Any) -> Any:
+        def seen_evict(params: Any) -> Any:
             result = evict(params)
             self.evicted_tokens += result.num_tokens_evicted
             if result.num_tokens_evicted:
-                self._tell_cache("evict_device", result.num_tokens_evicted)
+                self._emit_cache("evict_device", result.num_tokens_evicted)
             return result
 
-        def told_evict_host(tokens: int) -> None:
+        def seen_evict_host(tokens: int) -> None:
             host = self.controller.mem_pool_host
             before = host.available_size()
             evict_host(tokens)
             if host.available_size() > before:
-                self._tell_cache("evict_host", host.available_size() - before)
+                self._emit_cache("evict_host", host.available_size() - before)
 
-        def told_write(device_indices: Any, **keywords: Any) -> Any:
+        def seen_write(device_indices: Any, **keywords: Any) -> Any:
             target = write(device_indices=device_indices, **keywords)
             if target is not None:
-                self._tell_cache("write_back", len(target))
+                self._emit_cache("write_back", len(target))
             return target
 
-        self.allocator.alloc, self.allocator.free = told_alloc, told_free
-        self.tree.evict, self.tree.evict_host, self.controller.write = told_evict, told_evict_host, told_write
+        self.allocator.alloc, self.allocator.free = seen_alloc, seen_free
+        self.tree.evict, self.tree.evict_host, self.controller.write = (
+            seen_evict,
+            seen_evict_host,
+            seen_write,
+        )
 
-    def _tell_cache(self, what: str, tokens: int) -> None:
+    def _emit_cache(self, what: str, tokens: int) -> None:
         self._probes.emit(CacheEvent(what, tokens, self._device.now_us))
 
-    def _tell_pages(self, what: str, slots: Any) -> None:
+    def _emit_pages(self, what: str, slots: Any) -> None:
         pages = np.unique(slots.numpy() // PAGE_TOKENS).astype(np.int32)
         if len(pages):
             named, host = self._page_sets.intern(pages), self._device.tick()

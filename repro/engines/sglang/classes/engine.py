@@ -226,7 +226,7 @@ class SglangEngine:
         request = Request(wire, prefix_words(np.asarray(wire.tokens, np.int64)))
         self._requests[wire.id] = request
         self._waiting.append(request)
-        self._tell("received", request, {"prompt_tokens": len(wire.tokens)})
+        self._emit("received", request, {"prompt_tokens": len(wire.tokens)})
         return request
 
     def _reap(self) -> None:
@@ -256,16 +256,16 @@ class SglangEngine:
         tree.inc_lock_ref(node)
         tree.dec_lock_ref(match.last_device_node)
         cached = device_hit + len(loaded)
-        own = cache.take(-(-(len(tokens) - cached) // PAGE_TOKENS) * PAGE_TOKENS, request.id)
-        assert own is not None, f"{request.id}: there was room for its pages, and SGLang evicted too little"
+        new = cache.take(-(-(len(tokens) - cached) // PAGE_TOKENS) * PAGE_TOKENS, request.id)
+        assert new is not None, f"{request.id}: there was room for its pages, and SGLang evicted too little"
         shared = (match.device_indices, loaded) if len(loaded) else (match.device_indices,)
-        request.slots = torch.cat((*shared, own))[: len(tokens)]
+        request.slots = torch.cat((*shared, new))[: len(tokens)]
         request.last_node, request.cache_protected_len = node, cached
         request.cached_device_tokens, request.cached_host_tokens = device_hit, len(loaded)
         cache.rows.alloc([request])
         cache.rows.write((request.req_pool_idx, slice(0, len(tokens))), request.slots)
         self._count(prompt_tokens_total=len(tokens), cached_device_tokens_total=device_hit)
-        self._tell("admitted", request, {"device_hit": device_hit, "host_hit": len(loaded)})
+        self._emit("admitted", request, {"device_hit": device_hit, "host_hit": len(loaded)})
         return True
 
     def _finish(self, request: Request) -> None:
@@ -275,13 +275,13 @@ class SglangEngine:
         self.cache.tree.cache_finished_req(request)
         self.cache.rows.free(request)
         if request.aborted:
-            self._tell("late_result", request, {})
+            self._emit("late_result", request, {})
         self._end(request, () if request.aborted else (token,))
 
     def _end(self, request: Request, tokens: tuple[int, ...]) -> None:
         del self._requests[request.id]
         if tokens:
-            self._tell("first_token", request, {})
+            self._emit("first_token", request, {})
             self._probes.emit(Tokens(request.id, tokens, (0.0,), self._device.now_us))
         request.updates.put_nowait(
             Update(
@@ -296,12 +296,12 @@ class SglangEngine:
             )
         )
         self._count(generation_tokens_total=len(tokens), aborted_requests_total=int(not tokens))
-        self._tell("finished" if tokens else "aborted", request, {"tokens": len(tokens)})
+        self._emit("finished" if tokens else "aborted", request, {"tokens": len(tokens)})
 
     def _count(self, **added: int) -> None:
         """Add to counters."""
         sums = {name: getattr(self._counts, name) + count for name, count in added.items()}
         self._counts = msgspec.structs.replace(self._counts, **sums)
 
-    def _tell(self, what: str, request: Request, detail: dict[str, int | float | str]) -> None:
+    def _emit(self, what: str, request: Request, detail: dict[str, int | float | str]) -> None:
         self._probes.emit(RequestEvent(what, request.id, self._device.now_us, detail))

@@ -238,8 +238,8 @@ def control(server: SglangServer) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-        def _answer(self, status: int, said: dict[str, object]) -> None:
-            body = msgspec.json.encode(said)
+        def _answer(self, status: int, reply: dict[str, object]) -> None:
+            body = msgspec.json.encode(reply)
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body)))
