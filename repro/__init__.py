@@ -6,7 +6,3 @@ import os
 # busy machine a spinning thread keeps the other from its core (measured: 13 times slower with two cores taken).
 # OpenMP reads this when it is loaded, so it has to be said before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-# MKL picks a kernel by the number of rows, and on AVX2 processors they round differently: a token's bits would
-# depend on its batch mates (tests/serve/model/test_rows.py). MKL reads this at its first call.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

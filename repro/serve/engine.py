@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,7 +24,6 @@ from repro.serve.guards.waits import store_after_load
 from repro.serve.kv.pool import KVPool, Names, PageSets
 from repro.serve.kv.tiers import HiCache
 from repro.serve.model.config import ModelConfig, read_config
-from repro.serve.model.glm5 import Glm5, load_model
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.request import Decode, Request
 from repro.serve.sched.rows import StagingRing
@@ -33,6 +32,9 @@ from repro.serve.sched.scheduler import Scheduler
 from repro.serve.sched.state import Vocabulary
 from repro.serve.types import EngineStats, GenerateRequest, ServedModel, Update
 from repro.serve.worker import Executor, Work, Worker
+
+if TYPE_CHECKING:
+    from repro.serve.model.glm5 import Glm5
 
 BUNDLED_CHECKPOINT = Path(__file__).parent / "model" / "checkpoint"
 
@@ -43,7 +45,7 @@ class LoadedModel:
 
     name: str
     shape: ModelConfig
-    weights: Glm5 | None
+    weights: "Glm5 | None"
     decode: Decode
     eos: frozenset[int]
 
@@ -57,7 +59,11 @@ def load(config: EngineConfig, decode: Decode) -> LoadedModel:
     """Return the model that `config` names; the weights are read unless only stamps move."""
     folder = checkpoint_folder(config)
     shape = read_config(folder / "config.json")
-    weights = load_model(folder) if config.numerics == "tensors" else None
+    weights = None
+    if config.numerics == "tensors":
+        from repro.serve.model.glm5 import load_model  # compiles kernels, which stamps do without
+
+        weights = load_model(folder)
     name = "glm5-tiny" if config.model == "bundled" else folder.name
     return LoadedModel(name, shape, weights, decode, frozenset(shape.end_tokens))
 

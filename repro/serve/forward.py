@@ -26,9 +26,7 @@ from repro.serve.kv.pool import COMPONENTS
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.launches import Launches
 from repro.serve.memory import Memory
-from repro.serve.model.context import Context
-from repro.serve.model.indexer import Selected
-from repro.serve.model.projection import Projected
+from repro.serve.model.context import Context, Projected, Selected
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps, score
 from repro.serve.spec.draft import DraftPass, DraftRows, Source, chained

@@ -1,6 +1,6 @@
 """What executes the steps and the transfers that an engine plans: its pools, rows, streams and forward."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from repro.base.probe import Component, Probes
 from repro.serve.config import EngineConfig
@@ -13,10 +13,12 @@ from repro.serve.kv.pool import Home, KVPool, Names, Place
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.memory import Memory
 from repro.serve.model.config import ModelConfig
-from repro.serve.model.glm5 import Glm5
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.rows import DeviceRows, RowNames
 from repro.serve.sched.sampling import Chosen
+
+if TYPE_CHECKING:  # compiles kernels, which numerics = "stamps" does without
+    from repro.serve.model.glm5 import Glm5
 
 
 class Work(Protocol):
@@ -57,7 +59,7 @@ class Executor(Protocol):
         """Enqueue a step."""
 
 
-def widths_of(shape: ModelConfig, weights: Glm5 | None) -> dict[Component, int] | None:
+def widths_of(shape: ModelConfig, weights: "Glm5 | None") -> dict[Component, int] | None:
     """Return how many floats a cached row of each component has; None under numerics = "stamps"."""
     return None if weights is None else {"latent": shape.latent_width, "index": shape.index_head_dim}
 
@@ -71,7 +73,7 @@ class Worker:
         self,
         config: EngineConfig,
         shape: ModelConfig,
-        weights: Glm5 | None,
+        weights: "Glm5 | None",
         device: Device,
         guards: Guards,
         names: Names,

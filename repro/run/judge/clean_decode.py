@@ -6,14 +6,17 @@ give it too. From the first difference on, the clean answer is decoded token by 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from repro.serve.kv.pool import KVPool
-from repro.serve.model.glm5 import Glm5
 from repro.serve.sched.sampling import sample
 from repro.serve.types import GenerateRequest
+
+if TYPE_CHECKING:  # compiles kernels, which numerics = "stamps" does without
+    from repro.serve.model.glm5 import Glm5
 
 CHUNK_TOKENS = 512
 PAGE_TOKENS = 64
@@ -31,7 +34,7 @@ class Clean:
 class CleanDecoder:
     """Decodes one private sequence at a time; a prompt reuses the cached rows of the last one's common beginning."""
 
-    def __init__(self, model: Glm5, context_tokens: int, eos: frozenset[int]) -> None:
+    def __init__(self, model: "Glm5", context_tokens: int, eos: frozenset[int]) -> None:
         shape = model.config
         self._model = model
         self._eos = eos

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from repro.base.probe import Probes
 from repro.serve.config import EngineConfig
@@ -20,10 +21,12 @@ from repro.serve.layersplit.partition import Partition
 from repro.serve.layersplit.work import RankWork
 from repro.serve.memory import Memory
 from repro.serve.model.config import ModelConfig
-from repro.serve.model.glm5 import Glm5
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.rows import DeviceRows, Staging
 from repro.serve.worker import widths_of
+
+if TYPE_CHECKING:  # compiles kernels, which numerics = "stamps" does without
+    from repro.serve.model.glm5 import Glm5
 
 LOADS_MAX = 8  # load-backs whose events are held for later steps
 
@@ -38,7 +41,7 @@ class Rank:
         self,
         config: EngineConfig,
         shape: ModelConfig,
-        weights: Glm5 | None,
+        weights: "Glm5 | None",
         device: Device,
         collective: Collective,
         guards: Guards,

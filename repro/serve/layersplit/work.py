@@ -22,9 +22,7 @@ from repro.serve.kv.stamps import Words, salt
 from repro.serve.layersplit.collective import Payload
 from repro.serve.layersplit.sequence import part_of
 from repro.serve.memory import Memory
-from repro.serve.model.context import Context
-from repro.serve.model.indexer import Selected
-from repro.serve.model.projection import Projected
+from repro.serve.model.context import Context, Projected, Selected
 from repro.serve.sched.batch import Batch
 from repro.serve.sched.sampling import Chosen, Sampled, sample, sample_stamps
 

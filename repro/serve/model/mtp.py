@@ -6,22 +6,23 @@ with its own cache; this file is what stands around it. The hidden row is the mo
 of the model: it takes that draft's `draft_hidden`.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
-from repro.serve.model.glm5 import Glm5
-from repro.serve.model.rows import pad_rows, rms_norm
+if TYPE_CHECKING:  # compiles kernels, which numerics = "stamps" does without
+    from repro.serve.model.glm5 import Glm5
 
 
-def draft_input(model: Glm5, hidden: Tensor, next_tokens: Tensor, *, depth: int = 0) -> Tensor:
+def draft_input(model: "Glm5", hidden: Tensor, next_tokens: Tensor, *, depth: int = 0) -> Tensor:
     """Return the MTP layer's input, (rows, hidden), of each hidden row and the token that followed it."""
-    weights, epsilon = model.weights.mtp[depth], model.config.rms_norm_eps
-    tokens = rms_norm(pad_rows(model.embed(next_tokens)), weights.token_norm, epsilon)
-    rows = rms_norm(pad_rows(hidden), weights.hidden_norm, epsilon)
-    return functional.linear(torch.cat([tokens, rows], dim=-1), weights.combine)[: len(hidden)]
+    weights = model.weights.mtp[depth]
+    tokens = model.norm(model.embed(next_tokens), weights.token_norm)
+    rows = model.norm(hidden, weights.hidden_norm)
+    return model.product(torch.cat([tokens, rows], dim=-1), weights.combine, hidden.shape[1]).contiguous()
 
 
-def draft_hidden(model: Glm5, output: Tensor, *, depth: int = 0) -> Tensor:
+def draft_hidden(model: "Glm5", output: Tensor, *, depth: int = 0) -> Tensor:
     """Return the MTP layer's output behind its own norm, (rows, hidden): `Glm5.head` makes logits of it."""
-    return rms_norm(pad_rows(output), model.weights.mtp[depth].output_norm, model.config.rms_norm_eps)[: len(output)]
+    return model.norm(output, model.weights.mtp[depth].output_norm)

@@ -1,6 +1,6 @@
 """A checkpoint's tensors by their Hugging Face names, fused and absorbed into what the forward needs.
 
-Weights of products have the shape (outputs, inputs) and are laid out by input (`rows.by_input`).
+Weights of products, "inputs to outputs" below, are in the kernels' panels (`panels.in_panels`).
 
 Absorption (DeepSeek-V2, arXiv:2405.04434, section 2.1.2): `kv_b_proj` expands a latent row into each head's
 key and value. Both expansions are linear, so the key's moves into the query projection and the value's into
@@ -10,60 +10,45 @@ the output projection, and attention runs on the latents themselves.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from repro.base.errors import UsageError
 from repro.serve.model.config import ModelConfig
-from repro.serve.model.rows import by_input
+from repro.serve.model.panels import PANEL, Floats, in_panels
 
 
 class CheckpointError(UsageError):
     """A checkpoint folder lacks a tensor, or holds one of another shape than its config says."""
 
 
-@dataclass(frozen=True)
-class AttentionWeights:
+class AttentionWeights(NamedTuple):
     """One layer's attention and indexer; products that share their input are stacked into one weight."""
 
-    input_norm: Tensor  # (hidden,)
-    low: Tensor  # (q_lora + kv_lora + rope + index_width + index_heads, hidden)
-    query_norm: Tensor  # (q_lora,)
-    latent_norm: Tensor  # (kv_lora,)
-    index_norm: Tensor  # (index_width,)
-    index_norm_bias: Tensor  # (index_width,)
-    queries: Tensor  # (heads * (kv_lora + rope) + index_heads * index_width, q_lora)
-    output: Tensor  # (hidden, heads * kv_lora)
+    input_norm: Floats  # (hidden,)
+    low: Floats  # hidden to q_lora + kv_lora + rope + index_width + index_heads
+    query_norm: Floats  # (q_lora,)
+    latent_norm: Floats  # (kv_lora,)
+    index_norm: Floats  # (index_width,)
+    index_norm_bias: Floats  # (index_width,)
+    queries: Floats  # q_lora to heads * (kv_lora + rope) + index_heads * index_width
+    output: Floats  # heads * kv_lora to hidden
 
 
-@dataclass(frozen=True)
-class DenseWeights:
-    """A gated MLP: the layer's own where it is dense, else the shared expert."""
+class FeedForwardWeights(NamedTuple):
+    """One layer's gated MLP, its own where it is dense, else the shared expert, and its routed experts, if any."""
 
-    gate_up: Tensor  # (2 * width, hidden)
-    down: Tensor  # (hidden, width)
-
-
-@dataclass(frozen=True)
-class ExpertWeights:
-    """The router and the routed experts of one layer."""
-
-    router: Tensor  # (experts, hidden)
-    correction_bias: Tensor  # (experts,)
-    gate_up: Tensor  # (experts, 2 * width, hidden)
-    down: Tensor  # (experts, hidden, width)
-
-
-@dataclass(frozen=True)
-class FeedForwardWeights:
-    """One layer's feed-forward; `experts` is None where the layer is dense."""
-
-    norm: Tensor  # (hidden,)
-    dense: DenseWeights
-    experts: ExpertWeights | None
+    norm: Floats  # (hidden,)
+    gate_up: Floats  # hidden to 2 * width
+    down: Floats  # width to hidden
+    router: Floats  # hidden to experts
+    correction_bias: Floats  # (experts,); of no length where the layer is dense
+    expert_gate_up: Floats  # experts of hidden to 2 * width
+    expert_down: Floats  # experts of width to hidden
 
 
 @dataclass(frozen=True)
@@ -78,20 +63,20 @@ class LayerWeights:
 class MtpWeights:
     """The multi-token-prediction head around its own decoder layer."""
 
-    token_norm: Tensor  # (hidden,)
-    hidden_norm: Tensor  # (hidden,)
-    combine: Tensor  # (hidden, 2 * hidden)
-    output_norm: Tensor  # (hidden,)
+    token_norm: Floats  # (hidden,)
+    hidden_norm: Floats  # (hidden,)
+    combine: Floats  # 2 * hidden to hidden
+    output_norm: Floats  # (hidden,)
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """All fp32 tensors of a model; MTP layers stand behind the model's own in `layers`."""
+    """All fp32 weights of a model; MTP layers stand behind the model's own in `layers`."""
 
     embeddings: Tensor  # (vocabulary, hidden)
     layers: tuple[LayerWeights, ...]
-    norm: Tensor  # (hidden,)
-    head: Tensor  # (vocabulary, hidden)
+    norm: Floats  # (hidden,)
+    head: Floats  # hidden to vocabulary
     mtp: tuple[MtpWeights, ...]
 
 
@@ -136,8 +121,8 @@ def load_weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelWei
     return ModelWeights(
         embeddings=embeddings,
         layers=tuple(_layer(config, source, layer) for layer in (*range(config.num_hidden_layers), *extra)),
-        norm=source.take("norm.weight", hidden),
-        head=by_input(head),
+        norm=source.vector("norm.weight", hidden),
+        head=in_panels(head),
         mtp=tuple(_mtp(config, source.within(f"layers.{layer}.")) for layer in extra),
     )
 
@@ -165,6 +150,11 @@ class _Source:
             raise CheckpointError(f"tensor {full} has shape {tuple(tensor.shape)}; its config says {shape}")
         return tensor
 
+    def vector(self, name: str, width: int) -> Floats:
+        """Return a named tensor of one dimension."""
+        vector: Floats = np.ascontiguousarray(self.take(name, width).numpy())
+        return vector
+
 
 def _layer(config: ModelConfig, source: _Source, layer: int) -> LayerWeights:
     source = source.within(f"layers.{layer}.")
@@ -185,14 +175,14 @@ def _attention(config: ModelConfig, source: _Source) -> AttentionWeights:
     index_queries = indexer.take("wq_b.weight", config.index_n_heads * config.index_head_dim, lora)
     queries, output = _absorb(config, attention)
     return AttentionWeights(
-        input_norm=source.take("input_layernorm.weight", hidden),
-        low=by_input(torch.cat(low)),
-        query_norm=attention.take("q_a_layernorm.weight", lora),
-        latent_norm=attention.take("kv_a_layernorm.weight", config.kv_lora_rank),
-        index_norm=indexer.take("k_norm.weight", config.index_head_dim),
-        index_norm_bias=indexer.take("k_norm.bias", config.index_head_dim),
-        queries=by_input(torch.cat([queries, index_queries])),
-        output=by_input(output),
+        input_norm=source.vector("input_layernorm.weight", hidden),
+        low=in_panels(torch.cat(low)),
+        query_norm=attention.vector("q_a_layernorm.weight", lora),
+        latent_norm=attention.vector("kv_a_layernorm.weight", config.kv_lora_rank),
+        index_norm=indexer.vector("k_norm.weight", config.index_head_dim),
+        index_norm_bias=indexer.vector("k_norm.bias", config.index_head_dim),
+        queries=in_panels(torch.cat([queries, index_queries])),
+        output=in_panels(output),
     )
 
 
@@ -211,42 +201,49 @@ def _absorb(config: ModelConfig, attention: _Source) -> tuple[Tensor, Tensor]:
 
 
 def _feed_forward(config: ModelConfig, source: _Source, layer: int) -> FeedForwardWeights:
-    norm = source.take("post_attention_layernorm.weight", config.hidden_size)
+    norm = source.vector("post_attention_layernorm.weight", config.hidden_size)
     if config.is_dense(layer):
-        return FeedForwardWeights(norm, _dense(config, source.within("mlp."), config.intermediate_size), None)
+        gate_up, down = _gated_mlp(config, source.within("mlp."), config.intermediate_size)
+        no_experts = np.zeros((0, 1, 1, PANEL), np.float32)
+        none = np.zeros(0, np.float32)
+        return FeedForwardWeights(
+            norm, in_panels(gate_up), in_panels(down), no_experts[0:0, 0], none, *[no_experts] * 2
+        )
+    experts, source = config.n_routed_experts, source.within("mlp.")
     shared_width = config.moe_intermediate_size * config.n_shared_experts
-    shared = _dense(config, source.within("mlp.shared_experts."), shared_width)
-    return FeedForwardWeights(norm, shared, _experts(config, source.within("mlp.")))
+    gate_up, down = _gated_mlp(config, source.within("shared_experts."), shared_width)
+    return FeedForwardWeights(
+        norm,
+        in_panels(gate_up),
+        in_panels(down),
+        in_panels(source.take("gate.weight", experts, config.hidden_size)),
+        source.vector("gate.e_score_correction_bias", experts),
+        *map(in_panels, _experts(config, source)),
+    )
 
 
-def _dense(config: ModelConfig, source: _Source, width: int) -> DenseWeights:
+def _gated_mlp(config: ModelConfig, source: _Source, width: int) -> tuple[Tensor, Tensor]:
+    """Return the weights (2 * width, hidden), gate before up, and (hidden, width)."""
     gate = source.take("gate_proj.weight", width, config.hidden_size)
     up = source.take("up_proj.weight", width, config.hidden_size)
-    down = source.take("down_proj.weight", config.hidden_size, width)
-    return DenseWeights(by_input(torch.cat([gate, up])), by_input(down))
+    return torch.cat([gate, up]), source.take("down_proj.weight", config.hidden_size, width)
 
 
-def _experts(config: ModelConfig, source: _Source) -> ExpertWeights:
+def _experts(config: ModelConfig, source: _Source) -> tuple[Tensor, Tensor]:
+    """Return the weights of all routed experts, (experts, 2 * width, hidden) and (experts, hidden, width)."""
     count, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
     if source.has("experts.gate_up_proj"):  # `transformers` holds them so in memory
         gate_up = source.take("experts.gate_up_proj", count, 2 * width, hidden)
-        down = source.take("experts.down_proj", count, hidden, width)
-    else:
-        parts = [_dense(config, source.within(f"experts.{expert}."), width) for expert in range(count)]
-        gate_up, down = torch.stack([p.gate_up for p in parts]), torch.stack([p.down for p in parts])
-    return ExpertWeights(
-        router=by_input(source.take("gate.weight", count, hidden)),
-        correction_bias=source.take("gate.e_score_correction_bias", count),
-        gate_up=by_input(gate_up.flatten(0, 1)).view(count, 2 * width, hidden),
-        down=by_input(down),
-    )
+        return gate_up, source.take("experts.down_proj", count, hidden, width)
+    parts = [_gated_mlp(config, source.within(f"experts.{expert}."), width) for expert in range(count)]
+    return torch.stack([gate_up for gate_up, _ in parts]), torch.stack([down for _, down in parts])
 
 
 def _mtp(config: ModelConfig, source: _Source) -> MtpWeights:
     hidden = config.hidden_size
     return MtpWeights(
-        token_norm=source.take("enorm.weight", hidden),
-        hidden_norm=source.take("hnorm.weight", hidden),
-        combine=by_input(source.take("eh_proj.weight", hidden, 2 * hidden)),
-        output_norm=source.take("shared_head.norm.weight", hidden),
+        token_norm=source.vector("enorm.weight", hidden),
+        hidden_norm=source.vector("hnorm.weight", hidden),
+        combine=in_panels(source.take("eh_proj.weight", hidden, 2 * hidden)),
+        output_norm=source.vector("shared_head.norm.weight", hidden),
     )

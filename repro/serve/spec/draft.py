@@ -24,10 +24,8 @@ from repro.serve.kv.layout import Ints, Layout
 from repro.serve.kv.reads import ReadCheck
 from repro.serve.kv.stamps import Words, mix
 from repro.serve.memory import Memory
-from repro.serve.model.context import Context
-from repro.serve.model.indexer import Selected
+from repro.serve.model.context import Context, Projected, Selected
 from repro.serve.model.mtp import draft_hidden, draft_input
-from repro.serve.model.projection import Projected
 from repro.serve.sched.batch import Batch, Member
 from repro.serve.sched.sampling import sample_stamps
 from repro.serve.spec.verify import windows

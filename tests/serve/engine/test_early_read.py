@@ -14,10 +14,8 @@ from torch import Tensor
 from repro.fault.defects import with_defects
 from repro.serve.engine import LoadedModel
 from repro.serve.guards import Guards
-from repro.serve.model.context import Context
+from repro.serve.model.context import Context, Projected, Selected
 from repro.serve.model.glm5 import Glm5
-from repro.serve.model.indexer import Selected
-from repro.serve.model.projection import Projected
 from tests.serve.engine.builders import Stack, delay, make_config, make_request
 from tests.serve.model.builders import Cache
 
@@ -45,10 +43,18 @@ class Watched:
     scored: list[Scored] = field(default_factory=list)
 
     def select(self, layer: int, projected: Projected, index_keys: Tensor, context: Context) -> Selected:
-        for segment in context.segments:
-            rows = index_keys.view(-1, PAGE, index_keys.shape[1])[segment.pages]  # indexing copies
-            self.scored.append(Scored(layer, segment.pages.tolist(), rows))
+        for row, end in ends_of_scored_runs(context, self.model.config.index_topk):
+            pages = context.table[row, : -(-end // PAGE)]
+            rows = index_keys.view(-1, PAGE, index_keys.shape[1])[pages]  # indexing copies
+            self.scored.append(Scored(layer, pages.tolist(), rows))
         return Glm5.select(self.model, layer, projected, index_keys, context)
+
+
+def ends_of_scored_runs(context: Context, topk: int) -> list[tuple[int, int]]:
+    """Return each row that has several tokens with more context than the selection keeps, and its context's end."""
+    scored = context.positions >= topk
+    rows, counts = context.rows[scored].unique(return_counts=True)
+    return [(int(row), int(context.positions[context.rows == row].max()) + 1) for row in rows[counts > 1]]
 
 
 def index_rows(model: Glm5, tokens: tuple[int, ...]) -> Tensor:

@@ -14,7 +14,6 @@ from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as reference_mo
 from repro.serve.model import config as model_config
 from repro.serve.model.context import Context
 from repro.serve.model.glm5 import Glm5
-from repro.serve.model.indexer import best_positions
 from repro.serve.model.weights import load_weights
 
 CHECKPOINT = Path(model_config.__file__).parent / "checkpoint"
@@ -165,6 +164,12 @@ def lowest_position_ties(ours: list[Tensor] | None = None) -> Iterator[Cuts]:
 
     with mock.patch.object(reference_module.GlmMoeDsaIndexer, "forward", forward_with_ties):
         yield cuts
+
+
+def best_positions(scores: Tensor, topk: int) -> Tensor:
+    """Return the positions of each row's highest scores, ascending, equal ones by lowest position; NaN is highest."""
+    ranked = scores.nan_to_num(torch.inf, torch.inf, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    return ranked[:, :topk].sort(dim=-1).values
 
 
 def assert_near(scores: Tensor, chosen: Tensor, cut: Tensor) -> None:

@@ -156,7 +156,7 @@ def test_the_draft_layer_gets_the_hidden_rows_that_it_was_trained_on(bundled: Lo
     assert rate is not None and rate > 0.95
     assert bundled.weights is not None
     [hidden] = [row for row in stack.engine._executor._forward._memory.rows.draft_hidden if row.any()]
-    scaled = hidden / bundled.weights.weights.mtp[0].output_norm
+    scaled = hidden / torch.from_numpy(bundled.weights.weights.mtp[0].output_norm)
     assert float(scaled.square().mean()) == pytest.approx(1.0, abs=0.01)
 
 
