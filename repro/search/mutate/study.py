@@ -8,7 +8,7 @@ alone, which it proves by the accesses that stay ordered; else it is a hole.
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +18,15 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from repro.base.errors import HarnessError
-from repro.base.probe import Event
+from repro.base.errors import HarnessError, ReproError
+from repro.base.probe import AnyEvent, Event, unrolled
 from repro.base.verdict_word import VerdictWord
 from repro.fault.defects import DEFECTS
+from repro.load.listener import LoadListener
 from repro.pool.call import alive
 from repro.pool.local import DAY_S, LocalPool
 from repro.record.view import open_run
-from repro.run.options import RunOptions
+from repro.run.options import RunOptions, Watch
 from repro.run.run import run_scenario
 from repro.scenario.schema import Scenario
 from repro.search.mutate.redundant import implied_by, orders_no_pages
@@ -46,14 +47,15 @@ from repro.serve.guards import Guards
 Outcome = Literal["caught", "redundant", "survived", "undecided"]
 # A mutant may go round in circles. Processor time tells that on a machine of any speed; a run that stands still for
 # longer than RUN_TIMEOUT_S may be the machine's fault, and is nobody's.
-TIMES_MAX = 20  # A mutant's processor time, over the unchanged workload's
-PROCESSOR_S_MIN = 30.0
+TIMES_MAX = 8  # A mutant's processor time, over the unchanged workload's
+PROCESSOR_S_MIN = 8.0
 RUN_TIMEOUT_S = 1800.0
 STOP_S = 20.0  # Running workloads get so long to end after a Ctrl-C
 AGAIN_S = 1.0  # the loop may swallow what ends it
 NO_END = f"no end within {RUN_TIMEOUT_S:.0f} s"
 CIRCLES = f"never ends: {TIMES_MAX} times the processor time of the workload"
 FIRST_LINE_MAX = 100  # characters of an assertion's message that a row quotes
+_UNCHANGED: dict[tuple[str, str, int], list[AnyEvent]] = {}  # events of runs with nothing taken away, in a worker
 
 
 class Watching(msgspec.Struct, frozen=True):
@@ -273,12 +275,14 @@ def _noticed(workload: Scenario, seed: int, altered: Altered, usual_s: float | N
 
 
 def _complaint_of(workload: Scenario, seed: int, altered: Altered, root: Path) -> str:
-    """Run once; return what the stack or the detectors complain of; "" for nothing."""
+    """Run until the stack or a detector complains, and return of what; "" for nothing."""
     try:
         outcome = run_scenario(
-            workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC), guards=altered.guards,
-            build=altered.build,
+            workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC),
+            watch=Watch(load=_FirstFinding()), guards=altered.guards, build=altered.build,
         )  # fmt: skip
+    except _NoticedError as noticed:
+        return str(noticed)
     except (HarnessError, AssertionError) as error:
         cause = error.__cause__ or error
         return f"the stack itself: {type(cause).__name__} {cause}".splitlines()[0][:FIRST_LINE_MAX]
@@ -286,12 +290,28 @@ def _complaint_of(workload: Scenario, seed: int, altered: Altered, root: Path) -
     return ", ".join(outcome.verdict.findings) or failed
 
 
+class _NoticedError(ReproError):
+    """A run has shown enough: the message names the detectors that have found something."""
+
+
+class _FirstFinding(LoadListener):
+    """Ends a run as soon as a detector of events has found something."""
+
+    def on_found(self, counts: Mapping[str, int], first_claim: str) -> None:
+        """Raise _NoticedError."""
+        raise _NoticedError(", ".join(counts))
+
+
 def _logs(workloads: Sequence[Scenario], seed: int) -> Iterator[list[Event]]:
     """Yield the events of each workload's run with nothing taken away."""
     for workload in workloads:
-        with tempfile.TemporaryDirectory(prefix="mutate") as root:
-            outcome = run_scenario(workload, RunOptions(seed, oracle_sample=0), root=Path(root), utc=datetime.now(UTC))
-            yield list(open_run(outcome.path).events())
+        key = workload.name, workload.source, seed
+        if key not in _UNCHANGED:
+            with tempfile.TemporaryDirectory(prefix="mutate") as root:
+                options = RunOptions(seed, oracle_sample=0)
+                outcome = run_scenario(workload, options, root=Path(root), utc=datetime.now(UTC))
+                _UNCHANGED[key] = list(open_run(outcome.path).recorded())
+        yield list(unrolled(_UNCHANGED[key]))
 
 
 class _Over(Exception):
