@@ -96,6 +96,8 @@ class Injector:
 
     def hit(self, point: str, actor: str, layer: int = -1) -> Decision | None:
         """Return what the faults at this point ask for, merged; None for nothing."""
+        if point not in self._at:
+            return None
         decision: Decision | None = None
         for fault in self.firing(point, actor):
             decision = _merge(decision, fault)

@@ -33,6 +33,10 @@ class Candidate(Protocol):
     def declared(self) -> tuple[Access, ...]:
         """Return what the operation may touch."""
 
+    @property
+    def noticed(self) -> bool:
+        """Return whether anybody could tell when this happens: a host's timer, or an access to pages."""
+
 
 Pick = Callable[[Sequence[Candidate]], int]
 

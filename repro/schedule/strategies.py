@@ -44,10 +44,10 @@ class Exploring:
 
     def __call__(self, choices: Sequence[Candidate]) -> int:
         first = choices[0]
-        if not is_noticeable(first):
+        if not first.noticed:
             return 0
         until_us = first.time_us + self._window_us
-        places = [n for n, each in enumerate(choices) if each.time_us <= until_us and is_noticeable(each)]
+        places = [n for n, each in enumerate(choices) if each.time_us <= until_us and each.noticed]
         if len(places) < 2:
             return 0
         chosen = self._strategy([choices[place] for place in places])
@@ -192,11 +192,6 @@ def weights_of(contended: dict[int, int]) -> tuple[int, ...]:
     """Return SURW's weights of a recorded run: by stream, the host's -1 first."""
     counts = [contended.get(stream, 0) for stream in range(-1, max(contended, default=-1) + 1)]
     return tuple(count.bit_length() for count in counts)
-
-
-def is_noticeable(choice: Candidate) -> bool:
-    """Return whether anybody could tell when this happens: a host's timer, or an access to pages."""
-    return choice.kind == "timer" or any(_takes_effect(choice, access) for access in choice.declared)
 
 
 def conflict(one: Candidate, other: Candidate) -> bool:

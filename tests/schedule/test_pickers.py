@@ -17,6 +17,7 @@ class Choice:
     kind: str = "timer"
     name: str = "host"
     declared: tuple[Access, ...] = ()
+    noticed: bool = True
 
 
 counts = st.lists(st.integers(1, 9), min_size=1, max_size=60)  # how many may go, step by step

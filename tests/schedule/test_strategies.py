@@ -19,7 +19,6 @@ from repro.schedule.strategies import (
     SurwPicker,
     conflict,
     explorer,
-    is_noticeable,
     number_of,
     weights_of,
 )
@@ -39,6 +38,10 @@ class Choice:
     time_us: float = 0.0
     name: str = "op"
 
+    @property
+    def noticed(self) -> bool:
+        return bool(self.declared) or self.kind == "timer"
+
 
 class Noticing(Exploring):
     """An explorer to which every operation is one that others notice: the litmus programs touch no pages."""
@@ -50,7 +53,7 @@ class Noticing(Exploring):
 class _Noticeable:
     def __init__(self, choice: object) -> None:
         self._choice = choice
-        self.declared = (READ, WRITE)
+        self.declared, self.noticed = (READ, WRITE), True
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._choice, name)
@@ -111,12 +114,6 @@ def test_nobody_waits_longer_than_the_window_for_what_came_later() -> None:
     picker = Exploring(lambda choices: len(choices) - 1, 100.0)
     assert picker([Choice(0), Choice(1, time_us=100.0)]) == 1
     assert picker([Choice(0), Choice(1, time_us=101.0)]) == 0
-
-
-def test_an_operation_is_noticed_when_it_reads_at_its_start_and_writes_at_its_end() -> None:
-    assert is_noticeable(Choice(0, (READ,), "start")) and not is_noticeable(Choice(0, (READ,), "end"))
-    assert is_noticeable(Choice(0, (WRITE,), "end")) and not is_noticeable(Choice(0, (WRITE,), "start"))
-    assert is_noticeable(Choice(-1, (), "timer"))
 
 
 def test_a_write_conflicts_with_the_reads_of_its_layer_only() -> None:

@@ -9,32 +9,22 @@ from asyncio import Future, get_running_loop, sleep
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Literal, NamedTuple
 
-from repro.base.probe import Access, Decision, HostSync, NullProbes, Probes
+from repro.base.probe import Decision, HostSync, NullProbes, Probes
 from repro.serve.device.bursts import RunningBurst, event_of, is_quiet, operation_event
 from repro.serve.device.streams import (
     QUEUE_OPERATIONS_MAX,
+    Choice,
     CopyEngine,
     Launch,
     Marker,
     Operation,
     SimEvent,
     SimStream,
+    start_of,
 )
 
 STARTS_KEPT = 512  # how far back a delayed operation looks for others that overtook it
-
-
-class Choice(NamedTuple):
-    """One thing that may happen next. `time_us` is when a real machine would do it."""
-
-    time_us: float
-    rank: int  # ends before starts before timers at the same time
-    stream: int  # -1 for the host's timer
-    kind: Literal["end", "start", "timer"]
-    name: str
-    declared: tuple[Access, ...] = ()
 
 
 Pick = Callable[[Sequence[Choice]], int]
@@ -175,7 +165,7 @@ class SimDevice(SimHost):
             self.cut_burst()
         choices = self._choices(deadline_us)
         if deadline_us is not None:
-            choices.append(Choice(deadline_us, 2, -1, "timer", "host"))
+            choices.append(Choice(deadline_us, 2, -1, "timer", "host", (), True))
         if not choices:
             return self.time_us
         choices.sort()
@@ -199,25 +189,19 @@ class SimDevice(SimHost):
         starts: list[Choice] = []
         yielding: list[Choice] = []
         for stream in self.streams:
-            if stream.running is not None:
-                launch = stream.running.launch
-                ends.append(Choice(stream.running.end_us, 0, stream.number, "end", launch.name, launch.declared))
-            elif stream.queue and self._may_start(stream, deadline_us):
+            if stream.ending is not None:
+                ends.append(stream.ending)
+            elif stream.queue:
                 head = stream.queue[0]
-                launch = head.launch
-                ready_us = head.ready_us + head.delay_us
-                start = Choice(ready_us, 1, stream.number, "start", launch.name, launch.declared)
-                (yielding if head.yields else starts).append(start)
+                # The host may be ahead of the clock: what it enqueues in its own future is not there yet for a timer
+                # that comes before.
+                if head.blockers or (deadline_us is not None and head.enqueued_us > deadline_us):
+                    continue
+                if stream.engine is None or not stream.engine.busy:
+                    assert head.starting is not None
+                    (yielding if head.yields else starts).append(head.starting)
         waiting = ends + self._served(starts)
         return waiting or self._served(yielding)
-
-    @staticmethod
-    def _may_start(stream: SimStream, deadline_us: float | None) -> bool:
-        head = stream.queue[0]
-        # The host may be ahead of the clock: what it enqueues in its own future is not there yet
-        # for a timer that comes before.
-        is_enqueued = deadline_us is None or head.enqueued_us <= deadline_us
-        return is_enqueued and not head.blockers and not (stream.engine is not None and stream.engine.busy)
 
     def _served(self, starts: list[Choice]) -> list[Choice]:
         """Return the starts, of each copy engine only the one that has waited longest."""
@@ -237,6 +221,7 @@ class SimDevice(SimHost):
         if not head.blockers:
             head.ready_us = max(head.enqueued_us, self.time_us)
             head.delay_us = max(head.delay_us, head.stall_until_us - head.ready_us)
+            head.starting = start_of(head, stream.number)
 
     def _is_alone(self, stream: SimStream) -> bool:
         """Return whether nothing else can run before all that is at the head of a stream has ended."""
@@ -246,7 +231,8 @@ class SimDevice(SimHost):
         operation = stream.queue.popleft()
         stream.waiting -= 1 + len(operation.rest)
         if operation.rest and self._is_alone(stream):
-            stream.running, self._in_burst = RunningBurst(operation, self.time_us), stream
+            stream.run(RunningBurst(operation, self.time_us))
+            self._in_burst = stream
             return
         if operation.rest:
             self._put_back(stream, operation.next())
@@ -264,7 +250,7 @@ class SimDevice(SimHost):
 
     def _begin(self, stream: SimStream, operation: Operation) -> None:
         """Let an operation read, at its start."""
-        stream.running = operation
+        stream.run(operation)
         self.starts.append((operation.start_us, stream.number))
         operation.commit = operation.launch.body(operation)
 
@@ -273,7 +259,7 @@ class SimDevice(SimHost):
         if operation.commit is not None:
             operation.commit()
             operation.commit = None
-        stream.running = None
+        stream.run(None)
         stream.finished = operation.ref[1]
 
     def _end(self, stream: SimStream) -> None:
@@ -298,7 +284,8 @@ class SimDevice(SimHost):
             return
         assert isinstance(stream.running, RunningBurst)
         ended, running, head = stream.running.cut(self.time_us)
-        stream.running = self._in_burst = None
+        stream.run(None)
+        self._in_burst = None
         self._carry_out(stream, ended)
         if head is not None:
             self._put_back(stream, head)
@@ -329,9 +316,9 @@ class SimDevice(SimHost):
             if not other.queue or other.running is not None:
                 continue
             head = other.queue[0]
-            if other is stream or head.blockers:
+            if other is stream or (head.blockers and head.may_wait_for(stream)):
                 self._refresh(other)
-            elif head.yields:
+            elif head.yields and not head.blockers:
                 head.yields, head.overtaken = False, True  # somebody else has gone first
         if self._waiters:
             for marker, future in self._waiters:

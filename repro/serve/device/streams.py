@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from repro.base.probe import Access, Decision, Edge, OpRef
 from repro.serve.device.base import Body, Commit, Event, Stream
@@ -127,6 +127,33 @@ class Launch(NamedTuple):
     declared: tuple[Access, ...] = ()
 
 
+class Choice(NamedTuple):
+    """One thing that may happen next. `time_us` is when a real machine would do it."""
+
+    time_us: float
+    rank: int  # ends before starts before timers at the same time
+    stream: int  # -1 for the host's timer
+    kind: Literal["end", "start", "timer"]
+    name: str
+    declared: tuple[Access, ...]
+    noticed: bool  # whether anybody could tell when it happens
+
+
+def start_of(operation: "Operation", stream: int) -> Choice:
+    """Return the start of an operation that waits for nothing more; it reads then."""
+    launch = operation.launch
+    noticed = not all(access.write for access in launch.declared)
+    time_us = operation.ready_us + operation.delay_us
+    return Choice(time_us, 1, stream, "start", launch.name, launch.declared, noticed)
+
+
+def end_of(running: "Running", stream: int) -> Choice:
+    """Return the end of what runs; it writes then."""
+    launch = running.launch
+    noticed = any(access.write for access in launch.declared)
+    return Choice(running.end_us, 0, stream, "end", launch.name, launch.declared, noticed)
+
+
 class Running(Protocol):
     """What a stream runs: an operation, or several as one."""
 
@@ -154,6 +181,7 @@ class Operation:
     blockers: tuple[Marker | Gate, ...]
     by: str
     rest: deque[tuple[Launch, float]]
+    starting: Choice | None = None  # its start, once nothing blocks it
     closed: bool = False  # nothing more joins `rest`: an event was recorded behind the last launch
     ready_us: float = 0.0
     delay_us: float = 0.0
@@ -172,6 +200,10 @@ class Operation:
     def follows(self, source: OpRef, why: str) -> None:
         self.after = (*self.after, Edge(source, why))
 
+    def may_wait_for(self, stream: "SimStream") -> bool:
+        """Return whether the end of an operation of this stream may let it start. A gate may open at any end."""
+        return any(not isinstance(each, Marker) or each.stream is stream for each in self.blockers)
+
     def take(self, decision: Decision) -> None:
         """Take what the probes want of it."""
         self.decision = decision
@@ -184,7 +216,7 @@ class Operation:
         launch, enqueued_us = self.rest.popleft()
         stream, index = self.ref
         rest, self.rest = self.rest, deque()
-        return Operation(launch, (stream, index + 1), self.host, enqueued_us, (), (), self.by, rest, self.closed)
+        return Operation(launch, (stream, index + 1), self.host, enqueued_us, (), (), self.by, rest, closed=self.closed)
 
 
 class SimStream:
@@ -200,11 +232,17 @@ class SimStream:
         self.engine = engine
         self.queue: deque[Operation] = deque()
         self.running: Running | None = None
+        self.ending: Choice | None = None  # the end of what runs
         self.enqueued = -1  # index of the last operation enqueued
         self.finished = -1  # index of the last operation finished
         self.waiting = 0  # operations enqueued and not started
         self._waits: list[tuple[Marker, str]] = []  # waits that hold the next operation
         self._gates: list[Gate] = []  # gates that hold the next operation
+
+    def run(self, running: Running | None) -> None:
+        """Take note of what runs from now on."""
+        self.running = running
+        self.ending = None if running is None else end_of(running, self.number)
 
     def markers(self) -> tuple[Marker, ...]:
         """Return what has to be reached for everything enqueued so far to have happened.

@@ -1,6 +1,7 @@
 """The simulated device's own promises, beside CUDA's rules: what it records, and where time goes."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -8,6 +9,7 @@ from repro.base.clock import DeadlockError, run_virtual
 from repro.base.probe import Access, HostSync
 from repro.serve.device.base import Recorder
 from repro.serve.device.sim import SimDevice
+from repro.serve.device.streams import Choice
 from tests.litmus.platform import SimPlatform, nothing
 
 
@@ -135,3 +137,26 @@ def test_idle_says_whether_anything_is_queued_or_runs() -> None:
         assert platform.sim.idle
 
     platform.run(main)
+
+
+@pytest.mark.parametrize(("write", "noticed"), [(False, {"start"}), (True, {"end"})], ids=["reads", "writes"])
+def test_an_operation_is_noticed_when_it_reads_at_its_start_and_writes_at_its_end(
+    write: bool, noticed: set[str]
+) -> None:
+    offered: set[tuple[str, bool]] = set()
+
+    def pick(choices: Sequence[Choice]) -> int:
+        offered.update((each.kind, each.noticed) for each in choices)
+        return 0
+
+    platform = SimPlatform(pick)
+    touches = (Access(write, "device", "index", 0, 1, ""),)
+
+    async def main() -> None:
+        for name in ("one", "other"):
+            platform.device.stream(name).enqueue("op", nothing, duration_us=10, declared=touches)
+        await asyncio.sleep(1e-3)
+
+    platform.run(main)
+    assert {kind for kind, is_noticed in offered if is_noticed} == noticed | {"timer"}
+    assert {kind for kind, is_noticed in offered if not is_noticed} == {"start", "end"} - noticed
