@@ -1,4 +1,4 @@
-"""What a finding rests on: one struct a kind, whose fields are the keys of its JSON object.
+"""The evidence of findings: one struct a kind; its fields are the keys of the finding's JSON object.
 
 Reports and searches read these fields. A detector may define a kind of its own in its file, as a subclass of `Kind`.
 """
@@ -68,7 +68,7 @@ NOTHING = OtherEvidence()
 
 
 class Kind(Evidence, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The base of every kind: unknown keys are refused, so that `of_record` tells the kinds apart."""
+    """The base of every kind. Unknown keys are refused: `of_record` finds the kind of a record by its keys."""
 
 
 class PagePair(Kind, frozen=True):
@@ -116,7 +116,7 @@ class PageRead(Kind, frozen=True):
 
 
 class PageUse(Kind, frozen=True):
-    """An operation that touched a page which was not its own to touch: freed, or a newer owner's."""
+    """An operation that touched a page after it was freed, or after it was given to a newer owner."""
 
     stream: str
     index: int
@@ -217,7 +217,7 @@ class LoopSpan(Kind, frozen=True):
 
 
 class LeakedNonce(Kind, frozen=True):
-    """A span of an answer that stands in another session's prompt."""
+    """A span of an answer that is part of another session's prompt."""
 
     session: str
     nonce: str

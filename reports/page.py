@@ -1,4 +1,4 @@
-"""What all pages share: one file that needs no other, whose text is escaped and whose scripts are its own.
+"""What all pages share: one file without references to others, escaped text, and no script but the page's.
 
 Everything that came from outside goes through the template's escaping, and every character that cannot be seen
 becomes a visible escape before that. The page's policy forbids any request and any script but its own.

@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _report_unless_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Report an exception that nobody can catch, unless it is a Ctrl-C inside a callback."""
+    """Report an exception that cannot be caught, unless it is a Ctrl-C inside a callback."""
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
 

@@ -45,10 +45,10 @@ class AcceptanceRules(msgspec.Struct, frozen=True, dict=True):
     profile: AcceptanceProfile | None = None  # None: neither quantiles nor change detection
     false_alarm_rate: float | None = FALSE_ALARM_RATE  # the quantiles' rate per clean answer; None: no rule
     arl_tokens: float = ARL_TOKENS  # clean tokens between two false alarms of the change detection, on average
-    required: bool = False  # a target that tells no counts, or only short answers, is unknown then
+    required: bool = False  # without counts, or with short answers only, the verdict is then unknown
 
     def check(self) -> None:
-        """Raise UsageError when a limit makes no sense, or asks more of the profile than it can tell."""
+        """Raise UsageError for an impossible limit, or for one that the profile has too few answers to learn."""
         for name, (least, most) in RANGES.items():
             value: float | None = getattr(self, name)
             if value is not None and not least <= value <= most:

@@ -37,7 +37,7 @@ FALSE_ALARM_RATE = 0.001  # one answer's rate, for each oracle
 STRETCH_TOKENS = 8
 CONFIDENCE_TOKENS = 32
 LOG_ODDS_MAX = 5.0  # p = 0.993; the last digit of a log-probability in single precision is 0.0003 nats of it there
-RESOLUTION_NATS = 0.01  # what so many last digits come to at most
+RESOLUTION_NATS = 0.01  # rounding of all log-probabilities adds at most this
 SCORE_DIGITS = 6
 
 # A score of at least so many nats, and so many times the largest of the clean ones, is no matter of chance any more:
@@ -53,7 +53,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a server's clean answers score, in nats, sorted; made by `repro calibrate`."""
 
     model: str
-    api: str  # chat | completions | generate: what tokens are told by, and by which route
+    api: str  # chat | completions | generate: the route, and with it whether tokens come as texts or as ids
     rerun: tuple[float, ...]
     surprisal: tuple[float, ...]  # () where the server does not judge prompts
     confidence: tuple[float, ...] = ()  # () likewise

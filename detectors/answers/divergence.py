@@ -1,4 +1,4 @@
-"""Answers that differ from the clean decode of the same prompt (layer 3 of the truth)."""
+"""Answers that differ from the clean decode of the same prompt (evidence layer 3)."""
 
 from collections.abc import Iterable
 

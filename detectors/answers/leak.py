@@ -29,7 +29,7 @@ class Nonces:
         return bool(self._in_prompters)
 
     def found(self, text: str) -> list[tuple[str, str]]:
-        """Return the stretches of nonces in `text`, each with the session whose nonce it is."""
+        """Return the stretches of nonces in `text`, each with the session that the nonce belongs to."""
         runs = _HEX.findall(text)
         return [
             (each, self._in_prompters[each]) for run in runs for each in _stretches(run) if each in self._in_prompters

@@ -49,7 +49,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
     """Which token ids an answer may hold."""
 
     size: int  # rows of the output layer, padding rows included
-    reachable: frozenset[int]  # ids that stand for a token; empty: nothing is known of ids
+    reachable: frozenset[int]  # ids that decode to a token; empty: ids are not judged
     special: frozenset[int] = frozenset()  # control tokens that no content holds: roles, masks, padding
     ends: frozenset[int] = frozenset()  # the control tokens that may come last
     spellings: tuple[str, ...] = ()  # how control tokens look in text, for streams without ids

@@ -20,7 +20,7 @@ PERIOD_CHARS_MAX = 1024
 TAIL_CHARS = 5 * PERIOD_CHARS_MAX
 ANCHORS_CHARS = (16, 64, 256)
 
-# Ids whose text is stripped (special tokens) or empty; one character stands for one id.
+# Ids without visible text, such as special tokens: each is mapped to one character, and loops are searched in those.
 BLOCK_TOKENS = 32
 PERIOD_TOKENS_MAX = 128
 TAIL_TOKENS = 8 * PERIOD_TOKENS_MAX

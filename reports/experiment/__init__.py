@@ -1,1 +1,1 @@
-"""The page of an experiment: its steps side by side, and how well acceptance tells wrong answers."""
+"""The page of an experiment: its steps side by side, and how well acceptance separates wrong and clean answers."""

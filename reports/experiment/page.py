@@ -1,4 +1,4 @@
-"""What an experiment came to, and its page: the steps side by side, and what the acceptance metrics can tell."""
+"""The result of an experiment, and its page: the steps side by side, and what acceptance metrics find."""
 
 import msgspec
 from markupsafe import Markup

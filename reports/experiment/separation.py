@@ -1,4 +1,4 @@
-"""How well acceptance metrics tell garbled and looping answers from clean ones, in the runs of an experiment.
+"""How well acceptance metrics separate garbled and looping answers from clean ones, in the runs of an experiment.
 
 Three rules are compared. The *fixed* one is that of "Scaling Pain of Coding Agent Serving" (Z.ai, 2026): an accept
 length below 1.4, or an accept rate above 0.96. The *learned* one asks how far out an answer lies among clean

@@ -14,7 +14,7 @@ CORRUPTED = "read wrong bytes"
 
 
 class PartCounts(msgspec.Struct, frozen=True):
-    """The runs of one part, added up. Requests are counted where their answer was not cut off, but for `requests`."""
+    """Sums over the runs of one part. Only `requests` counts all requests; the others leave out cut-off answers."""
 
     key: str
     variant: str
@@ -37,7 +37,7 @@ class PartCounts(msgspec.Struct, frozen=True):
 
 
 class StepCounts(msgspec.Struct, frozen=True):
-    """A step and what came of it; `met` is None for a step of which nothing is expected."""
+    """A step and its result; `met` is None for a step without an expectation."""
 
     name: str
     title: str
@@ -69,7 +69,7 @@ class StepCounts(msgspec.Struct, frozen=True):
 
     @property
     def told(self) -> str:
-        """Return in a word what came of it."""
+        """Return the step's result in a word."""
         if not any(part.runs for part in self.parts):
             return "not run"
         if self.expect == "rate":
@@ -85,7 +85,7 @@ class StepCounts(msgspec.Struct, frozen=True):
 
 
 class PartPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a part without opening its runs."""
+    """Facts of a part that need no run folder."""
 
     key: str
     variant: str

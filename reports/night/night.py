@@ -16,7 +16,7 @@ HEADLINES = {
 
 
 class CaseRow(msgspec.Struct, frozen=True):
-    """One case and property. `met` is None where the runs do not tell."""
+    """One case and property. `met` is None where the runs cannot decide it."""
 
     case: str
     role: str  # silent, found, reference
@@ -55,7 +55,7 @@ class FindingRow(msgspec.Struct, frozen=True):
 
 
 class GateRow(msgspec.Struct, frozen=True):
-    """One gate; `met` is None where the numbers are too small to tell."""
+    """One gate; `met` is None where the numbers are too small to decide it."""
 
     name: str
     limit: str

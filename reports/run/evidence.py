@@ -42,7 +42,7 @@ class Window(msgspec.Struct, frozen=True):
     history: tuple[Step, ...]
 
 
-_Doing = tuple[str, str, int, str, str, int]  # what, operation, layer, stream, for whom, generation
+_Doing = tuple[str, str, int, str, str, int]  # what, operation, layer, stream, request or owner, generation
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The funnel of a run as rows: how many requests reached each stage, or that nobody can tell."""
+"""The funnel of a run as rows: how many requests reached each stage, or that this is unknown."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +21,7 @@ LABELS = {
     "acceptance": ("Odd acceptance", "had more or fewer of their drafts accepted than a clean answer"),
     "visible": ("Visible", "convicted by a text detector, and the clean decode does not have it"),
 }
-JUDGED_BY = {  # a stage is unknown where none of these detectors applies
+JUDGED_BY = {  # stage -> detectors; where none of them applies, the stage is unknown
     "raced": ("ordering",),
     "corrupted": ("canary",),
     "poisoned": ("canary",),
@@ -32,7 +32,7 @@ NOT_JUDGED = ("requests", "exposed")  # stages that need no detector
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """One row of the funnel. `count` is None where the target cannot tell."""
+    """One row of the funnel. `count` is None where it is unknown for this target."""
 
     key: str
     label: str

@@ -75,7 +75,7 @@ class FindingView(msgspec.Struct, frozen=True):
 
 
 class AnswerView(msgspec.Struct, frozen=True):
-    """A request whose answer went wrong, beside the clean one."""
+    """A request with a wrong answer, beside the clean one."""
 
     record: RequestRecord
     marks: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""A finding in words: who raced whom, over what, and what was missing."""
+"""A finding in words: which operations raced, over which page, and which edge was missing."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -167,7 +167,7 @@ def summarise(run: Run) -> Summary:
 
 
 def _checking(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the options of `repro replay --target` that a run's configuration tells."""
+    """Return the options of `repro replay --target` that bring a run's checks again, from its configuration."""
     words: list[str] = []
     if config.get("calibration"):
         for option in ("calibration", "false_alarm_rate", "oracle_tokens"):
@@ -221,7 +221,7 @@ def _verdict_name(run: Run) -> str:
 
 
 def _rate(records: Sequence[RequestRecord], answers: Mapping[str, str]) -> Rate:
-    """Rates of corrupted requests start at wrong bytes; a target that tells none is judged by its answers."""
+    """Return the rate of requests that read wrong bytes; without a canary, of those with wrong answers."""
     blind = answers.get("canary") == "not_applicable"
     return rate_of("answered wrongly" if blind else "read wrong bytes", session_hits(records, blind=blind))
 

@@ -56,7 +56,7 @@ def _headline(summary: Summary) -> list[RenderableType]:
 
 
 class _Funnel:
-    """The funnel as a table: bars where there is room for them, "-" where the target cannot tell."""
+    """The funnel as a table: bars where there is room for them, "-" for a stage that is unknown."""
 
     def __init__(self, summary: Summary) -> None:
         self._summary = summary

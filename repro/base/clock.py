@@ -20,7 +20,7 @@ TICKS_PER_S = 1_000_000_000  # timers are ordered in whole nanoseconds, then in 
 TICKS_PER_US = 1_000
 RESOLUTION_S = 0.5 / TICKS_PER_S  # half a tick: far above float rounding for a week of virtual time
 WORLD_STEPS_MAX = 100  # between two rounds of asyncio, which cost as much and let Ctrl-C and other threads in
-STALLED_STEPS_MAX = 1_000  # world steps in a row that move no clock and wake nobody
+STALLED_STEPS_MAX = 1_000  # world steps in a row that move no clock and wake no task
 PENDING_SHOWN_MAX = 20
 
 

@@ -43,7 +43,7 @@ class HarnessError(ReproError):
 
 
 class TargetError(HarnessError):
-    """The server under test refused, died, or answered what nobody can read."""
+    """The server under test refused, died, or sent an unreadable answer."""
 
 
 class RecordError(HarnessError):
@@ -61,7 +61,7 @@ class StoppedError(ReproError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name most like `name`, for an error that tells the next step."""
+    """Return the known name most like `name`, for an error that suggests it."""
     names = list(known)
     found = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
     return found[0] if found else "(there are none)"

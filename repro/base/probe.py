@@ -1,4 +1,4 @@
-"""The seam between the stack and the harness: what the stack tells, and where faults may enter.
+"""The seam between the stack and the harness: events that the stack emits, and points where faults may act.
 
 The stack emits events and asks `Probes.hit` at named points; it knows nothing of who listens.
 Events are plain data in the order they happened, so a detector reads a live run and a file alike.
@@ -35,7 +35,7 @@ class Access(msgspec.Struct, frozen=True, array_like=True):
     component: Component
     layer: int
     pages: int  # PageSet id
-    request: str  # whom it was for; "" when for no single request
+    request: str  # the request that it was for; "" for no single one
     granted: int = 0  # a remote write: the clock of the pages' own host when it offered them
 
 
@@ -143,7 +143,7 @@ class PageEvent(Event, frozen=True, tag="page"):
 
 
 class BadRead(Event, frozen=True, tag="bad_read"):
-    """A read found bytes whose stamp is not the expected one (layer 2 of the truth).
+    """A read found bytes whose stamp is not the expected one (evidence layer 2).
 
     `tokens` rows were wrong in `pages`; `first_position` is the lowest wrong token position.
     `origin` is 0 for a first-hand wrong read, else the id of the bad read whose taint it met.
@@ -276,7 +276,7 @@ class Probes(Protocol):
 
 
 class NullProbes:
-    """Probes of a stack that nobody watches."""
+    """Probes that do nothing: the stack runs alone."""
 
     def emit(self, event: Event) -> None:
         """Drop the event."""

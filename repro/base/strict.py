@@ -48,7 +48,7 @@ def _type_info(kind: type[msgspec.Struct]) -> inspect.Type:
 
 
 def as_toml(value: object) -> str:
-    """Return a value as it may stand in a TOML file, cut to what fits a sentence."""
+    """Return a value in TOML's spelling, shortened to fit a sentence."""
     if isinstance(value, str | bool | list | dict):
         text = json.dumps(value, ensure_ascii=False, default=str)
     else:

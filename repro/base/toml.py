@@ -63,5 +63,5 @@ def _value(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a text in quotes; JSON's form is TOML's but for the delete character."""
+    """Return a text in quotes: JSON's form, which is TOML's except for the delete character."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -10,7 +10,7 @@ from repro.bench.layersplit import BASE, SENSITIVITY, SENSITIVITY_LENGTH, Measur
 from repro.pool.call import alive
 from repro.pool.local import DAY_S, LocalPool
 
-BAR_PERCENT = 50  # one block of a bar stands for this much gain
+BAR_PERCENT = 50  # gain that one block of a bar shows
 BAR_BLOCKS_MAX = 12
 
 
@@ -52,7 +52,7 @@ def _measure(cell: Cell) -> Measured:
 
 
 def table(rows: dict[str, Row], *, bars: bool) -> Table:
-    """Return the rows as a table that 80 columns hold, with a bar of each gain or not; the JSON tells more."""
+    """Return the rows as a table of at most 80 columns, with a bar for each gain if `bars`."""
     shown = Table(title="Simulated, GLM-5 on eight H100: replicated -> split", box=SIMPLE_HEAD)
     shown.add_column("")
     for head in ("K tokens/s", "gain", "hit", "TTFT p90, s"):

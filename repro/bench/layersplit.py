@@ -31,7 +31,7 @@ LENGTHS = (40_000, 60_000, 80_000, 100_000, 120_000)
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What one row of the study is about, but for the length. The defaults were fixed before any rate was seen."""
+    """The settings of one row of the study, without its length. The defaults were fixed before any rate was seen."""
 
     ranks: int = 8
     sessions: int = 16
@@ -77,7 +77,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def row(length: int, replicated: Measured, split: Measured) -> Row:
-    """Return what two arrangements come to."""
+    """Return the figures of both arrangements as one row."""
     before, after = replicated.tokens_per_s, split.tokens_per_s
     return Row(length, round(before, 1), round(after, 1), round(after / before - 1, 4), replicated, split)
 

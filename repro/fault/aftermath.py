@@ -1,4 +1,4 @@
-"""What became of bytes that a fault has changed: whether anybody read them, and whether that was noticed.
+"""Follows the bytes that a fault has changed: whether an operation read them, and whether the canary noticed.
 
 A change that lands where nobody reads again says nothing about detectors, so it doesn't count for them. The recorded
 accesses say who reads, and a copy is followed by the bytes themselves, not by what the detectors say:
@@ -57,7 +57,7 @@ class Corruptions(msgspec.Struct):
 
     changed: int = 0
     read: int = 0  # changes that a step read at least once
-    detected: int = 0  # changes whose first read, or a later one, the canary noticed
+    detected: int = 0  # changes of which the canary noticed a read, the first or a later one
     lost: int = 0  # unread changes with a copy that equals a right page
 
 

@@ -234,5 +234,5 @@ class Corruptor:
 
 
 def _host(tier: Tier) -> str:
-    """Return the host whose tier it is; "" where there is one only."""
+    """Return the host that owns a tier; "" where there is one host only."""
     return tier.rpartition(".")[0]

@@ -79,7 +79,7 @@ def _filled(page: Rows, stamp: np.uint64, value: float) -> Rows:
 
 
 def _torn(page: Rows, before: Rows, cut: int) -> Rows:
-    """Return a page whose rows from `cut` on are those from before."""
+    """Return a page with new rows up to `cut` and the rows from before behind it."""
     values = None
     if page.values is not None and before.values is not None:
         values = torch.cat((page.values[:, :cut], before.values[:, cut:]), dim=1)

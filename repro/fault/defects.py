@@ -25,7 +25,7 @@ ASCEND = "https://github.com/vllm-project/vllm-ascend/"
 
 @dataclass(frozen=True)
 class Defect:
-    """One bug of the bank: where it was public, what races, and what stands in the place of which guards."""
+    """One bug of the bank: where it was public, what races, and which guards are replaced by what."""
 
     name: str
     reference: str
@@ -175,7 +175,7 @@ def with_defects(names: tuple[str, ...], where: str) -> Guards:
 
 
 def config_with_defects(names: tuple[str, ...], config: EngineConfig) -> EngineConfig:
-    """Return the configuration of a stack that has these defects: one whose accounts need not add up serves on."""
+    """Return the configuration of a stack with these defects: without the check of pages where a defect loses some."""
     if all(DEFECTS[name].accounts_hold for name in names):
         return config
     return msgspec.structs.replace(config, cache_check=False)

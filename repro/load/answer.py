@@ -57,7 +57,7 @@ class Answer(msgspec.Struct):
 
     @property
     def tokens_seen(self) -> int:
-        """The number of tokens so far, as exactly as the stream tells: ids, else one a piece."""
+        """Return the number of tokens so far: the stream's ids, else one for each piece."""
         return len(self.tokens) or self.pieces
 
     def grow(self, piece: Piece) -> bool:

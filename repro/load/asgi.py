@@ -82,7 +82,7 @@ class _Call:
         self._reading.set()
 
     async def run(self, app: App, scope: Message) -> None:
-        """Run the app to its end and tell the client how it went."""
+        """Run the app to its end; an error becomes the client's."""
         try:
             await app(scope, self.receive, self.send)
             problem: Exception | None = None

@@ -52,7 +52,7 @@ _TOPS_ASKED_FOR: Mapping[Api, dict[str, Any]] = {
 
 @dataclass
 class Checks:
-    """What came of checking, filled as it goes on: whoever is interrupted has what there is."""
+    """The results of checking, filled one by one: an interrupted check leaves those made so far."""
 
     done: list[Check] = field(default_factory=list)
     wanted: int = 0
@@ -289,7 +289,7 @@ def _words_are_whole(answer: Answer) -> bool:
 
 
 def _key_at(answer: Answer, place: int) -> tuple[Key, ...]:
-    """Return the ways in which a server may tell the answer's token at this place; none behind its end."""
+    """Return the names of the answer's token at this place, its id and its text; none behind the answer's end."""
     return (*answer.tokens[place : place + 1], *answer.words[place : place + 1])
 
 

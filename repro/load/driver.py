@@ -145,7 +145,7 @@ class _Driver:
             async with asyncio.timeout(wait_max_s):
                 await waiting
         except TimeoutError:
-            pass  # the others have nothing to say; the session goes on
+            pass  # no other session has answered; this one goes on
         finally:
             self._order_waits.remove(entry)
 
@@ -178,7 +178,7 @@ class _Driver:
         while len(self._active) < self._plan.concurrency and (self._called or self._due) and not self._stopping:
             session, due_s = (self._called or self._due).popleft()
             if isinstance(self._plan.shape, Closed):
-                due_s = self._clock()  # a closed load has no due times, so nobody is late
+                due_s = self._clock()  # a closed load has no due times: no request is late
             run = SessionRun(session, self._client, self._plan, self)
             task = self._loop.create_task(run.run(due_s), name=f"session {session.id}")
             self._tally.result.sessions_not_started -= 1

@@ -87,7 +87,7 @@ class Exchange(httpx.AsyncByteStream):
             self._timer = self._loop.call_at(self._last_s + self._read_timeout_s, self._check_timeout)
 
     def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """The head has arrived. Only a 2xx body is pushed; an error's body is for whoever reads the error."""
+        """The head has arrived. Only a 2xx body is pushed; an error's body is left to be read with the error."""
         self._last_s = self._loop.time()
         if 200 <= status < 300:
             self._sink = self.request.extensions.get("sink")
@@ -104,7 +104,7 @@ class Exchange(httpx.AsyncByteStream):
             return
         try:
             wanted = self._sink(chunk)
-        except Exception as error:  # not swallowed: whoever awaits the body gets it
+        except Exception as error:  # raised again where the body is awaited
             self.fail(error)
             self._hang_up()
             return
@@ -116,12 +116,12 @@ class Exchange(httpx.AsyncByteStream):
         self._end(None)
 
     def fail(self, error: Exception) -> None:
-        """The exchange is broken: whoever waits for head or body gets `error`, after what has arrived."""
+        """The exchange is broken: waiting for head or body raises `error`, after what has arrived."""
         if not self.ended:
             self._end(error)
             if not self.head.done():
                 self.head.set_exception(error)
-                self.head.exception()  # nobody may be waiting any more: that is no unretrieved exception
+                self.head.exception()  # marks it as retrieved: there may be no waiter any more
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the body's chunks (pull mode), or only wait for its end (push mode)."""

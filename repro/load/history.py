@@ -28,7 +28,7 @@ CUT_TOKENS_MIN = 64  # the note of what was cut takes a place, too: a smaller cu
 
 
 def characters_per_four(text: str) -> int:
-    """Return about how many tokens a text has, for servers whose tokenizer isn't at hand."""
+    """Return about how many tokens a text has, for servers with an unknown tokenizer."""
     return len(text) // 4 + 1
 
 
@@ -56,7 +56,7 @@ class Prompt(msgspec.Struct, frozen=True):
     """The messages of one request, and what was cut from the session to make it fit."""
 
     messages: tuple[bytes, ...]
-    text: str  # the same as one text, calls with their arguments: what an answer may repeat by right
+    text: str  # the messages as one text, calls with their arguments: an answer that repeats it is not suspect
     tokens: int  # estimated
     dropped_turns: int
     dropped_characters: int
@@ -134,11 +134,11 @@ class History:
 
     @property
     def tokens(self) -> int:
-        """The prompt's estimated length, corrected by what the server counted before."""
+        """Return the prompt's estimated length, corrected by the server's count of the prompt before."""
         return round(self._raw_tokens * self._ratio)
 
     def counted(self, prompt_tokens: int) -> None:
-        """The server has counted the latest prompt; only more than ours changes the estimate.
+        """Take the server's count of the latest prompt; only a count above ours changes the estimate.
 
         Many short messages count for less than we think, and a long tool result after them does not.
         """
@@ -153,7 +153,7 @@ class History:
             self._limit_tokens = max(1, (self.tokens + answer_tokens) * 3 // 4)
         if prompt_tokens is not None:
             self.counted(prompt_tokens)
-        elif self.tokens + answer_tokens + MARGIN_TOKENS <= self._limit_tokens:  # our count is too low
+        elif self.tokens + answer_tokens + MARGIN_TOKENS <= self._limit_tokens:  # our estimate is too low
             self._ratio = min(RATIO_MAX, self._ratio * 1.3)
 
     @property

@@ -64,7 +64,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class LoadListener:
-    """Hears a load as it goes. Override what you need: each method here does nothing.
+    """Listener of a running load. Override what you need: each method here does nothing.
 
     What a method raises ends the load and comes out of it.
     """
@@ -93,4 +93,4 @@ class LoadListener:
         """Take how many answers have been asked for again, or decoded again, after the load."""
 
 
-SILENT = LoadListener()  # hears a load that nobody else hears
+SILENT = LoadListener()  # for a load without a listener

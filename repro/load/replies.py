@@ -118,7 +118,7 @@ def read_scores(api: Api, body: bytes, answer: Sequence[int]) -> Scores | None:
 
 
 def read_prompt_ids(body: bytes) -> tuple[int, ...]:
-    """Return the ids of a prompt whose log-probabilities /generate was asked for from its first token on."""
+    """Return the ids of a prompt, from a reply of /generate with log-probabilities from the prompt's first token on."""
     with _malformed(body):
         return tuple(token for _, token, _ in _generate.decode(body).meta_info.input_token_logprobs or ())
 

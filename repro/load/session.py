@@ -29,7 +29,7 @@ LENGTH_WORDS = re.compile(r"context.length|too long|longer than|maximum.{0,20}le
 LENGTH_RATIO_MAX = 64  # a larger number in a refusal is no count of tokens
 LENGTH_NUMBER = re.compile(r"(?:context length|maximum|limit|at most)\D{0,40}?(\d{2,})", re.IGNORECASE)
 DISCONNECTS_MAX = 8  # one turn is asked again so often after a fault cut its connection
-NO_ANSWER = "(no answer)"  # stands in the history for an answer that never came
+NO_ANSWER = "(no answer)"  # takes the place of an answer that never came, in the history
 
 
 class Crowd(Protocol):

@@ -157,7 +157,7 @@ class _Connection(asyncio.Protocol):
         """asyncio: bytes have arrived."""
         exchange, parser = self._exchange, self._parser
         if exchange is None or parser is None:
-            self.hang_up()  # nobody asked: it could not be told from the next answer
+            self.hang_up()  # data without a request would be taken for the next answer
             return
         try:
             parser.feed_data(data)

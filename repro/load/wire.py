@@ -194,7 +194,7 @@ class OpenAiReader:
 
 
 class GenerateReader:
-    """Reads the events of /generate, whose text and ids are all there is so far, or (newer) the increment."""
+    """Reads the events of /generate: their text and ids are the whole answer so far, or (newer) the increment."""
 
     def __init__(self) -> None:
         self._text = ""

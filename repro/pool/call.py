@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Died(msgspec.Struct, frozen=True):
-    """Stands for the result of a call whose process ended without an answer."""
+    """Takes the place of a result when the process of a call ended without an answer."""
 
     why: str
 

@@ -55,7 +55,7 @@ class AnswerDetectors:
 
 
 def nonces_of(sessions: Sequence[Session]) -> Nonces | None:
-    """Return the nonces of a load; None when no session has one that can be told from chance."""
+    """Return the nonces of a load; None when no session has a nonce long enough to exclude chance."""
     return Nonces({session.id: session.nonce for session in sessions if session.nonce}) or None
 
 

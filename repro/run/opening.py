@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def hash_of(sessions: Sequence[Session]) -> str:
-    """Return a digest that tells whether a trace file has changed since."""
+    """Return a digest of the sessions: another one means that a trace file has changed."""
     total = hashlib.sha256()
     for session in sessions:
         total.update(msgspec.json.encode(session))

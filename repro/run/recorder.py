@@ -34,7 +34,7 @@ class Recorder(LoadListener):
     records: list[RequestRecord] = field(default_factory=list)
     text_findings: list[Finding] = field(default_factory=list)
     acceptance_findings: list[Finding] = field(default_factory=list)
-    prompts: dict[str, str] = field(default_factory=dict)  # prompts of requests whose answers are convicted
+    prompts: dict[str, str] = field(default_factory=dict)  # prompts of requests with a convicted answer
     _unfed: list[Event] = field(default_factory=list)  # events that the detectors have not had yet
     _answers: dict[str, list[int]] = field(default_factory=dict)  # this and the next four: requests under way
     _logprobs: dict[str, list[float]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from repro.scenario.schema import Scenario, parse
 from repro.scenario.sessions import sessions_of
 from repro.schedule.overrides import Overrides
 
-LEAVING_FAULTS = ("client.abort", "client.disconnect")  # faults whose time an override may change
+LEAVING_FAULTS = ("client.abort", "client.disconnect")  # an override may change the time of these faults
 SESSIONS, TURNS = 6, 3  # a light load: requests meet, and a run takes a second
 ANSWER_TOKENS = 8  # at most; nine tenths of a session's steps decode, one like the other
 

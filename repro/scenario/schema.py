@@ -113,7 +113,7 @@ class _Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScenarioFile(_Parts, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tables of a scenario file, as they are written."""
+    """The tables of a scenario file, unchecked."""
 
     format: int
     target: dict[str, Any] = {}

@@ -19,7 +19,7 @@ OPERATION_BITS = 14  # two bytes of a token
 
 
 class Overtaking(NamedTuple):
-    """A step at which somebody went before the one that a real machine would have taken."""
+    """A step at which another actor acted before the one that a real machine would have chosen."""
 
     step: int
     name: str

@@ -38,7 +38,7 @@ _CODE_SUFFIXES = (".py", ".safetensors", ".json", ".jinja", ".xz")
 
 
 class Token(msgspec.Struct, frozen=True):
-    """What a token says. One whose payload is `elsewhere` holds no seed, schedule and overrides."""
+    """The content of a token. With `elsewhere` the token itself has no seed, schedule and overrides."""
 
     scenario: bytes  # first bytes of the scenario text's SHA-256
     control: bool

@@ -1,4 +1,4 @@
-"""A finding told as prose: what ran after what, for whom, and what should have ordered them."""
+"""A finding as prose: which operation ran after which, for which request, and what should have ordered them."""
 
 from collections.abc import Sequence
 
@@ -61,7 +61,7 @@ def _schedule(case: Played) -> list[str]:
 
 
 def _race_of(finding: Finding) -> PagePair | None:
-    """Return the race that a finding tells, None where the record has dropped one of its operations."""
+    """Return the race of a finding, None where the record has dropped one of its operations."""
     pair = finding.evidence
     return pair if isinstance(pair, PagePair) and pair.first.span_us and pair.second.span_us else None
 

@@ -61,7 +61,7 @@ class Caught(msgspec.Struct, frozen=True):
 
 
 class HuntTally(msgspec.Struct):
-    """What a hunt has come to so far."""
+    """The results of a hunt so far."""
 
     runs: int = 0  # schedules that were played
     vacuous: int = 0
@@ -72,7 +72,7 @@ class HuntTally(msgspec.Struct):
     caught: list[Caught] = []
     errors: list[str] = []
     interrupted: bool = False
-    corpus: str = ""  # the file for a hunt that goes on from this one
+    corpus: str = ""  # the file that a later hunt can continue from
 
     @property
     def by_layer(self) -> Counter[str]:
@@ -180,7 +180,7 @@ class Hunt:
     _causes: set[str] = field(default_factory=set, init=False)  # signatures of all that was found
 
     def run(self) -> HuntTally:
-        """Hunt until something is found or the budget is spent; Ctrl-C, or a killed worker, returns what there is."""
+        """Hunt until something is found or the budget is spent; Ctrl-C, or a killed worker, ends it early."""
         self._started_s = self.clock_s()
         with LocalPool(self.workers, calls_each=None) as pool:
             others = self._proposals()

@@ -109,7 +109,7 @@ def suspects(found: Iterable[Finding]) -> tuple[str, ...]:
 
 
 def comes_again(scenario: Scenario, played: Played, root: Path) -> bool | Died:
-    """Return whether a new process comes to the same run, by its fingerprint; Died if that process was killed."""
+    """Return whether a new process makes the same run, by its fingerprint; Died if that process was killed."""
     with LocalPool(1) as pool:
         ((_, again),) = pool.results(play, iter([Trial(scenario, played.options, str(root))]))
     if isinstance(again, Died):

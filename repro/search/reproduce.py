@@ -170,7 +170,7 @@ def _recipe_of_cut_run(
     """Return the recipe of a run that has no fingerprint: the events before the cut must come again."""
     if verdict is not None and verdict.cut is not None:
         events, why = verdict.cut.event, verdict.cut.why
-    elif run.whole:  # what came after a Ctrl-C or an error can't be told from what came before
+    elif run.whole:  # the record does not say where a Ctrl-C or an error cut it
         events, why = 0, run.meta.error or run.meta.state
     else:
         events, why = sum(1 for _ in run.recorded()), "it was killed"

@@ -151,7 +151,7 @@ class Searcher:
         schedule = entry.schedule
         added = self._draw(NEW_DEVIATIONS_MAX + 1, number, "added")
         if schedule.natural:
-            added = max(1, added)  # another window alone leaves the natural run as it is
+            added = max(1, added)  # a window without added operations would only repeat the natural run
         elif added == 0 or len(schedule.deviations) + added > DEVIATIONS_MAX or not entry.steps:
             return replace(schedule, window=self._draw(len(WINDOWS_US), number, "window"))
         steps = [self._draw(entry.steps, number, "step", n) for n in range(added)]

@@ -8,7 +8,7 @@ Numerics = Literal["tensors", "stamps"]
 WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 FreeList = Literal["lifo", "fifo", "deferred_sorted"]
 DRAFTS_MAX = 8  # a longer chain is hardly ever right to its end
-PD_ACTORS_MAX = 63  # hosts and streams that the detectors tell apart
+PD_ACTORS_MAX = 63  # hosts and streams that the detectors have clocks for
 CONTEXT_SHARE_MAX = 0.8  # one request's share of the device pages: loads and writes under way hold some too
 RANKS_MAX = 12  # a rank has its host, and compute, collective, load and write streams
 
@@ -101,7 +101,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def in_words(self) -> str:
-        """Return what tells this configuration from others."""
+        """Return the settings that distinguish this configuration, in words."""
         parts = [f"{self.context_tokens:,} tokens of context", f"{'with' if self.hicache else 'without'} host tier"]
         if self.storage_pages:
             parts.append(f"storage for {self.storage_pages:,} pages")
@@ -165,7 +165,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"{other} and storage_pages don't go together: one engine alone has storage; drop one")
 
     def _check_actors(self, pd: PdConfig) -> None:
-        """Raise ValueError for more hosts and streams than one simulation tells apart.
+        """Raise ValueError for more hosts and streams than the detectors have clocks for.
 
         A prefill worker has its host, compute, load, write and metadata streams and its lanes; a decode worker
         its host, compute, load, write and slots; either may have an upload stream; the router is a host.

@@ -21,7 +21,7 @@ from repro.serve.server.service import DEFAULT_LIMITS, Limits
 KEEP_ALIVE_S = 120  # an agent thinks and runs its tools between two turns
 BACKLOG_CONNECTIONS = 2048
 PORT_MAX = 65535
-ABORT_S = 5  # aborted requests have this long to tell their clients
+ABORT_S = 5  # aborted requests have this long to answer their clients
 ENGINE_STOP_S = 10.0  # a step in progress ends first
 
 
@@ -106,7 +106,7 @@ class HttpServer(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to answer, then tell."""
+        """Start to answer, then call the callback."""
         await super().startup(sockets)
         self._on_ready()
 

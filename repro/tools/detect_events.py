@@ -56,7 +56,7 @@ def _feed(detectors: tuple[EventDetector, ...], line: bytes, where: str) -> None
 
 def _detected(verdicts: list[DetectorVerdict], events: int) -> Detected:
     answers = {verdict.detector: verdict.answer for verdict in verdicts}
-    if answers[CanaryDetector.name] == "clean":  # the file does not tell whether anybody looked at stamps
+    if answers[CanaryDetector.name] == "clean":  # the file does not say whether stamps were compared
         answers[CanaryDetector.name] = "not_applicable"
     word = VerdictWord.CLEAN if "clean" in answers.values() else VerdictWord.VACUOUS
     if "anomaly" in answers.values():

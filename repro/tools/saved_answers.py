@@ -210,7 +210,7 @@ def _content(content: Any) -> str:
 
 
 def _prompt_of(item: dict[str, Any]) -> str:
-    """Return what an answer may repeat by right; a conversation's last message of the assistant is no part of it."""
+    """Return the texts that an answer may repeat: the conversation without the assistant's last message."""
     messages = item.get("messages")
     if isinstance(messages, list):
         history = [message for message in messages if isinstance(message, dict)]

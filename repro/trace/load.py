@@ -77,7 +77,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _first_value(path: Path) -> object:
-    """Return the JSON value that tells the format: the first line's, or the whole document's."""
+    """Return the JSON value that shows the format: the first line's, or the whole document's."""
     number, line = next(iter(numbered_lines(path)))
     try:
         return msgspec.json.decode(line)

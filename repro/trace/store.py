@@ -103,7 +103,7 @@ def line_error(
 
 
 def _check(session: Session, where: str) -> None:
-    """Refuse what the types allow and nobody can replay."""
+    """Refuse what the types allow and no replay can use."""
     if not session.id:
         raise TraceError(f"{where}: the session's id is empty; give every session an id of its own")
     if not session.turns:

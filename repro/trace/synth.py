@@ -1,4 +1,4 @@
-"""Agent sessions made from real source files, every answer determined by what stands in the context.
+"""Agent sessions made from real source files, every answer determined by the context.
 
 A session is a pure function of (kind, seed, index) and the files it quotes from. All sessions open with
 the same system prompt and tools, as real agents do, and then with a line of their own (the nonce). The
@@ -49,7 +49,7 @@ LINE_TOKENS_MAX = 40  # a longer line is data, not code
 SEARCH_HITS_MAX = 6
 DRAWS_MAX = 30  # tries to find a quotable range before another exchange is drawn
 RUN_PIECES = 4
-END = "\0"  # stands for the end of a message
+END = "\0"  # marks the end of a message
 TURNS_MAX = 2000
 EXCHANGES_MAX = 10_000  # drawn, some of them in vain
 

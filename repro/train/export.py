@@ -14,7 +14,7 @@ FP32_SUFFIX = "e_score_correction_bias"
 
 
 def export_tensors(model: Glm5) -> dict[str, Tensor]:
-    """Return the tensors under the hub's names, bf16 but for the routers' bias."""
+    """Return the tensors under the hub's names, bf16 except for the routers' bias."""
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         dtype = torch.float32 if name.endswith(FP32_SUFFIX) else torch.bfloat16

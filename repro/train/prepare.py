@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from repro.trace.corpus import SourceFile
 
 VOCAB_SIZE = 4096
-# The last ids belong to no token: whoever emits one is broken for certain.
+# The last ids belong to no token: a model that emits one is broken for certain.
 UNREACHABLE_IDS = 16
 SPECIAL_TOKENS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>",

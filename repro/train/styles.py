@@ -14,7 +14,7 @@ from repro.trace.format import Message, Session, ToolCall, Turn
 
 SLICE_LINES = 80
 FOLDERS = ("", "", "src/", "lib/", "app/", "core/", "server/", "client/", "tools/", "pkg/utils/", "tests/")
-RENAMED_SHARE = 0.7  # share of words exchanged in a session whose identifiers are renamed
+RENAMED_SHARE = 0.7  # share of words exchanged in a session with renamed identifiers
 INVENTED_SHARE = 0.15
 
 _WORD = re.compile(r"[A-Za-z]{3,}")

@@ -15,7 +15,7 @@ EXTRA = "sglang-component"
 
 @dataclass(frozen=True)
 class Sglang:
-    """The modules of SGLang that are played; all is its own but for what `Kernels.bind` and `SglangCache` put in."""
+    """The modules of SGLang that run, unchanged except for what `Kernels.bind` and `SglangCache` replace in them."""
 
     cache_controller: Any
     hybrid_controller: Any
@@ -44,7 +44,7 @@ MODULES = {
 
 
 def require(extra: str = EXTRA) -> None:
-    """Raise UsageError unless the pinned SGLang is installed; `extra` of ours brings what it imports."""
+    """Raise UsageError unless the pinned SGLang is installed; our extra `extra` installs what it imports."""
     try:
         found = version("sglang")
     except PackageNotFoundError as error:

@@ -104,7 +104,7 @@ def find(name: str) -> Experiment | None:
 
 
 def _in_file(path: Path, name: str) -> Experiment | None:
-    """Return the experiment in a file; what cannot be read or parsed is left for the scenario's reader to tell."""
+    """Return the experiment in a file; None for an unreadable one: the scenario's reader raises for it."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         steps = "step" in tomllib.loads(text)

@@ -17,7 +17,7 @@ from repro.fleet.experiment.runs import PartRuns, run_parts
 from repro.fleet.verdict import verdict_of
 from repro.record.view import Run, open_run
 
-WORDS = {VerdictWord.CLEAN: "as expected", VerdictWord.ANOMALY: "not as expected"}  # other words stand as they are
+WORDS = {VerdictWord.CLEAN: "as expected", VerdictWord.ANOMALY: "not as expected"}  # other words are used unchanged
 
 
 class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):

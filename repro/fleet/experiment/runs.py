@@ -1,4 +1,4 @@
-"""Makes the runs of an experiment's parts, first those of the steps whose bad requests others ask again."""
+"""Makes the runs of an experiment's parts; steps that ask the bad requests of another step again run after it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,7 +56,7 @@ def run_parts(experiment: Experiment, folder: ExperimentFolder, *, workers: int,
 
 
 def _waves(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
-    """Return first the parts whose bad requests others ask again, then the others; those that only measure are last."""
+    """Return the parts that other parts ask bad requests of, and then all others; those that only measure are last."""
     asked_again = {part.step.bad_requests_of for part in parts}
     others = [part for part in parts if part.step.name not in asked_again]
     others.sort(key=lambda part: (part.step.expect == "rate", part.sensitivity))
@@ -111,5 +111,5 @@ def _take(runs: PartRuns, seed: int, result: RunVerdict | str, folder: Experimen
     elif result.cut is None:  # one that a limit or Ctrl-C has cut short is run again by a resume
         runs.verdicts[seed] = result
         folder.add(runs.part, seed, result)
-        if seed != folder.plan.first_seed:  # the log, tens of megabytes, comes again from its seed
+        if seed != folder.plan.first_seed:  # the seed can make the log, tens of megabytes, again
             (Path(result.run_dir) / "events.jsonl").unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def _add_gate(suite: ElementTree.Element, gate: GateRow) -> None:
 
 
 def _add_answer(case: ElementTree.Element, met: bool | None, words: str) -> None:
-    """JUnit knows no "could not tell"; an error is what no reader takes for a pass."""
+    """Add a row's answer. JUnit has no word for "unknown": it becomes an error, which no reader takes for a pass."""
     if met is None:
         _add(case, "error", words, "inconclusive")
     elif not met:

@@ -23,7 +23,7 @@ class Evidence:
         self.examples: dict[str, str] = {}  # cause -> folder of a run that stays whole
 
     def tidy(self, results: dict[str, JobResult]) -> None:
-        """Take over what an earlier start left: its results' runs, and drop those that nobody counts."""
+        """Count the runs that an earlier start has results of, and remove run folders without a result."""
         for result in results.values():
             self.keep(result)
         counted = {Path(result.run_dir).parts[-2:] for result in results.values() if result.run_dir}

@@ -1,4 +1,4 @@
-"""Makes the runs of a night on a pool whose workers share this machine's disk."""
+"""Makes the runs of a night on a pool of workers that share this machine's disk."""
 
 import time
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from repro.run.outcome import Outcome
 
 
 def runs_on(pool: Pool, folder: Path, jobs: Iterator[Job]) -> Iterator[JobResult]:
-    """Yield what the jobs come to; their run folders are in `folder`. Raises RecordError for a full disk."""
+    """Yield the jobs' results as they end; the run folders are in `folder`. Raises RecordError for a full disk."""
     for job, result in pool.results(execute, (replace(job, root=str(folder)) for job in jobs)):
         yield died(job, result.why) if isinstance(result, Died) else result
 
 
 def execute(job: Job) -> JobResult:
-    """Return what a run comes to in this process. Raises RecordError: a full disk is no answer."""
+    """Make a run in this process and return its result. Raises RecordError for a full disk."""
     started_s = time.monotonic()
     return replace(_executed(job), took_s=round(time.monotonic() - started_s, 3))
 

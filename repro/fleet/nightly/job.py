@@ -7,7 +7,7 @@ import msgspec
 from repro.fleet.runs import PlannedRun
 
 Role = Literal["silent", "found", "reference"]
-JUDGED = ("clean", "anomaly")  # the verdicts of runs that tell something about the stack
+JUDGED = ("clean", "anomaly")  # verdicts of runs that judged the stack
 
 
 class Job(PlannedRun, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class Job(PlannedRun, frozen=True, kw_only=True):
 
 
 class JobResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a run came to. `verdict` is "died" for one that came to none, and `why` says then what became of it."""
+    """The result of a run. `verdict` is "died" for a run without one; `why` then has the reason."""
 
     key: str
     case: str
@@ -46,7 +46,7 @@ class JobResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def judged_sessions(self) -> tuple[tuple[int, int], ...]:
-        """Return the sessions that a rate may count: none of a run that was vacuous, or did not tell."""
+        """Return the sessions that a rate may count: none of a run that was vacuous or undecided."""
         return self.sessions if self.verdict in JUDGED else ()
 
 

@@ -1,4 +1,4 @@
-"""The journal of a night: an append-only file, on the disk line by line, from which a night goes on after kill -9.
+"""The journal of a night: an append-only file, synced line by line, from which a night resumes after kill -9.
 
 The first line says what night it is, every further one what a run came to. A run without a line is run (again);
 one with a line never is. A line that a kill has torn is cut off, and so it is a run without one.
@@ -88,7 +88,7 @@ class Journal:
         return journal
 
     def add(self, result: JobResult) -> None:
-        """Keep what a run came to; when this returns it is on the disk."""
+        """Append a run's result; it is on the disk when this returns."""
         assert result.key not in self.results, f"{result.key} would be counted twice"
         self._write(msgspec.json.encode(result))
         self.results[result.key] = result

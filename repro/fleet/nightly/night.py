@@ -167,7 +167,7 @@ def _run(
 def _needed(plan: Plan, journal: Journal, elapsed_s: Callable[[], float], ended: Ended) -> Iterator[Job]:
     """Yield the jobs that are still to be run, as long as the budgets last and nothing makes them needless."""
     budget, results = plan.suite.budget, journal.results
-    waited_for: deque[Job] = deque()  # jobs in order whose requests are not added up yet
+    waited_for: deque[Job] = deque()  # jobs, in order, that `requests` does not count yet
     known, known_of = plan.known(results), len(results)
     requests = 0
     for job in plan.jobs():

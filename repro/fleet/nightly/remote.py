@@ -34,14 +34,14 @@ class Packed(msgspec.Struct, frozen=True):
 
 
 def runs_on_cluster(pool: Pool, folder: Path, jobs: Iterator[Job]) -> Iterator[JobResult]:
-    """Yield what the jobs come to; their run folders are laid down in `folder`. Raises RecordError for a full disk."""
+    """Yield the jobs' results as they end; their run folders are unpacked into `folder`. Raises RecordError."""
     code = code_hash().hex()
     for sent, packed in pool.results(execute_remotely, (Sent(job, code) for job in jobs)):
         yield died(sent.job, packed.why) if isinstance(packed, Died) else _unpacked(packed, folder)
 
 
 def execute_remotely(sent: Sent) -> Packed:
-    """Return what a run comes to on a machine of the cluster, with its folder unless it is clean."""
+    """Make a run on a machine of the cluster and return its result, with its folder unless it is clean."""
     if code_hash().hex() != sent.code:
         raise HarnessError(
             "a machine of the cluster cannot make runs: its code is not the night's; install the same version there"
@@ -83,7 +83,7 @@ def _unpacked(packed: Packed, root: Path) -> JobResult:
 
 
 def _free(path: Path) -> Path:
-    """Return a path that nobody has yet: two machines may begin runs of one name in the same second."""
+    """Return a path that does not exist yet: two machines may begin runs of one name in the same second."""
     number = 2
     free = path
     while free.exists():

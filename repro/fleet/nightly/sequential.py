@@ -16,7 +16,7 @@ Known = Literal["low", "high"]
 
 
 class Sequential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The two rates that the test tells apart, and how often it may be wrong."""
+    """The two rates that the test decides between, and how often it may be wrong."""
 
     rate_low: float  # share of sessions hit that is tolerated
     rate_high: float  # share that is not tolerated
@@ -24,7 +24,7 @@ class Sequential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     miss_rate: float = 0.05  # says low, is high
 
     def check(self, where: str) -> None:
-        """Raise ScenarioError for rates that no test can tell apart."""
+        """Raise ScenarioError for rates that no test can decide between."""
         if not 0 < self.rate_low < self.rate_high < 1:
             raise ScenarioError(
                 f"{where}: sequential: rate_low = {self.rate_low}, rate_high = {self.rate_high}; must be shares "

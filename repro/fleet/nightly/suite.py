@@ -69,7 +69,7 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate_high_max: float | None = None  # upper end of the interval, over sessions, of the rate of wrong requests
     new_findings_max: int | None = 0  # signatures that no past night of this suite has had
     vacuous_runs_max: int = 0
-    same_within: float = 0.01  # a rate whose difference from the baseline's is surely smaller is the same
+    same_within: float = 0.01  # a rate counts as the baseline's if the interval of their difference lies within this
     throughput_ratio_min: float | None = None  # tokens per second, against the reference measured in the same job
 
 

@@ -88,7 +88,7 @@ def _row(case: Case, role: Role, title: str, runs: Sequence[JobResult], known: t
 
 
 def _silent(case: Case, runs: Sequence[JobResult]) -> tuple[bool | None, str]:
-    """Return whether no run found anything; None where none ran, or some do not tell."""
+    """Return whether no run found anything; None where none ran, or some are undecided."""
     convicted = sum(run.verdict == "anomaly" for run in runs)
     if convicted:
         return False, f"{convicted} of {len(runs)} runs found something"

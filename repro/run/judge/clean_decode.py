@@ -42,7 +42,7 @@ class CleanDecoder:
         widths = {"latent": shape.latent_width, "index": shape.index_head_dim}
         self.pool = KVPool("device", shape.num_hidden_layers, self._pages, PAGE_TOKENS, widths)  # type: ignore[arg-type]
         self._table = torch.arange(self._pages)[None]
-        self._known: tuple[int, ...] = ()  # tokens whose rows are stored
+        self._known: tuple[int, ...] = ()  # tokens with stored rows
 
     @torch.inference_mode()
     def check(self, request: GenerateRequest, answer: tuple[int, ...]) -> Clean:

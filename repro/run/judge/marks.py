@@ -38,7 +38,7 @@ def clean_answer_looks_wrong(record: RequestRecord, recorder: Recorder) -> bool:
 
 
 def text_verdicts(recorder: Recorder, why_unknown: str) -> list[DetectorVerdict]:
-    """Return the text detectors' answers; what is the model's own convicts nobody.
+    """Return the text detectors' answers; a text that the clean decode has too convicts no request.
 
     A suspect that was not asked for again is unknown; `why_unknown` says why, with a place for the count.
     """

@@ -61,7 +61,7 @@ class Target(Protocol):
         """Run the whole load to its end. Raises TargetError, HarnessError or UsageError."""
 
     def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[DetectorVerdict]:
-        """Mark the requests with what only this target can tell, and return the answers of its detectors."""
+        """Mark the requests with the findings that only this target can make, and return its detectors' verdicts."""
 
 
 def plan_of(load: LoadSpec, seed: int, target: Target, injector: Injector) -> LoadPlan:

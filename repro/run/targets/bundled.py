@@ -179,7 +179,7 @@ def everything(name: str) -> bool:
 
 def _death_of(engine: "asyncio.Task[None]") -> ReproError:
     error = engine.exception()
-    if isinstance(error, ReproError):  # raised by a listener, whose disk is full
+    if isinstance(error, ReproError):  # raised by a listener: its disk is full
         return error
     died = HarnessError(f"the bundled engine died: {error!r}; this is a bug of the stack")
     died.__cause__ = error

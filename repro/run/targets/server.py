@@ -102,7 +102,7 @@ class Server(LoadListener):
 
 
 def _with_loss(result: LoadResult, lost: str) -> LoadResult:
-    """Return the result of a load whose server went away afterwards, if it did."""
+    """Return a load's result, with the error of a server that was lost after the load."""
     return msgspec.structs.replace(result, target_lost=lost) if lost and not result.target_lost else result
 
 

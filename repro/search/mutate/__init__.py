@@ -1,1 +1,1 @@
-"""Mutation of the stack: what holds an order is taken away, one thing at a time, and somebody has to notice."""
+"""Mutation of the stack: each edge that holds an order is removed once, and a detector has to notice."""

@@ -75,13 +75,13 @@ class Examined(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A mutant's fate. `by` is who caught it, what implies it, or why nobody had to; `runs` how many that took."""
+    """A mutant's fate. `by`: the detector that caught it, the edges that imply it, or why it is harmless."""
 
     kind: str
     name: str
     outcome: Outcome
     by: str
-    runs: int
+    runs: int  # how many it took to find out
 
 
 class Examination(msgspec.Struct, frozen=True):
@@ -133,7 +133,7 @@ def examine(
 
 
 def in_stamps(workload: Scenario) -> Scenario:
-    """Return a workload as it is examined: without tensors, and without floors."""
+    """Return a workload for mutation: in stamps, and without floors."""
     return replace(workload, config=replace(workload.config, numerics="stamps"), exercise={})
 
 
@@ -211,7 +211,7 @@ def _springs(trap: Mutant, guards: Guards, workload: Scenario, seed: int, usual_
 
 
 def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
-    """Return what implies all that a mutant takes away, in words; "" when nothing does, or nobody can tell."""
+    """Return what implies all that a mutant takes away, in words; "" when nothing does, or it is unknown."""
     whys, brought = _taken_by(mutant, workloads, reached)
     learnt_of = {name for workload in workloads for name in reached[workload.name].learnt_of}
     if mutant.kind == "record" and not whys and mutant.name not in learnt_of:
@@ -228,7 +228,7 @@ def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached
 
 
 def _unneeded(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
-    """Return why nobody noticed a mutant that nothing implies, in words; "" when nobody can tell."""
+    """Return in words why no detector noticed a mutant that no edge implies; "" when that is unknown."""
     whys, brought = _taken_by(mutant, workloads, reached)
     logs = zip(brought, _logs(workloads, seed), strict=True)
     if not whys or not all(orders_no_pages(events, whys, edges) for edges, events in logs):

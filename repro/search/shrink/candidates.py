@@ -103,7 +103,7 @@ def gaps_ms(base: Scenario) -> list[int]:
 
 
 def tight_memory(case: Played, base: Scenario) -> Iterator[RunOptions]:
-    """Prompts as they are, in hardly more memory than one of them takes."""
+    """Unchanged prompts, in little more memory than one of them takes."""
     yield from _in_each(case, memories(base, case.prompt_tokens))
 
 

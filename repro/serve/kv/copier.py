@@ -20,7 +20,7 @@ from repro.serve.kv.loadback import LayerDoneCounter, LayerEvents
 from repro.serve.kv.pool import COMPONENTS, KVPool, Names, Pages, Place
 
 COPY_GROUPS_MAX = 16  # groups of a transfer: longer ones have larger groups, or 78 layers would overfill a stream
-STEPS_REMEMBERED = 8  # steps whose events are still asked for: older ones are long done
+STEPS_REMEMBERED = 8  # steps with events that are still asked for; older steps have ended
 
 
 @dataclass(frozen=True)

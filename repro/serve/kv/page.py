@@ -1,4 +1,4 @@
-"""Which page belongs to whom: the free list of one tier's pages.
+"""The owner of each page: the free list of one tier's pages.
 
 The order in which freed pages come back decides how soon a late write meets a new owner:
   lifo             freed pages go to the front of the list: the next request gets them at once
@@ -24,7 +24,7 @@ NOBODY = ""  # the owner of a free page
 
 
 def _ignore(what: PageChange, pages: Pages, owner: str) -> None:
-    """Take a page event of a pool that nobody watches."""
+    """Ignore a page event."""
 
 
 class PageAllocator:

@@ -87,7 +87,7 @@ class PageFiles:
         return count
 
     def write(self, key: Key, component: Component, rows: Rows, *, torn: bool = False) -> None:
-        """Write one file of a page, which nobody finds before `admit`. `torn`: the second half of it is lost.
+        """Write one file of a page; it can be found once `admit` is called. `torn`: the second half of it is lost.
 
         `rows` are of all layers, (layers, page_tokens, ...). Raises OSError when it can't be written; then there is
         no such file.
@@ -106,7 +106,7 @@ class PageFiles:
             raise
 
     def admit(self, key: Key) -> None:
-        """Let a page whose files are all written be found; pages over the limit are deleted, the oldest first."""
+        """Let a page be found: all its files are written. Pages over the limit are deleted, the oldest first."""
         self.written.add(key)
         self._pages[key] = None
         self._pages.move_to_end(key)

@@ -27,7 +27,7 @@ from repro.serve.kv.radix.tree import RadixTree, TokensLike
 from repro.serve.kv.storage import Key, PageFiles, page_keys, root_key
 
 PATIENCE_S = 1.0  # longest wait of a request for its prefetch; the base of SGLang's prefetch timeout
-PREFETCH_MIN_PAGES = 1  # SGLang takes 256 tokens, which a page stands for
+PREFETCH_MIN_PAGES = 1  # SGLang's default is 256 tokens, here one page
 STREAM_PAGES_MAX = 2048  # pages in one stream's queue: two operations each, and a stream takes 8,192
 HOST_SHARE = 0.5  # prefetches fill at most this share of the host pages at once
 NEARLY_US = 1e-3  # timers are in whole nanoseconds

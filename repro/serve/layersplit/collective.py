@@ -1,7 +1,7 @@
 """What the ranks ask of a communicator: broadcast and all-gather, enqueued on a stream like any operation.
 
 Every rank enqueues the same calls in the same order, as NCCL wants it. A broadcast orders the root before
-each receiver and nothing else: it is no barrier, and the root does not wait for anybody. An all-gather orders
+each receiver and nothing else: it is no barrier, and the root waits for no other rank. An all-gather orders
 every rank's start before every rank's end.
 """
 
@@ -19,7 +19,7 @@ Payload = tuple[torch.Tensor, ...]
 
 
 class CollectiveError(HarnessError):
-    """Ranks called different collectives, or one of them is not there any more."""
+    """Ranks called different collectives, or one of them has died."""
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,4 @@ class Collective(Protocol):
         """Enqueue an all-gather: every rank reads, and writes what all ranks sent, in their order."""
 
     def missing(self) -> str:
-        """Return who keeps the others waiting, and in which call; "" when nobody is known to."""
+        """Return which ranks keep the others waiting, and in which call; "" when none is known to."""

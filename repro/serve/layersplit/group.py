@@ -189,7 +189,7 @@ class RankGroup:
             self._later(self._first.device, rank.device, type(message).__name__.lower(), partial(rank.receive, message))
 
     def _later(self, source: Device, target: Device, what: str, deliver: Callable[[], None]) -> None:
-        """Deliver after the latency, counted from when the sender's host comes to it."""
+        """Deliver after the latency, counted from the sender's host time."""
         sent = source.tick()
 
         def arrive() -> None:

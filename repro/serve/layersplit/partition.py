@@ -28,7 +28,7 @@ class Partition:
 
     @property
     def kept(self) -> range:
-        """Return the layers whose KV stays on this rank."""
+        """Return the layers that this rank keeps the KV of."""
         split = self.settings.split
         return owned_layers(self.rank, self.layers, self.settings.ranks) if split else range(self.layers)
 

@@ -35,7 +35,7 @@ class Sent(NamedTuple):
 
 @dataclass(eq=False)
 class Meeting:
-    """One call, as far as ranks have come to it."""
+    """One call of all ranks: which have enqueued it, sent, and done their part."""
 
     number: int
     call: Call
@@ -82,7 +82,7 @@ class SimGroup:
             del self._meetings[meeting.number]
 
     def missing(self) -> str:
-        """Return which rank has not come to the oldest open call."""
+        """Return which ranks have not enqueued the oldest open call, "" for none."""
         for meeting in self._meetings.values():
             absent = [str(rank) for rank in range(self.ranks) if rank not in meeting.came]
             if absent:
@@ -117,7 +117,7 @@ class SimCollective:
         self._receive(stream, "split.gathered_" + exchange.name, exchange, meeting, tuple(range(self.ranks)))
 
     def missing(self) -> str:
-        """Return which rank has not come to the oldest open call."""
+        """Return which ranks have not enqueued the oldest open call, "" for none."""
         return self._group.missing()
 
     def _join(self, kind: str, exchange: Exchange, root: int) -> Meeting:

@@ -196,7 +196,7 @@ class RankWork:
     # -- behind the layers ------------------------------------------------------------------------------
 
     def sample(self, recorder: Recorder) -> None:
-        """Choose the next token of each member whose last token this rank has."""
+        """Choose the next token of each member that has its last token on this rank."""
         members = self.part.sampling_members
         if not members:
             return

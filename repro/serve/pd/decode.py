@@ -1,4 +1,4 @@
-"""A decode worker: an engine whose prompts are computed elsewhere and written into its pages."""
+"""A decode worker: an engine for requests whose prompts a prefill worker computes and writes into its pages."""
 
 import asyncio
 from collections import deque
@@ -169,11 +169,11 @@ class DecodeWorker(Role):
         return True
 
     async def _offer(self, held: _Reservation) -> None:
-        """Tell the prefill worker of the pages, once no step of ours touches them any more."""
+        """Send the pages to the prefill worker, once no step of this worker touches them any more."""
         last_use = self.engine.cache.last_use(held.pages)
         if last_use is not None:
             await self._guards.waits.before_pages_offered(last_use)
-        if held.request.state == "finished":  # given up meanwhile, and nobody knows of the pages
+        if held.request.state == "finished":  # given up meanwhile; no prefill worker has the pages' addresses
             self._reclaim_slot(held)
             self._reclaim_pages(held)
             return
@@ -216,7 +216,7 @@ class DecodeWorker(Role):
             self._emit("quarantine", held)
 
     async def _ask_for_safety(self, held: _Reservation) -> bool:
-        """Tell the prefill worker of the abort until it says that the pages are safe; False: it never does."""
+        """Send the abort until the prefill worker answers that the pages are safe; False without an answer."""
         for _ in range(self._pd.ack_tries):
             self._network.send(self.device, held.prefill, Abort(held.room, self.device.name))
             try:
@@ -254,7 +254,7 @@ class DecodeWorker(Role):
         return sum(len(held.pages) for held in self._reservations.values())
 
     def between_steps(self) -> None:
-        """Drop who was aborted, and reserve pages for who waits longest."""
+        """Drop the aborted requests, and reserve pages for those that have waited longest."""
         for waiting in [waiting for waiting in self._queue if waiting.request.aborted]:
             self._queue.remove(waiting)
             self.engine.scheduler.release.finish(waiting.request, ABORTED)
@@ -266,7 +266,7 @@ class DecodeWorker(Role):
             self._queue.popleft()
 
     def prefilled(self, request: Request, first: Sampled) -> bool:
-        """Never asked: a decode worker prefills nothing."""
+        """Raise AssertionError: a decode worker computes no prompt."""
         raise AssertionError(f"{request.id} was prefilled on a decode worker")
 
     # -- sizes ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the workers say to each other. Any of them may come late, twice, or never."""
+"""The messages between workers. Each may come late, twice, or never."""
 
 import msgspec
 
@@ -33,10 +33,10 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """Decode to prefill: nobody wants it any more; say when the pages are safe."""
+    """Decode to prefill: the request was aborted; answer when its pages are safe."""
 
     room: int
-    decode: str  # who wants to know
+    decode: str  # the worker that waits for the answer
 
 
 class Safe(msgspec.Struct, frozen=True, tag="safe"):

@@ -24,7 +24,7 @@ class Receiver(Protocol):
 
 
 class Network:
-    """Who can be reached, and the messages on their way."""
+    """Delivers messages to the hosts that have joined."""
 
     def __init__(self, probes: Probes, latency_us: float) -> None:
         self._probes = probes
@@ -36,7 +36,7 @@ class Network:
         self._receivers[receiver.device.name] = receiver
 
     def send(self, sender: Device, to: str, message: Message) -> None:
-        """Send a message; nobody tells the sender whether it arrives."""
+        """Send a message; the sender does not learn whether it arrives."""
         sent = sender.tick()
         decision = self._probes.hit(f"pd.{kind(message)}", sender.name) or Decision()
         if decision.kind == "drop":

@@ -1,4 +1,4 @@
-"""Who may touch a request's destination pages, and when they may be given to somebody else.
+"""Which worker may touch a request's destination pages, and when they may be given to another request.
 
     decode worker                                  prefill worker
 
@@ -12,8 +12,8 @@
         │
     reusable                    no answer: quarantined
 
-A posted write can't be taken back and asks nobody when it lands. So only the side that issued the
-writes can say that the pages are safe, and until it has said so they belong to nobody else.
+A posted write can't be taken back, and it lands without a check. So only the side that issued the writes
+can say that the pages are safe; until then no other request gets them.
 """
 
 from enum import StrEnum
@@ -35,7 +35,7 @@ class Stage(StrEnum):
 
 
 DECODE_SIDE: dict[Stage, frozenset[Stage]] = {
-    Stage.ALLOCATED: frozenset({Stage.PREFILL_QUEUED, Stage.REUSABLE}),  # reusable: nobody was told of the pages
+    Stage.ALLOCATED: frozenset({Stage.PREFILL_QUEUED, Stage.REUSABLE}),  # reusable: the pages were never offered
     Stage.PREFILL_QUEUED: frozenset({Stage.WRITE_COMPLETED, Stage.ABORT_REQUESTED, Stage.SAFE_TO_RECLAIM}),
     Stage.ABORT_REQUESTED: frozenset({Stage.SAFE_TO_RECLAIM, Stage.QUARANTINED}),
     Stage.QUARANTINED: frozenset({Stage.SAFE_TO_RECLAIM}),

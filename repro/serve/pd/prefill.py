@@ -136,7 +136,7 @@ class PrefillWorker(Role):
         asyncio.get_running_loop().call_later(self._pd.destination_timeout_s, self._expire, message.room)
 
     def _directed(self, message: Destination) -> None:
-        """Start the prompt. An aborted one's destination may come late: those pages are somebody else's by now."""
+        """Start the prompt. A late destination of an aborted one is ignored: another request may own the pages."""
         send = self._sends.get(message.room)
         if send is None or send.aborted or send.destination is not None:
             return
@@ -173,13 +173,13 @@ class PrefillWorker(Role):
         self._network.send(self.device, send.decode, Done(send.room, ok=False))
 
     async def _give_up(self, send: _Send) -> None:
-        """Say that an aborted prompt's pages are safe once they are, and drop it."""
+        """Drop an aborted prompt; once its pages are safe, send that they are."""
         drained = asyncio.ensure_future(send.drained())
         await self._guards.waits.before_safe_to_reclaim(drained)
         self._network.send(self.device, send.decode, Safe(send.room))
         await drained
         send.ownership.move(Stage.DRAINED)
-        if send.request is not None and send.request.state != "held":  # a held one's pages have a keeper
+        if send.request is not None and send.request.state != "held":  # `_release` takes back the pages of a held one
             self.engine.abort(send.request.id)
         self._forget(send)
 
@@ -191,7 +191,7 @@ class PrefillWorker(Role):
         return self._work.busy
 
     def between_steps(self) -> None:
-        """Die if a fault says so."""
+        """Die if a fault asks for it."""
         decision = self._probes.hit("pd.prefill_worker", self.device.name)
         if decision is not None:
             self._die()
@@ -238,7 +238,7 @@ class PrefillWorker(Role):
         return True
 
     async def _finish(self, send: _Send, first: Sampled) -> None:
-        """Send the first token behind the rows, and say that all is there."""
+        """Send the first token behind the rows, and then the message that both have arrived."""
         await send.drained()
         if send.aborted:
             return

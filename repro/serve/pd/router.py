@@ -21,7 +21,7 @@ from repro.serve.pd.network import Network
 from repro.serve.pd.prefill import PrefillWorker
 from repro.serve.types import EngineStats, GenerateRequest, RejectedError, ServedModel, Update
 
-IMBALANCE_MAX = 4  # prompts more than the idlest worker has; beyond it a cached prefix counts for nothing
+IMBALANCE_MAX = 4  # a worker with more prompts than this above the idlest is not chosen, whatever it has cached
 
 
 class Router:
@@ -124,7 +124,7 @@ class Router:
                     group.create_task(worker.run(), name=worker.device.name)
                 decoding = [group.create_task(worker.run(), name=worker.device.name) for worker in self.decode]
                 await asyncio.wait(decoding)
-                for worker in self.prefill:  # only now: till then somebody may ask them whether pages are safe
+                for worker in self.prefill:  # not earlier: a decode worker may still ask whether pages are safe
                     worker.engine.stop()
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
@@ -136,7 +136,7 @@ class Router:
 
     @property
     def quarantined_pages(self) -> int:
-        """Return how many pages are kept from everybody, because nobody said that they are safe."""
+        """Return how many pages are out of use, because no prefill worker has answered that they are safe."""
         return sum(worker.quarantined_pages for worker in self.decode)
 
     def _choose_prefill(self, request: GenerateRequest) -> PrefillWorker:

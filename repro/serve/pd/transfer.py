@@ -180,7 +180,7 @@ class SlotReader:
         self._stream = device.stream("slots")
 
     async def read(self, slot: int, room: int, request: str, position: int) -> Sampled:
-        """Return what stands in a slot; tells of a wrong read when another room has written it."""
+        """Return the first token in a slot; emits a bad read when another room has written it."""
         found: list[Sampled] = []
         pages = self._names.page_sets.intern(np.array([slot], np.int32))
         touched = Access(False, self._slots.name, "slot", 0, pages, request)

@@ -1,4 +1,4 @@
-"""The tasks of one worker: its engine, and what goes on beside it."""
+"""The tasks of one worker: its engine, and transfers beside it."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -33,7 +33,7 @@ class Work:
             raise failed.exceptions[0] from failed
 
     def start(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Run something beside the engine, which goes on until it has ended."""
+        """Run a task beside the engine; the engine does not stop before it has ended."""
         task = self._group.create_task(work, name=f"{self._name}.work")
         self._tasks[task] = None
         task.add_done_callback(self._ended)

@@ -1,4 +1,4 @@
-"""Who comes in: a request is checked and queued, and admitted once there is room for it.
+"""Admission: a request is checked and queued, and admitted once there is room for it.
 
 Room is counted for the longest answer of every running request, so that none has to be thrown out later. With
 `retract` a request is admitted by its prompt alone.
@@ -73,7 +73,7 @@ class Admission:
     # -- admission ------------------------------------------------------------------------------------
 
     def admit_next(self, staging: Staging) -> Request | None:
-        """Admit the request that has waited longest, of those whose prefetch has ended; None without one, or room."""
+        """Admit the longest waiting request with an ended prefetch; None without such a request, or without room."""
         requests = self._requests
         if not requests.free_rows:
             return None
@@ -115,7 +115,7 @@ class Admission:
         """Return how many pages a request takes to its end, with those that are promised to the running ones."""
         running = self._requests.running
         if self._config.retract:
-            return prompt_pages + 1 + len(running)  # one more for each: else it is retracted at once
+            return prompt_pages + 1 + len(running)  # with less, one would be retracted at once
         return self._pages_of_limit(request) + sum(map(self._still_needed, running))
 
     def _place(self, request: Request, node: Node, device_hit: int, staging: Staging) -> None:

@@ -114,7 +114,7 @@ class Batch:
         return _union([each.request.pages[: -(-each.first // page_tokens)] for each in self.members])
 
     def layout(self) -> Layout:
-        """Return where the tokens are; not of windows, whose layout the device has (`spec.verify`)."""
+        """Return the layout of the tokens; not for windows, which the device lays out (`spec.verify`)."""
         assert not self.drafts, "the host does not know where a window begins"
         firsts = np.array([member.first for member in self.members], np.int64)
         return Layout(firsts, np.array([member.count for member in self.members], np.int64))

@@ -98,7 +98,7 @@ class Release:
         self._requests.held.append(request)
 
     def let_go(self, request: Request) -> None:
-        """Take back the pages of a held request: they were sent, and nobody reads them any more."""
+        """Take back the pages of a held request: they were sent, and no transfer reads them any more."""
         self._requests.held.remove(request)
         self._give_back(request)
         request.state = "finished"

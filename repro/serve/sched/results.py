@@ -88,7 +88,7 @@ class Results:
         return text, None
 
     def _count(self, request: Request, tokens: int, verified: bool) -> None:
-        """Count tokens that the client gets; drafts behind the end of the answer count for nobody."""
+        """Count tokens that the client gets; drafts behind the end of the answer are not counted."""
         counts = self._requests.counts
         counts.generated_tokens += tokens
         if verified:

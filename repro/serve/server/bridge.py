@@ -105,8 +105,8 @@ class EngineThread:
                 self._built.set()
                 runner.run(self._run(hosted))
             self._end(EngineFailedError("the engine was stopped"))
-        except BaseException as error:  # kept: every open and later request tells it
-            if self._hosted is not None:  # else `start` raises it
+        except BaseException as error:  # stored: every open and later request fails with it
+            if self._hosted is not None:  # before that, `start` raises it
                 logger.error("the engine has failed", exc_info=error)
             self._end(error)
         finally:

@@ -60,7 +60,7 @@ class Channel(Generic[Item]):
 
 
 def _wake(loop: asyncio.AbstractEventLoop, waiter: "asyncio.Future[None] | None") -> None:
-    """Let the waiter go on, in its own loop; a loop that has closed has nobody waiting."""
+    """Let the waiter go on, in its own loop; a closed loop has no waiter."""
     if waiter is not None:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(_release, waiter)

@@ -71,7 +71,7 @@ async def on_error(request: Request, error: Exception) -> Response:
 
 
 def status_of(error: Exception) -> int:
-    """Return the HTTP status that tells `error`."""
+    """Return the HTTP status of `error`."""
     if isinstance(error, ApiError | RejectedError):
         return error.status
     return error.status_code if isinstance(error, HTTPException) else 500

@@ -78,7 +78,7 @@ class EventStream:
         fields = {
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-cache",
-            "x-accel-buffering": "no",  # else nginx collects events before it passes them on
+            "x-accel-buffering": "no",  # without it nginx collects events before it passes them on
             "x-request-id": self._request_id,
         }
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]

@@ -35,7 +35,7 @@ def read_native(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job
 
 
 def _score_from(service: Service, body: NativeRequest, prompt_tokens: int) -> int | None:
-    """Return the first token of the prompt whose successors' log-probabilities are wanted; None: no prompt scores."""
+    """Return the place in the prompt from which log-probabilities are wanted; None: no prompt scores."""
     start = body.logprob_start_len
     if not body.return_logprob or start == -1:
         return None

@@ -51,7 +51,7 @@ class ToolCall(Struct, frozen=True):
 
 
 class SystemMessage(Struct, frozen=True, tag_field="role", tag="system"):
-    """Instructions of whoever runs the session."""
+    """Instructions of the session's operator."""
 
     content: Content
 

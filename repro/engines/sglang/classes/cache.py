@@ -112,11 +112,11 @@ class SglangCache:
 
     @property
     def pending(self) -> bool:
-        """Return whether a transfer is under way that the tree has not been told the end of."""
+        """Return whether the tree waits for the end of a transfer."""
         return bool(self.controller.ack_write_queue or self.controller.ack_load_queue)
 
     async def settle(self) -> None:
-        """Wait until the oldest transfer of each direction under way has ended, and tell the tree."""
+        """Wait until the oldest transfer of each direction under way has ended, and let the tree take note."""
         for acks in (self.controller.ack_write_queue, self.controller.ack_load_queue):
             if acks:
                 await acks[0].finish_event.event.synchronize("a transfer has ended, and its nodes may be evicted")
@@ -148,7 +148,7 @@ class SglangCache:
         return self.allocator.alloc(tokens)
 
     def drop(self) -> None:
-        """Evict all that nobody uses, from both tiers."""
+        """Evict everything that no request uses, from both tiers."""
         everything = 2**40
         self.tree.evict(self._sglang.prefix_cache.EvictParams(num_tokens=everything))
         self.tree.evict_host(everything)

@@ -47,7 +47,7 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     last_node: Any = None
     req_pool_idx: int | None = None
-    cache_protected_len: int = 0  # leading tokens whose slots are the tree's
+    cache_protected_len: int = 0  # leading tokens with slots that the tree owns
 
     @property
     def id(self) -> str:
@@ -61,7 +61,7 @@ class Request:
 
     @property
     def extra_key(self) -> str | None:
-        """Return among whom its prefixes are shared; None: all that name nothing."""
+        """Return the namespace that its prefixes are shared in; None for the common one."""
         return self.wire.cache_key or None
 
     def pop_committed_kv_cache(self) -> int:
@@ -172,7 +172,7 @@ class SglangEngine:
     async def run(self) -> None:
         """Serve until `stop`. Raises what SGLang's classes raise."""
         while not (self._stopping and not self._requests):
-            self._wake.clear()  # whoever calls from here on is not overslept
+            self._wake.clear()  # a call from here on ends the next rest
             self.cache.tree.check_hicache_events()
             self._reap()
             self._device.charge(self._cost.plan_us)
@@ -193,7 +193,7 @@ class SglangEngine:
         self._wake.set()
 
     async def _rest(self) -> None:
-        """Nothing can be planned: wait for transfers to unlock pages, or for somebody's call."""
+        """Nothing can be planned: wait until a transfer unlocks pages, or until a call comes."""
         if self._waiting and self.cache.pending:
             await self.cache.settle()
         elif self._waiting:

@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Copied:
-    """One copy: rows of one buffer into rows of another, as its stream comes to it."""
+    """One copy: rows of one buffer into rows of another, when its stream reaches it."""
 
     source: torch.Tensor
     target: torch.Tensor
@@ -66,7 +66,7 @@ class Kernels(Launches):
         self._group_pages = group_pages
         self._places: dict[int, Place] = {}
         self._transfers = 0
-        self.launching: Launching | None = None  # the step whose kernels come now
+        self.launching: Launching | None = None  # the step that launches kernels now
 
     def bind(self, sglang: Sglang) -> None:
         """Let SGLang's modules launch these kernels, on this module's streams."""

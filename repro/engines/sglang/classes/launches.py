@@ -18,7 +18,7 @@ class Launching(Protocol):
 
     @property
     def requests(self) -> tuple[str, ...]:
-        """Return whom it is for."""
+        """Return the ids of its requests."""
 
     @property
     def token_keys(self) -> int:

@@ -1,4 +1,4 @@
-"""What stands for the names of modules that are not there: looked up freely, and a call says which name it was.
+"""Placeholders for modules that are not installed: any name can be looked up; a call raises with that name.
 
 It imports nothing but the standard library: in a server, torch itself may be who imports such a module.
 """
@@ -31,7 +31,7 @@ class _Placeholder(type):
 
 
 def placeholder(name: str) -> Any:
-    """Return what stands for a name: anything may be looked up in it, and a call says what is missing."""
+    """Return a placeholder: any name can be looked up in it, and a call raises with the missing name."""
     return _Placeholder(name, (), {"__qualname__": name})
 
 

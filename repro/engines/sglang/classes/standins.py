@@ -26,7 +26,7 @@ ABSENT = (
     "sglang.srt.layers.radix_attention",
     "sglang.srt.observability.metrics_collector",
 )
-# Packages of SGLang whose modules are taken without what their __init__ brings: all models and their layers.
+# SGLang's modules of these packages are imported without the packages' __init__, which would import all models.
 BARE = ("sglang", "sglang.srt.layers", "sglang.srt.layers.attention", "sglang.srt.layers.attention.nsa")
 CONTENTS: dict[str, dict[str, object]] = {
     "sglang.srt.layers.quantization.fp8_kernel": {

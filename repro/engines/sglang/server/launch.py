@@ -74,7 +74,7 @@ class SglangServer:
 
     @property
     def proofs(self) -> tuple[Proof, ...]:
-        """Return what the server's processes have said of themselves."""
+        """Return the reports of the server's processes."""
         with self._lock:
             return tuple(proof for proof, _ in self._proven)
 
@@ -175,8 +175,8 @@ class SglangServer:
                 connection = self._listener.accept()
                 proof = msgspec.json.decode(connection.recv_bytes(), type=Proof)
             except (EOFError, OSError, AuthenticationError, msgspec.MsgspecError):
-                continue  # somebody else's, or the listener was closed
-            with self._lock, suppress(OSError):  # gone already: the next message to it tells
+                continue  # a connection of another program, or the listener was closed
+            with self._lock, suppress(OSError):  # a process that has ended shows at the next message to it
                 self._proven.append((proof, connection))
                 connection.send_bytes(b"")
 

@@ -13,7 +13,7 @@ from repro.fault.injector import FaultCounts, Injector
 from repro.fault.kinds import Delay
 
 POINTS = ("loadback.copy_layer", "writeback.copy_layer")
-DEFECTS = ("hicache_wrapper_no_wait",)  # nobody waits for a load-back
+DEFECTS = ("hicache_wrapper_no_wait",)  # forward passes do not wait for a load-back
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,11 +28,11 @@ class Counts(msgspec.Struct, frozen=True):
     """What became of the plan so far."""
 
     defects: tuple[str, ...]
-    faults: dict[str, FaultCounts]  # none counts as reordered: a real server doesn't tell; the next lines do
+    faults: dict[str, FaultCounts]  # `reordered` stays 0: a real server does not report it; the next fields do
     waits: int  # waits for a layer of a load-back
-    waits_held: int  # waits whose layer was not loaded yet
+    waits_held: int  # waits for a layer that was not loaded yet
     left_out: int  # waits that a defect has taken away
-    early: int  # waits taken away whose layer was not loaded yet: an early read
+    early: int  # waits that were skipped before their layer was loaded: early reads
 
 
 def read(text: str, where: str) -> Plan:

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 
 class Event:
-    """A point in a stream; never recorded, it holds nobody."""
+    """A point in a stream; before it is recorded, waiting for it returns at once."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
@@ -26,7 +26,7 @@ class Event:
         (stream or current_stream()).wait_event(self)
 
     def holding(self) -> Callable[[], object]:
-        """Return what blocks until the latest record, as it is now, is reached."""
+        """Return a function that blocks until the record that is the latest one now is reached."""
         return self._reached.wait
 
     def query(self) -> bool:

@@ -22,7 +22,7 @@ class Node:
     """
 
     id: int  # counts up, never used again
-    key: TokenRun  # tokens of whole pages, or the keys that stand for them (`sched.keys`)
+    key: TokenRun  # tokens of whole pages, or their keys (`sched.keys`)
     parent: "Node | None" = field(repr=False)  # None: the root, or deleted from the tree
     device_pages: Pages | None = None  # None: evicted from the device
     host_pages: Pages | None = None  # None: not backed up
