@@ -22,12 +22,12 @@ INK, MUTED, LINE, ACCENT = "#010101", "#020202", "#030303", "#040404"
 _PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", ACCENT: "var(--accent)"}
 HEALTHY, WRONG = "healthy", "read wrong bytes or diverged"
 SCATTER_HEIGHT = 320
-TRUTHS: dict[Truth, str] = {
-    "clean": "clean",
-    "unharmed": "unharmed",
-    "diverged": "diverged",
-    "garbled": "garbled",
-    "looping": "looping",
+MARKS: dict[Truth, tuple[str, str]] = {  # colour and shape of an answer in the scatter; the last are drawn on top
+    "clean": (MUTED, "circle"),
+    "unharmed": (INK, "square"),
+    "diverged": (ACCENT, "diamond"),
+    "garbled": (ACCENT, "cross"),
+    "looping": (ACCENT, "triangle-up"),
 }
 
 
@@ -77,19 +77,17 @@ def acceptance_chart(answers: Sequence[Answer], *, width: int) -> str:
     if not answers:
         return ""
     frame = pd.DataFrame(
-        [{"length": each.length, "rate": each.rate, "kind": TRUTHS[each.truth]} for each in _bad_last(answers)]
+        [{"length": each.length, "rate": each.rate, "kind": each.truth} for each in _bad_last(answers)]
     )
-    kinds = [*TRUTHS.values()]
+    kinds, (colours, shapes) = list(MARKS), map(list, zip(*MARKS.values(), strict=True))
     points = (
         alt.Chart(frame)
         .mark_point(size=46, opacity=0.85)
         .encode(
             x=alt.X("length:Q", title="accept length, tokens a verify", scale=alt.Scale(zero=False, domainMin=1)),
             y=alt.Y("rate:Q", title="accept rate", scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[MUTED, INK, ACCENT, ACCENT]), title=None),
-            shape=alt.Shape(
-                "kind:N", scale=alt.Scale(domain=kinds, range=["circle", "square", "diamond", "cross"]), title=None
-            ),
+            color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=colours), title=None),
+            shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=shapes), title=None),
         )
     )
     length, rate = pd.DataFrame({"length": [LENGTH_MIN]}), pd.DataFrame({"rate": [RATE_MAX]})
@@ -102,8 +100,8 @@ def acceptance_chart(answers: Sequence[Answer], *, width: int) -> str:
 
 
 def _bad_last(answers: Sequence[Answer]) -> list[Answer]:
-    """Return the answers in the order in which they are drawn, and no more clean ones than a page bears."""
-    order = list(TRUTHS)
+    """Return at most POINTS_MAX answers in the order of drawing; clean ones are left out first."""
+    order = list(MARKS)
     ranked = sorted(answers, key=lambda each: -order.index(each.truth))[:POINTS_MAX]
     return ranked[::-1]
 
