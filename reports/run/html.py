@@ -1,9 +1,4 @@
-"""The report of a run as one HTML file that needs nothing else: no network, no other file.
-
-Everything that came from outside goes through the template's escaping, and every character that
-cannot be seen becomes a visible escape before that. The page's own policy forbids any request and
-any script but its own, so that even a mistake here could not make an answer active.
-"""
+"""The report of a run as one HTML file that needs no other; `reports.page` escapes what came from outside."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

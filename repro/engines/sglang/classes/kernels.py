@@ -1,4 +1,4 @@
-"""The kernels that SGLang's cache classes launch, as operations of our device.
+"""The kernels that SGLang's cache classes launch, as operations of the simulated device.
 
 Each takes what SGLang passes, puts one operation (a copy: one for each layer and group of pages) on SGLang's
 current stream and returns. Indices and addresses are fixed at the launch; bytes are read when the operation

@@ -1,8 +1,8 @@
 """Bytes of cached rows: what a token's latent and index row hold where no model computes them.
 
-A row is its stamp (see `repro.serve.kv.stamps`), times one odd factor for each eight bytes, so that every byte
-tells whose it is, and a torn row is no row at all. A request that has read wrong bytes stores other rows from
-then on: its stamps are mixed with the number of that read.
+A row is its stamp (see `repro.serve.kv.stamps`), times one odd factor for each eight bytes: every byte depends on
+the stamp, and a torn row matches no stamp. A request that has read wrong bytes stores other rows from then on: its
+stamps are mixed with the number of that read.
 """
 
 from typing import NamedTuple
