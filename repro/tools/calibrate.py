@@ -1,8 +1,8 @@
-"""`repro calibrate`: what a server's clean answers score, so that the false-alarm rate of its oracles is a choice.
+"""`repro calibrate`: the scores of a server's clean answers, so that the false-alarm rate of its oracles is a choice.
 
-The server is asked at a gentle load, and each answer is checked past the cache as `repro replay` checks them. A
-gentle load is what is taken for clean: rounding that differs from batch to batch and from a prefix hit to none is in
-it, and so is whatever the server does wrong even then. What no rounding explains is told.
+The server is asked at a gentle load, and each answer is checked past the cache as `repro replay` checks them. The
+answers count as clean: their scores contain rounding that differs between batches and with prefix hits, and also what
+the server does wrong even at this load. Answers that no rounding explains are counted and reported.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ class GentleLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibrated(msgspec.Struct, frozen=True):
-    """A calibration and how it came about."""
+    """A calibration, and the load and checks behind it."""
 
     calibration: Calibration
     asked: int
@@ -70,7 +70,7 @@ class Calibrated(msgspec.Struct, frozen=True):
 
     @property
     def sentences(self) -> list[str]:
-        """Return what came of it, in sentences."""
+        """Return the result in sentences."""
         lines = []
         for oracle in ORACLES:
             scores = self.calibration.scores(oracle)

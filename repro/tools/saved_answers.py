@@ -1,4 +1,4 @@
-"""Reads answers that people already have, with their prompts where there are any: one file, many forms.
+"""Reads saved answers, with their prompts where the file has them, in many forms:
 
     plain text       the whole file is one answer
     JSON Lines       an object a line; also one JSON document, an object or a list of them
@@ -47,10 +47,10 @@ class Saved(msgspec.Struct, frozen=True):
 
 
 class Answers(msgspec.Struct):
-    """All answers of some files, and what else was in them."""
+    """All answers of some files, and the counts of their other lines."""
 
     saved: list[Saved] = []
-    unanswered: int = 0  # lines that say that there is no answer: errors of a batch, empty ones
+    unanswered: int = 0  # lines without an answer: errors of a batch, empty answers
     prompts: dict[str, str] = {}  # custom_id -> prompt, from batch input
     characters: int = 0
 

@@ -1,8 +1,8 @@
-"""The places where the stack holds an order, found by watching it run, and how each is taken away.
+"""The places where the stack holds an order, found by watching it run, and how each is removed.
 
-Nothing here lists them by hand: a wait, a record, a host synchronisation or an acknowledgement is found when
-the simulated device is asked for it, a pin by having its opposite in the radix tree, a guard by being a field of
-`Guards`. A wait of new code is a mutant the next time the workloads come by it.
+No list of them is kept by hand: a wait, a record, a host synchronisation or an acknowledgement is found when the
+simulated device is asked for it, a pin by its opposite in the radix tree, a guard as a field of `Guards`. A wait of
+new code is a mutant the next time that the workloads reach it.
 """
 
 import inspect
@@ -33,25 +33,25 @@ PINS = tuple(name for name in vars(RadixTree) if f"un{name}" in vars(RadixTree))
 
 
 class Mutant(msgspec.Struct, frozen=True, order=True):
-    """One thing that is taken away. `name` is the wait's or synchronisation's why, else what it is called."""
+    """One thing that is removed. `name` is the reason that a wait or synchronisation gives, else the thing's name."""
 
     kind: Kind
     name: str
 
 
 class Sites(msgspec.Struct):
-    """What runs came by: the whys of the waits for each event, and of those that each guard brings."""
+    """The sites that runs reached. A wait is known by the reason (why) that it gives."""
 
     mutants: set[Mutant] = set()
     waits_for: dict[str, set[str]] = {}
     edges_of: dict[str, set[Brought]] = {}  # edges that the waits for each event brought
     waits_of: dict[str, set[str]] = {}
-    learnt_of: dict[str, set[str]] = {}  # the whys of what the host learnt by each acknowledgement
-    refused: set[str] = set()  # acknowledgements that were not there yet when they were asked for
+    learnt_of: dict[str, set[str]] = {}  # acknowledgement -> reasons of what the host learnt by it
+    refused: set[str] = set()  # acknowledgements that had not come yet when they were asked for
     took_s: float = 0.0  # the longest run's processor time
 
     def add(self, other: "Sites") -> None:
-        """Take in what another run came by."""
+        """Add the sites of another run."""
         self.mutants |= other.mutants
         self.refused |= other.refused
         self.took_s = max(self.took_s, other.took_s)
@@ -82,13 +82,13 @@ def plain(event: str) -> str:
 
 
 def static_mutants() -> list[Mutant]:
-    """Return those that need no run to be found: pins and guards."""
+    """Return the mutants that are found without a run: pins and guards."""
     return [Mutant("pin", name) for name in PINS] + [Mutant("guard", name) for name in GUARDS]
 
 
 @dataclass(frozen=True)
 class Altered:
-    """A stack in whose streams, events, prefix trees or guards something is watched, or taken away."""
+    """The parts of a stack with something watched in them, or removed."""
 
     guards: Guards | None = None  # None: those of the scenario
     stream: type[SimStream] = SimStream
@@ -155,7 +155,7 @@ def watched(sites: Sites) -> Altered:
 
 
 def noted(function: Callable[..., Any], mutant: Mutant, sites: Sites) -> Callable[..., Any]:
-    """Return what does the same, and notes that it was called."""
+    """Return a function that does the same and notes each call."""
 
     def body(*arguments: Any) -> Any:
         sites.mutants.add(mutant)
@@ -165,7 +165,7 @@ def noted(function: Callable[..., Any], mutant: Mutant, sites: Sites) -> Callabl
 
 
 def applied(mutant: Mutant) -> Altered:
-    """Return a stack from which one thing is taken away."""
+    """Return the parts of a stack without one thing."""
     match mutant.kind:
         case "guard":
             guards = Guards()

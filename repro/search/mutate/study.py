@@ -1,8 +1,8 @@
-"""The examination that the stack and the detectors do not set themselves.
+"""The mutation study: removes each order-holding thing of the stack, and asks whether that is noticed.
 
-Each mutant runs under the workloads until somebody notices: a detector, or the stack's own assertions. One that
-nobody notices is redundant, which the happens-before of a run proves by naming what implies it, or serves pace
-alone, which it proves by the accesses that stay ordered; else it is a hole.
+Each mutant runs under the workloads until a detector, or an assertion of the stack, notices it. A mutant that is not
+noticed is redundant when other edges imply it, or harmless when all accesses to pages stay ordered; the
+happens-before of an unchanged run proves both. Otherwise it is a hole.
 """
 
 import signal
@@ -45,28 +45,28 @@ from repro.search.mutate.sites import (
 from repro.serve.guards import Guards
 
 Outcome = Literal["caught", "redundant", "survived", "undecided"]
-# A mutant may go round in circles. Processor time tells that on a machine of any speed; a run that stands still for
-# longer than RUN_TIMEOUT_S may be the machine's fault, and is nobody's.
+# A mutant may loop for ever. Processor time shows that on a machine of any speed; a run that stands still for longer
+# than RUN_TIMEOUT_S may be the machine's fault, so it counts as undecided.
 TIMES_MAX = 8  # A mutant's processor time, over the unchanged workload's
 PROCESSOR_S_MIN = 8.0
 RUN_TIMEOUT_S = 1800.0
-STOP_S = 20.0  # Running workloads get so long to end after a Ctrl-C
-AGAIN_S = 1.0  # the loop may swallow what ends it
+STOP_S = 20.0  # time that running workloads get to end after a Ctrl-C
+AGAIN_S = 1.0  # the signal is repeated: the event loop may swallow the exception
 NO_END = f"no end within {RUN_TIMEOUT_S:.0f} s"
 CIRCLES = f"never ends: {TIMES_MAX} times the processor time of the workload"
 FIRST_LINE_MAX = 100  # characters of an assertion's message that a row quotes
-_UNCHANGED: dict[tuple[str, str, int], list[AnyEvent]] = {}  # events of runs with nothing taken away, in a worker
+_UNCHANGED: dict[tuple[str, str, int], list[AnyEvent]] = {}  # events of unchanged runs, one cache a worker
 
 
 class Watching(msgspec.Struct, frozen=True):
-    """A run of a workload with nothing taken away."""
+    """A run of an unchanged workload."""
 
     workload: Scenario
     seed: int
 
 
 class Examined(msgspec.Struct, frozen=True):
-    """A mutant, and what it takes to examine it; `reached` is what each workload comes by, by its name."""
+    """A mutant with all that its examination needs; `reached` has the sites that each workload reaches, by name."""
 
     mutant: Mutant
     workloads: tuple[Scenario, ...]
@@ -85,14 +85,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Examination(msgspec.Struct, frozen=True):
-    """All rows, and who was not clean before anything was taken away."""
+    """All rows, and the workloads that were not clean before anything was removed."""
 
     rows: tuple[Row, ...]
     unclean: tuple[str, ...] = ()
     cut: bool = False  # Ctrl-C ended it
 
     def count(self, outcome: Outcome) -> int:
-        """Return how many mutants came to this."""
+        """Return how many mutants have this outcome."""
         return sum(row.outcome == outcome for row in self.rows)
 
     @property
@@ -104,9 +104,9 @@ class Examination(msgspec.Struct, frozen=True):
 def examine(
     workloads: Sequence[Scenario], seeds: Sequence[int], *, workers: int, done: Callable[[Row, int, int], None]
 ) -> Examination:
-    """Run every mutant under every workload that comes by it and every seed until it is noticed; `done(row,
-    number, of)` after each.
+    """Run every mutant under every workload that reaches it, with every seed, until it is noticed.
 
+    `done(row, number, of)` is called after each mutant.
     The workloads run in stamps, and their floors don't count. A Ctrl-C ends it; what was done is returned.
     """
     plain = [in_stamps(workload) for workload in workloads]
@@ -138,7 +138,7 @@ def in_stamps(workload: Scenario) -> Scenario:
 
 
 def watch(run: Watching) -> tuple[Sites, str]:
-    """Return what a workload comes by, and what its run had to complain of; "" for nothing, as it must be."""
+    """Return the sites that a workload reaches, and the complaint about its run; "" for none, as it must be."""
     workload, seed = run.workload, run.seed
     sites = Sites()
     started_s = time.process_time()
@@ -148,12 +148,12 @@ def watch(run: Watching) -> tuple[Sites, str]:
 
 
 def fate_of(examined: Examined) -> Row:
-    """Return what became of a mutant, in a worker."""
+    """Return the row of a mutant; called in a worker."""
     return fate(examined.mutant, examined.workloads, examined.seeds, examined.reached)
 
 
 def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
-    """Return what became of a mutant; `reached` is what each workload comes by, by its name."""
+    """Return the row of a mutant; `reached` has the sites that each workload reaches, by name."""
     if mutant.kind == "guard" and does_nothing(Guards()[mutant.name]):
         by = "does nothing by itself; a setting puts another in its place"
         return Row(mutant.kind, mutant.name, "redundant", by, 0)
@@ -174,8 +174,10 @@ def fate(mutant: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], re
 
 
 def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[int], reached: dict[str, Sites]) -> Row:
-    """Return whether what springs a trap is noticed without it too: the bank's defects that leave it out with
-    another guard, once with the trap in place and once without."""
+    """Return the row of a guard that only raises: is the bug that it traps found without the trap too?
+
+    The bank's defects that leave it out with another guard run once with the trap in place and once without.
+    """
     runs = 0
     for name, in_place in _springing(trap):
         for seed in seeds:
@@ -193,7 +195,7 @@ def _fate_of_trap(trap: Mutant, workloads: Sequence[Scenario], seeds: Sequence[i
 
 
 def _springing(trap: Mutant) -> Iterator[tuple[str, Guards]]:
-    """Yield the bank's defects that leave a trap and other guards out, each with its guards and the trap in place."""
+    """Yield each defect that leaves out a trap and other guards, with its guards and the trap in place."""
     correct = Guards()
     for defect in DEFECTS.values():
         guards = defect.apply(correct)
@@ -211,7 +213,7 @@ def _springs(trap: Mutant, guards: Guards, workload: Scenario, seed: int, usual_
 
 
 def _redundant(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached: dict[str, Sites]) -> str:
-    """Return what implies all that a mutant takes away, in words; "" when nothing does, or it is unknown."""
+    """Return in words which edges imply all that a mutant removes; "" when none do, or when it is unknown."""
     whys, brought = _taken_by(mutant, workloads, reached)
     learnt_of = {name for workload in workloads for name in reached[workload.name].learnt_of}
     if mutant.kind == "record" and not whys and mutant.name not in learnt_of:
@@ -239,7 +241,7 @@ def _unneeded(mutant: Mutant, workloads: Sequence[Scenario], seed: int, reached:
 def _taken_by(
     mutant: Mutant, workloads: Sequence[Scenario], reached: dict[str, Sites]
 ) -> tuple[frozenset[str], list[set[Brought] | None]]:
-    """Return the waits that a mutant makes void, and which edges of theirs, by workload; None for all."""
+    """Return the waits that a mutant removes edges from, and those edges by workload; None for all edges."""
     sites = Sites()
     for workload in workloads:
         sites.add(reached[workload.name])
@@ -250,7 +252,7 @@ def _taken_by(
 
 
 def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
-    """Return the waits and synchronisations that are void without what a mutant takes away."""
+    """Return the waits and synchronisations that order nothing under a mutant."""
     match mutant.kind:
         case "record" if mutant.name not in sites.learnt_of:
             return frozenset(sites.waits_for.get(mutant.name, ()))
@@ -265,8 +267,10 @@ def _whys_of(mutant: Mutant, sites: Sites) -> frozenset[str]:
 
 
 def _noticed(workload: Scenario, seed: int, altered: Altered, usual_s: float | None = None) -> str:
-    """Run once; return who noticed something. `usual_s` is the processor time that it takes with nothing taken away,
-    None where nobody knows yet."""
+    """Run once and return what noticed something, "" for nothing.
+
+    `usual_s` is the processor time of the unchanged workload, None where it is not known yet.
+    """
     bound_s = None if usual_s is None else max(PROCESSOR_S_MIN, TIMES_MAX * usual_s)
     complaint = ""
     with tempfile.TemporaryDirectory(prefix="mutate") as root, _bounded(bound_s) as over:
@@ -275,7 +279,7 @@ def _noticed(workload: Scenario, seed: int, altered: Altered, usual_s: float | N
 
 
 def _complaint_of(workload: Scenario, seed: int, altered: Altered, root: Path) -> str:
-    """Run until the stack or a detector complains, and return of what; "" for nothing."""
+    """Run until the stack or a detector complains; return the complaint, "" for none."""
     try:
         outcome = run_scenario(
             workload, RunOptions(seed, oracle_sample=0), root=root, utc=datetime.now(UTC),
@@ -291,7 +295,7 @@ def _complaint_of(workload: Scenario, seed: int, altered: Altered, root: Path) -
 
 
 class _NoticedError(ReproError):
-    """A run has shown enough: the message names the detectors that have found something."""
+    """Ends a run early; the message names the detectors that have found something."""
 
 
 class _FirstFinding(LoadListener):
@@ -303,7 +307,7 @@ class _FirstFinding(LoadListener):
 
 
 def _logs(workloads: Sequence[Scenario], seed: int) -> Iterator[list[Event]]:
-    """Yield the events of each workload's run with nothing taken away."""
+    """Yield the events of each unchanged workload's run."""
     for workload in workloads:
         key = workload.name, workload.source, seed
         if key not in _UNCHANGED:
@@ -320,9 +324,9 @@ class _Over(Exception):
 
 @contextmanager
 def _bounded(processor_s: float | None) -> Iterator[list[str]]:
-    """End what takes more processor time than this, or longer than RUN_TIMEOUT_S; what is yielded says so then.
+    """End a run that takes more processor time than this, or longer than RUN_TIMEOUT_S; the yielded list then says so.
 
-    Whatever such a run says itself counts for nothing: the stack may have swallowed what was to end it, and gone on.
+    The run's own complaint does not count then: the stack may have swallowed the exception, and gone on.
     """
     over: list[str] = []
     armed = True
