@@ -35,8 +35,7 @@ def merged(tables: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     result = dict(tables)
     for key, value in overrides.items():
         inner = result.get(key)
-        both = isinstance(value, dict) and isinstance(inner, dict)
-        result[key] = merged(inner, value) if both and inner is not None else value
+        result[key] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
     return result
 
 
