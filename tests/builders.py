@@ -23,6 +23,8 @@ from repro.base.probe import (
     Tokens,
 )
 from repro.record.folder import RunFolder, RunMeta, utc_stamp
+from repro.record.lines import read_lines
+from repro.record.log import PLAIN_LOG, log_of
 from repro.record.requests import RequestRecord, SentRequest
 from repro.record.verdict import RunVerdict
 from repro.record.view import Run, open_run
@@ -220,6 +222,13 @@ def make_verdict(**changes: Any) -> RunVerdict:
         "report": "runs/hicache_early_read/20261123T101500Z-7/report.html",
     }  # fmt: skip
     return msgspec.convert(verdict | changes, RunVerdict)
+
+
+def unpacked_log(folder: Path) -> Path:
+    """Unpack a run's log and return it as plain JSON lines, which then count: a test can change them."""
+    lines = b"".join(line + b"\n" for _, line in read_lines(log_of(folder)))
+    (folder / PLAIN_LOG).write_bytes(lines)
+    return folder / PLAIN_LOG
 
 
 def make_folder(root: Path, scenario: str = "hicache_early_read", seed: int = 7, **options: Any) -> RunFolder:

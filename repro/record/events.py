@@ -17,6 +17,8 @@ from repro.base.probe import AnyEvent, Burst, Event, Op, Tokens
 
 Line = TypeVar("Line")
 
+UNHASHED_BYTES = 32 * 2**10
+
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
@@ -74,15 +76,27 @@ def _null_to_nan(value: Any) -> Any:
     return value
 
 
+# Between these two, a line has what the fingerprint leaves out: source lines, log-probabilities. JSON escapes a quote
+# within a string, so no value can hold either.
+LEFT_OUT: dict[type[Event], tuple[bytes, bytes]] = {
+    Op: (b'"site":"', b'","host":'),
+    Burst: (b'"sites":[', b'],"parts":'),
+    Tokens: (b'"logprobs":[', b'],"at_us":'),
+}
+
+
 def canonical(event: Event) -> bytes:
-    """Return what the fingerprint takes of an event: all but source lines and log-probabilities."""
-    if isinstance(event, Op):
-        event = msgspec.structs.replace(event, site="")
-    elif isinstance(event, Burst):
-        event = msgspec.structs.replace(event, sites=())
-    elif isinstance(event, Tokens):
-        event = msgspec.structs.replace(event, logprobs=())
-    return encode_line(event)
+    """Return what the fingerprint takes of an event: its line without source lines and log-probabilities."""
+    return _canonical(event, encode_line(event))
+
+
+def _canonical(event: Event, line: bytes) -> bytes:
+    left_out = LEFT_OUT.get(type(event))
+    if left_out is None:
+        return line
+    before, behind = left_out
+    start = line.index(before) + len(before)
+    return line[:start] + line[line.index(behind, start) :]
 
 
 class Found(Protocol):
@@ -110,19 +124,32 @@ class Fingerprint:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._unhashed = bytearray()  # many lines at once: a call for each costs more than the hash of a short line
 
     def add(self, event: Event) -> None:
         """Take the next event."""
-        self._hash.update(canonical(event) + b"\n")
+        self.add_line(event, encode_line(event))
+
+    def add_line(self, event: Event, line: bytes) -> None:
+        """Take the next event, whose line has been encoded already."""
+        self._unhashed += _canonical(event, line)
+        self._unhashed += b"\n"
+        if len(self._unhashed) > UNHASHED_BYTES:
+            self._hash_all()
 
     def add_finding(self, finding: Found) -> None:
         """Take the next finding."""
         key = ("finding", finding.detector, finding.signature, finding.request, finding.at_us, finding.count)
-        self._hash.update(encode_line(key) + b"\n")
+        self._unhashed += encode_line(key) + b"\n"
 
     def hexdigest(self) -> str:
         """Return the fingerprint of all that was taken so far, 64 hexadecimal digits."""
+        self._hash_all()
         return self._hash.hexdigest()
+
+    def _hash_all(self) -> None:
+        unhashed, self._unhashed = self._unhashed, bytearray()
+        self._hash.update(unhashed)
 
 
 def fingerprint_of(events: Iterable[Event], findings: Iterable[Found] = ()) -> str:

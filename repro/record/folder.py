@@ -2,7 +2,7 @@
 
 scenario.toml     the scenario as it was run
 run.json          RunMeta: versions, seed, config, state, verdict; always whole
-events.jsonl      what happened, in order
+events.jsonl.zst  what happened, in order: JSON lines, packed (`zstdcat`)
 requests.jsonl    one line per request while it runs; becomes requests.parquet at the end
 findings.jsonl    what the detectors found
 report.html       made by `reports`
@@ -21,7 +21,7 @@ from repro.base.errors import RecordError
 from repro.base.probe import Event, LimitEvent
 from repro.record.events import Fingerprint, Found, encode_line
 from repro.record.lines import NEXT_STEP, LineFile
-from repro.record.log import EVENT_BYTES_MAX, EventLog
+from repro.record.log import EVENT_BYTES_MAX, LOG, EventLog
 from repro.record.redact import redacted_finding, redacted_request
 from repro.record.requests import RequestRecord
 from repro.record.table import read_request_lines, write_table
@@ -72,7 +72,7 @@ class RunFolder:
         self._failure: Exception | None = None
         self._full: set[str] = set()  # files that reached their limit
         write_meta(path, meta)
-        self.log = EventLog(path / "events.jsonl", self.fingerprint, bytes_max=event_bytes_max)
+        self.log = EventLog(path / LOG, self.fingerprint, bytes_max=event_bytes_max)
         self._requests = LineFile(path / "requests.jsonl", bytes_max=REQUEST_BYTES_MAX)
         self._findings = LineFile(path / "findings.jsonl", bytes_max=FINDING_BYTES_MAX)
 
@@ -102,7 +102,10 @@ class RunFolder:
 
     def emit(self, event: Event) -> None:
         """Record the next event."""
-        self._record(lambda: self.log.emit(event))
+        try:
+            self.log.emit(event)
+        except RecordError as error:
+            self._refused(error)
 
     def add_request(self, record: RequestRecord) -> None:
         """Record a request; a later record of the same request and attempt replaces it."""
@@ -163,9 +166,13 @@ class RunFolder:
         try:
             step()
         except RecordError as error:
-            raised_before, self._failure = self._failure is not None, self._failure or error
-            if not raised_before:
-                raise
+            self._refused(error)
+
+    def _refused(self, error: RecordError) -> None:
+        """Raise the first refusal of the disk; swallow later ones."""
+        raised_before, self._failure = self._failure is not None, self._failure or error
+        if not raised_before:
+            raise error
 
     def _append(self, file: LineFile, line: bytes, at_us: float) -> None:
         def step() -> None:

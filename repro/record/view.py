@@ -11,7 +11,7 @@ from repro.base.errors import RecordError, UsageError
 from repro.base.probe import AnyEvent, Event, unrolled
 from repro.record.folder import FORMAT, RunMeta
 from repro.record.lines import CHANGED, read_lines
-from repro.record.log import read_events
+from repro.record.log import log_of, read_events
 from repro.record.requests import RequestRecord
 from repro.record.table import read_request_lines, read_table
 from repro.record.verdict import RunVerdict
@@ -46,7 +46,7 @@ class Run:
 
     def recorded(self) -> Iterator[AnyEvent]:
         """Yield the events as they were recorded, one at a time from the file; each call starts anew."""
-        return read_events(self.path / "events.jsonl")
+        return read_events(log_of(self.path))
 
     def events(self) -> Iterator[Event]:
         """Yield the events in order, every operation as an event of its own; each call starts anew."""

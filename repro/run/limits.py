@@ -44,10 +44,10 @@ class LimitWatch:
 
     def check_time(self) -> bool:
         """Return whether the time is up; if it is, the task under way is cancelled."""
-        time_is_up = self.seconds_left <= 0
-        if time_is_up:
-            self._end(f"the limit of {self._wall_s:,.0f} s (limits.wall_s) was reached", by_accident=True)
-        return time_is_up
+        if self._clock_s() - self._started_s < self._wall_s:
+            return False
+        self._end(f"the limit of {self._wall_s:,.0f} s (limits.wall_s) was reached", by_accident=True)
+        return True
 
     def interrupt(self) -> None:
         """End the run after a Ctrl-C."""

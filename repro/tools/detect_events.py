@@ -11,6 +11,7 @@ from repro.base.errors import RecordError, UsageError
 from repro.base.probe import unrolled
 from repro.base.verdict_word import VerdictWord
 from repro.record.events import decode_event
+from repro.record.lines import raw_lines
 
 FORMAT_FILE = "detectors/EVENTS.md"
 
@@ -26,15 +27,19 @@ class Detected(msgspec.Struct, frozen=True):
 
 
 def detect(path: Path) -> Detected:
-    """Judge a file of events. Raises UsageError with the line that is no event, or contradicts those before."""
+    """Judge a file of events, plain or packed with zstd.
+
+    Raises UsageError with the line that is no event, or contradicts those before.
+    """
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; give a file of events, as {FORMAT_FILE} describes them")
     detectors = event_detectors()
     events = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            _feed(detectors, line, f"{path}:{number}")
-            events += 1
+    try:
+        for events, line in enumerate(raw_lines(path), start=1):
+            _feed(detectors, line, f"{path}:{events}")
+    except RecordError as error:
+        raise UsageError(str(error)) from error
     return _detected([detector.verdict() for detector in detectors], events)
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from repro.cli import app
 from repro.record.view import open_run
-from tests.builders import make_folder, make_request, make_run, race_events
+from tests.builders import make_folder, make_request, make_run, race_events, unpacked_log
 from tests.tiny import SERVER_LOST, TINY, tiny_text
 
 SESSION = '{"id": "a", "turns": [{"messages": [{"role": "user", "content": "Fix a.py"}], "max_tokens": 2}]}\n'
@@ -285,7 +285,7 @@ def test_a_bug_is_four_because_pythons_one_would_read_as_an_anomaly(monkeypatch:
 
 def test_a_tampered_folder_is_told_with_both_sides() -> None:
     told = only_object(repro("run", "tiny.toml", "-q", "--json", "--threads", "1"))
-    events = Path(told["run_dir"]) / "events.jsonl"
+    events = unpacked_log(Path(told["run_dir"]))
     events.write_text(events.read_text().replace('"what":"finished"', '"what":"vanished"', 1))
     result = repro("reproduce", told["run_dir"], "-q", "--json", "--threads", "1")
     assert result.exit_code == 4 and only_object(result)["verdict"] == "failed"
@@ -353,7 +353,7 @@ def test_a_killed_run_keeps_its_requests_and_comes_again(here: Path) -> None:
     process = start("run", "long.toml")
     first_line(process)
     [folder] = (here / "runs" / "long").iterdir()
-    while not (folder / "events.jsonl").stat().st_size or not (folder / "requests.jsonl").stat().st_size:
+    while not list(open_run(folder).events()) or not (folder / "requests.jsonl").stat().st_size:
         time.sleep(0.02)
     process.kill()
     process.communicate()
@@ -380,7 +380,7 @@ def test_closed_streams_go_nowhere_and_not_into_the_runs_files(streams: Sequence
     assert code == 0
     [folder] = (here / "runs" / "tiny").iterdir()
     assert open_run(folder).verdict.word == "clean"
-    assert all(line.startswith('{"e":') for line in (folder / "events.jsonl").read_text().splitlines())
+    assert all(line.startswith('{"e":') for line in unpacked_log(folder).read_text().splitlines())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro.base.errors import RecordError
-from repro.base.probe import FaultEvent, RequestEvent, Tokens
-from repro.record.events import Fingerprint, decode_event, encode_line, fingerprint_of
+from repro.base.probe import Access, Burst, FaultEvent, Part, RequestEvent, Tokens
+from repro.record.events import Fingerprint, canonical, decode_event, encode_line, fingerprint_of
 from tests.builders import make_op, race_events, race_finding
 
 times = st.floats(min_value=0, max_value=1e15, allow_nan=False)
@@ -42,6 +42,27 @@ def test_a_lone_surrogate_becomes_a_visible_escape() -> None:
 def test_a_line_that_is_no_event_is_refused(line: bytes) -> None:
     with pytest.raises(RecordError, match="no event"):
         decode_event(line)
+
+
+@given(st.text(), st.text(), st.text(), st.lists(st.floats(), max_size=4))
+def test_the_fingerprint_takes_the_line_of_the_event_without_what_is_left_out(
+    site: str, name: str, request: str, logprobs: list[float]
+) -> None:
+    part = Part(name, 0, 1.0, 2.0, 3.0, (Access(True, "device", "latent", 0, 1, request),))
+    burst = Burst(name, 1, 2, 3, (site, '],"parts":', site), (part, part, part), requests=(request,))
+    op = make_op(stream=name, site=site, name=name, requests=(request,))
+    tokens = Tokens(request, (1, 2), tuple(logprobs), 3.0)
+    assert canonical(op) == encode_line(msgspec.structs.replace(op, site=""))
+    assert canonical(burst) == encode_line(msgspec.structs.replace(burst, sites=()))
+    assert canonical(tokens) == encode_line(msgspec.structs.replace(tokens, logprobs=()))
+
+
+@pytest.mark.parametrize("site", ["", '"', "\\", '","host":', '\\","host":1', '"site":"', "\ud800.py:1"])
+def test_no_source_line_passes_for_an_end_of_what_is_left_out(site: str) -> None:
+    op = make_op(site=site)
+    assert canonical(op) == encode_line(msgspec.structs.replace(op, site=""))
+    burst = Burst("s", 1, 2, 3, (site, site), (Part("n", 0, 1.0, 2.0, 3.0),) * 2)
+    assert canonical(burst) == encode_line(msgspec.structs.replace(burst, sites=()))
 
 
 def test_the_source_line_and_log_probabilities_do_not_enter_the_fingerprint() -> None:

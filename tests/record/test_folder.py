@@ -29,7 +29,7 @@ def test_a_finished_run_reads_back_whole(tmp_path: Path) -> None:
     assert [record.request for record in run.requests][:2] == ["s1-t1", "s2-t0"]
     assert run.findings(decode_finding)[0] == race_finding()
     names = sorted(file.name for file in run.path.iterdir())
-    assert names == ["events.jsonl", "findings.jsonl", "requests.parquet", "run.json", "scenario.toml"]
+    assert names == ["events.jsonl.zst", "findings.jsonl", "requests.parquet", "run.json", "scenario.toml"]
 
 
 def test_a_killed_run_reads_back_as_far_as_it_came(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from repro.base.errors import RecordError
 from repro.base.probe import AnyEvent, LimitEvent, RequestEvent
-from repro.record.events import Fingerprint, fingerprint_of
-from repro.record.lines import LineFile, read_lines
-from repro.record.log import EventLog, read_events
+from repro.record.events import Fingerprint, encode_line, fingerprint_of
+from repro.record.lines import LINE_BYTES_MAX, ZSTD_MAGIC, LineFile, read_lines
+from repro.record.log import EventLog, log_of, read_events
 from tests.builders import make_op, race_events
 
 ROOT = Path(__file__).parents[2]
@@ -61,11 +63,94 @@ def test_a_killed_process_leaves_every_event_up_to_the_last_flush(tmp_path: Path
     assert [event.request for event in events if isinstance(event, RequestEvent)] == [f"r{n}" for n in range(1000)]
 
 
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    write(tmp_path / "e", race_events())
+def plain(path: Path, events: list[AnyEvent]) -> None:
+    path.write_bytes(b"".join(encode_line(event) + b"\n" for event in events))
+
+
+def frame(events: list[AnyEvent]) -> bytes:
+    """Return the frame that a log makes of these events."""
+    return zstandard.ZstdCompressor(write_checksum=True).compress(b"".join(encode_line(e) + b"\n" for e in events))
+
+
+def test_a_torn_last_line_of_a_plain_log_is_left_out(tmp_path: Path) -> None:
+    plain(tmp_path / "e", race_events())
     with (tmp_path / "e").open("ab") as file:
         file.write(b'{"e":"op","stream":"lo')
     assert list(read_events(tmp_path / "e")) == race_events()
+
+
+def test_a_frame_that_a_kill_cut_off_anywhere_spoils_none_before_it(tmp_path: Path) -> None:
+    whole, last = frame(race_events()), frame(race_events())
+    for length in range(len(last)):
+        (tmp_path / "e").write_bytes(whole + last[:length])
+        kept = list(read_events(tmp_path / "e"))
+        assert kept[: len(race_events())] == race_events()
+        assert kept == (race_events() * 2)[: len(kept)]
+
+
+def test_a_frame_cut_off_within_its_lines_gives_the_lines_that_can_be_unpacked(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    events: list[AnyEvent] = [RequestEvent("received", f"{noise.getrandbits(400):x}", n) for n in range(5_000)]
+    packed = frame(events)
+    (tmp_path / "e").write_bytes(packed[: len(packed) // 2])
+    kept = list(read_events(tmp_path / "e"))
+    assert 0 < len(kept) < len(events) and kept == events[: len(kept)]
+
+
+@pytest.mark.parametrize("behind", [b"garbage", b"\0" * 4096, b'{"e":"pages","id":1,"ranges":[1,2]}\n'])
+def test_garbage_behind_a_frame_is_told_after_all_events_before_it(behind: bytes, tmp_path: Path) -> None:
+    (tmp_path / "e").write_bytes(frame(race_events()) + behind)
+    kept = []
+    with pytest.raises(RecordError, match=rf"e: damaged behind line {len(race_events())} .*`zstdcat e > events.jsonl`"):
+        for event in read_events(tmp_path / "e"):
+            kept.append(event)
+    assert kept == race_events()
+
+
+def test_a_changed_byte_is_told_by_the_checksum_of_its_frame(tmp_path: Path) -> None:
+    changed = bytearray(frame(race_events()))
+    changed[-1] ^= 1
+    (tmp_path / "e").write_bytes(frame(race_events()) + changed)
+    with pytest.raises(RecordError, match="damaged behind line .*checksum"):
+        list(read_events(tmp_path / "e"))
+
+
+def test_a_small_frame_that_holds_a_huge_line_is_refused(tmp_path: Path) -> None:
+    bomb = frame(race_events()) + zstandard.ZstdCompressor().compress(b"\0" * (LINE_BYTES_MAX + 1))
+    assert len(bomb) < 16_384
+    (tmp_path / "e").write_bytes(bomb)
+    with pytest.raises(RecordError, match=rf"e:{len(race_events()) + 1}: the line is longer than 67,108,864 bytes"):
+        list(read_events(tmp_path / "e"))
+
+
+def test_a_frame_that_asks_for_more_memory_than_the_bound_is_refused(tmp_path: Path) -> None:
+    wide = zstandard.ZstdCompressionParameters(window_log=29, enable_ldm=True, write_content_size=False)
+    packer = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    (tmp_path / "e").write_bytes(packer.compress(b"{}\n" * 100_000) + packer.flush())
+    with pytest.raises(RecordError, match="damaged behind line 0 .*memory"):
+        list(read_events(tmp_path / "e"))
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_an_empty_or_missing_log_has_no_events(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "e").write_bytes(content)
+    assert list(read_events(tmp_path / "e")) == []
+
+
+def test_a_plain_log_reads_back_like_a_packed_one_and_counts_where_there_are_both(tmp_path: Path) -> None:
+    assert log_of(tmp_path).name == "events.jsonl.zst"
+    write(log_of(tmp_path), race_events()[:3])
+    plain(tmp_path / "events.jsonl", race_events())
+    assert list(read_events(log_of(tmp_path))) == race_events()
+
+
+def test_a_long_log_is_many_frames_and_a_tenth_of_its_lines(tmp_path: Path) -> None:
+    events: list[AnyEvent] = [make_op(index=number) for number in range(3_000)]
+    write(tmp_path / "e", events)
+    packed = (tmp_path / "e").read_bytes()
+    assert packed.count(ZSTD_MAGIC) > 1 and len(packed) < sum(map(len, map(encode_line, events))) / 10
+    assert list(read_events(tmp_path / "e")) == events
 
 
 def test_a_changed_line_is_named(tmp_path: Path) -> None:
@@ -89,7 +174,8 @@ def test_the_limit_is_told_once_in_the_log_and_leaves_the_fingerprint_alone(tmp_
 
 
 def test_a_full_disk_is_told_once_and_what_was_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, room = os.pwrite, [1_000]
+    half = race_events()[: len(race_events()) // 2]
+    real, room = os.pwrite, [len(frame(half)) + 60]  # the second frame is torn
 
     def pwrite(file: int, content: bytes, offset: int) -> int:
         if not room[0]:
@@ -100,16 +186,17 @@ def test_a_full_disk_is_told_once_and_what_was_written_stays(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     log = EventLog(tmp_path / "e", Fingerprint(), flush_s=3600)
-    for event in race_events():
+    for number, event in enumerate(race_events(), start=1):
         log.emit(event)
+        if number == len(half):
+            log.flush()
     with pytest.raises(RecordError) as caught:
         log.close()
     assert "No space left on device" in str(caught.value) and str(tmp_path / "e") in str(caught.value)
     assert "run again" in str(caught.value)
     log.emit(make_op())
     log.close()
-    kept = list(read_events(tmp_path / "e"))
-    assert 0 < len(kept) < len(race_events()) and kept == race_events()[: len(kept)]
+    assert list(read_events(tmp_path / "e")) == half
 
 
 def test_the_owner_hears_of_a_full_disk_that_the_timer_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

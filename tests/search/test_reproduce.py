@@ -17,6 +17,7 @@ from repro.scenario import schema as scenarios
 from repro.scenario.schema import parse
 from repro.schedule.schedule import Schedule
 from repro.search.reproduce import Recipe, prove, recipe_of
+from tests.builders import unpacked_log
 from tests.tiny import TINY, UTC_RUN, run_tiny, tiny_scenario
 
 WALK = Schedule("random", 3)
@@ -81,7 +82,7 @@ def test_what_names_no_run_is_a_usage_error(name: str, tmp_path: Path, monkeypat
 
 
 def test_an_edited_event_is_told_with_both_sides(earlier: Path, tmp_path: Path) -> None:
-    change(earlier / "events.jsonl", '"what":"admitted"', '"what":"admired"')
+    change(unpacked_log(earlier), '"what":"admitted"', '"what":"admired"')
     recipe = recipe_of(str(earlier), tmp_path)
     assert "was changed after the run" in recipe.warnings[0]
     with pytest.raises(DivergedError) as caught:
@@ -93,12 +94,12 @@ def test_an_edited_event_is_told_with_both_sides(earlier: Path, tmp_path: Path) 
 
 
 def test_missing_events_and_edited_findings_are_told(earlier: Path, tmp_path: Path) -> None:
-    lines = (earlier / "events.jsonl").read_bytes().splitlines(keepends=True)
-    (earlier / "events.jsonl").write_bytes(b"".join(lines[:-3]))
+    lines = unpacked_log(earlier).read_bytes().splitlines(keepends=True)
+    unpacked_log(earlier).write_bytes(b"".join(lines[:-3]))
     recipe = recipe_of(str(earlier), tmp_path)
     with pytest.raises(DivergedError, match=r"event \d+ differs\n  before: \(the log ends\)"):
         prove(recipe, again(recipe, tmp_path))
-    (earlier / "events.jsonl").write_bytes(b"".join(lines))
+    unpacked_log(earlier).write_bytes(b"".join(lines))
     (earlier / "findings.jsonl").write_text(
         '{"detector":"canary","layer":"canary","claim":"c","signature":"s"}\n', encoding="utf-8"
     )
@@ -108,7 +109,7 @@ def test_missing_events_and_edited_findings_are_told(earlier: Path, tmp_path: Pa
 
 
 def test_a_line_that_is_no_event_is_told_with_its_place(earlier: Path, tmp_path: Path) -> None:
-    change(earlier / "events.jsonl", '{"e":"request"', '{"e":"requ')
+    change(unpacked_log(earlier), '{"e":"request"', '{"e":"requ')
     with pytest.raises(RecordError, match=r"events\.jsonl:\d+: no event"):
         recipe_of(str(earlier), tmp_path)
 
@@ -176,8 +177,8 @@ def test_a_run_json_of_something_else_is_a_usage_error(
 
 
 def test_of_a_killed_run_the_events_that_it_wrote_come_again(earlier: Path, tmp_path: Path) -> None:
-    lines = (earlier / "events.jsonl").read_bytes().splitlines(keepends=True)
-    (earlier / "events.jsonl").write_bytes(b"".join(lines[:40]) + lines[40][:20])  # killed within a line
+    lines = unpacked_log(earlier).read_bytes().splitlines(keepends=True)
+    unpacked_log(earlier).write_bytes(b"".join(lines[:40]) + lines[40][:20])  # killed within a line
     (earlier / "requests.parquet").unlink()
     rewrite(earlier, state="running", verdict=None)
     recipe = recipe_of(str(earlier), tmp_path)
@@ -185,7 +186,7 @@ def test_of_a_killed_run_the_events_that_it_wrote_come_again(earlier: Path, tmp_
         "was cut off (it was killed); it runs again in full, and the first 40 events are compared" in recipe.warnings[0]
     )
     assert prove(recipe, again(recipe, tmp_path)) == "the same run as far as it had come: its 40 events are equal"
-    change(earlier / "events.jsonl", '"what":"admitted"', '"what":"admired"')
+    change(unpacked_log(earlier), '"what":"admitted"', '"what":"admired"')
     with pytest.raises(DivergedError, match=r"event \d+ differs"):
         prove(recipe, again(recipe, tmp_path))
 

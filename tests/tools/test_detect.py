@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 import detectors
 from repro.cli import app
+from repro.record.log import log_of
 from repro.run.options import RunOptions
 from repro.run.run import run_scenario
+from tests.builders import unpacked_log
 from tests.search.race import EARLY_READ, race_scenario
 from tests.tiny import UTC_RUN
 
@@ -63,7 +65,8 @@ def test_a_last_line_without_a_newline_is_judged_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("control", [False, True])
 def test_the_log_of_a_run_is_judged_as_the_run_was(control: bool, tmp_path: Path) -> None:
     outcome = run_scenario(race_scenario(), RunOptions(control=control), root=tmp_path, utc=UTC_RUN)
-    code, told = detected(outcome.path / "events.jsonl")
+    code, told = detected(log_of(outcome.path))
+    assert detected(unpacked_log(outcome.path)) == (code, told)
     assert {each["signature"] for each in told["findings"]} == (set() if control else {EARLY_READ})
     assert code == (0 if control else 1) and told["checked"]["ordering"] > 0
 

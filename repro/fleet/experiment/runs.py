@@ -9,6 +9,7 @@ from repro.fleet.experiment.bad_requests import bad_requests
 from repro.fleet.experiment.folder import ExperimentFolder
 from repro.fleet.experiment.plan import Experiment, Part, limited
 from repro.fleet.runs import PlannedRun, make_runs
+from repro.record.log import log_of
 from repro.record.verdict import RunVerdict
 from repro.record.view import open_run
 from repro.scenario.schema import parse
@@ -111,5 +112,5 @@ def _take(runs: PartRuns, seed: int, result: RunVerdict | str, folder: Experimen
     elif result.cut is None:  # one that a limit or Ctrl-C has cut short is run again by a resume
         runs.verdicts[seed] = result
         folder.add(runs.part, seed, result)
-        if seed != folder.plan.first_seed:  # the seed can make the log, tens of megabytes, again
-            (Path(result.run_dir) / "events.jsonl").unlink(missing_ok=True)
+        if seed != folder.plan.first_seed:  # the seed can make the log, megabytes, again
+            log_of(Path(result.run_dir)).unlink(missing_ok=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from reports.night.night import Pruned
 from reports.run.html import write_report
 from repro.fleet.nightly.job import JobResult
+from repro.record.log import log_of
 from repro.record.view import open_run
 
-LOG = "events.jsonl"
 REPORT = "report.html"
 
 
@@ -60,7 +60,7 @@ class Evidence:
         self._count(size, runs=1)
 
     def _remove_log(self, folder: Path) -> None:
-        log = folder / LOG
+        log = log_of(folder)
         if log.exists():
             size = log.stat().st_size
             log.unlink()

@@ -13,10 +13,10 @@ from repro.base.errors import HarnessError, RecordError
 from repro.fleet.nightly.execute import execute
 from repro.fleet.nightly.job import Job, JobResult, died
 from repro.pool.call import Died, Pool
+from repro.record.log import log_of
 from repro.schedule.token import code_hash
 
 PACKED_BYTES_MAX = 512 * 2**20  # a run's folder that is larger comes back without its event log
-LOG = "events.jsonl"
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ def _packed(folder: Path) -> bytes:
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w:gz", compresslevel=1) as archive:
         for file in files:
-            if whole or file.name != LOG:
+            if whole or file != log_of(folder):
                 archive.add(file, arcname=file.name)
     return memory.getvalue()
 

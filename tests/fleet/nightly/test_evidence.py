@@ -12,6 +12,7 @@ from repro.fleet.nightly.evidence import Evidence
 from repro.fleet.nightly.execute import execute
 from repro.fleet.nightly.job import JobResult
 from repro.fleet.nightly.plan import Plan, Target
+from repro.record.log import LOG
 from tests.fleet.nightly.builders import make_suite
 
 BYTES_MAX = 100_000
@@ -27,7 +28,7 @@ def run(root: Path, seed: int, *, verdict: str = "anomaly", signature: str = "a"
     """Return a result whose folder is there."""
     folder = root / "small" / f"run-{seed}"
     folder.mkdir(parents=True)
-    (folder / "events.jsonl").write_bytes(b"x" * log_bytes)
+    (folder / LOG).write_bytes(b"x" * log_bytes)
     (folder / "findings.jsonl").write_bytes(b"y" * 100)
     signatures = {signature: 1} if verdict == "anomaly" else {}
     return JobResult(f"s.silent.{seed}", "s", "silent", seed, verdict, signatures=signatures, run_dir=str(folder))
@@ -35,7 +36,7 @@ def run(root: Path, seed: int, *, verdict: str = "anomaly", signature: str = "a"
 
 def kept(root: Path) -> dict[str, bool]:
     """Return the folders that are there, and whether their log is."""
-    return {folder.name: (folder / "events.jsonl").exists() for folder in sorted(root.glob("*/*"))}
+    return {folder.name: (folder / LOG).exists() for folder in sorted(root.glob("*/*"))}
 
 
 def test_clean_and_vacuous_runs_go_and_a_cause_keeps_one_log(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from repro.fleet.nightly.job import Job, JobResult
 from repro.fleet.nightly.night import NightOptions
 from repro.fleet.nightly.plan import Plan, Target
 from repro.pool.local import LocalPool
+from repro.record.log import log_of
 from tests.fleet.nightly.builders import PretendedRuns, make_suite, suite_file
 from tests.fleet.nightly.test_night import anomalous, night_of
 
@@ -64,9 +65,7 @@ def test_a_defect_is_exit_code_one_with_a_report_of_each_cause(tmp_path: Path) -
     night = json.loads(result.stdout)
     assert result.exit_code == night["exit_code"] == 1 and night["findings"]
     for finding in night["findings"]:
-        assert (
-            finding["new"] and Path(finding["report"]).exists() and (Path(finding["example"]) / "events.jsonl").exists()
-        )
+        assert finding["new"] and Path(finding["report"]).exists() and log_of(Path(finding["example"])).exists()
 
 
 def test_kill_nine_and_resume_come_to_the_same_night(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
