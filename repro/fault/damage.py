@@ -11,10 +11,12 @@
 A row is its values (none under numerics = "stamps") and the stamp that travels with them: its bytes, whoever reads it.
 """
 
+from __future__ import annotations
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from repro.base.lazy import torch
 from repro.serve.kv.pool import Rows
 
 QUIET_NAN = np.uint64(0x7FF8000000000000)

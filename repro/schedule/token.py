@@ -13,12 +13,13 @@ import binascii
 import hashlib
 import platform
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Self
 
 import msgspec
-import torch
 
 from repro.base.errors import UsageError
 from repro.schedule.overrides import Overrides
@@ -131,8 +132,16 @@ def machine_hash() -> bytes:
 
 
 def machine_class() -> str:
-    """Return the type of processor and the arithmetic library's choice for it."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+    """Return the type of processor, the widest arithmetic that it has, and the library that uses it."""
+    return f"{platform.machine()} {_widest_arithmetic()} torch {version('torch')}"
+
+
+@lru_cache(maxsize=1)
+def _widest_arithmetic() -> str:
+    """Return the widest vectors of this processor, as Linux names them; "" where there is no /proc/cpuinfo."""
+    information = Path("/proc/cpuinfo")
+    flags = set(information.read_text().split()) if information.exists() else set()
+    return next((name for name in ("avx512f", "avx2", "asimd") if name in flags), "")
 
 
 def _hash_tree(folder: Traversable, name: str, total: "hashlib._Hash") -> None:

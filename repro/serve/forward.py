@@ -10,12 +10,14 @@ With speculation, where a pass of the draft layer is [ store, index, attend, pro
 when the compute stream comes to it, and reads the pools as they are then.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from repro.base.lazy import torch
 from repro.base.probe import Access, Component
 from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel
@@ -67,7 +69,7 @@ class Forward(Launches):
         self._upload = upload
         self._last_use: dict[int, tuple[int, Event]] = {}  # row -> the last step enqueued, and the event behind it
 
-    def launch(self, batch: Batch) -> "StepWork":
+    def launch(self, batch: Batch) -> StepWork:
         """Enqueue a whole step and return it; its `done` event is behind the download."""
         done = self._device.event(f"step{batch.number}")
         work = StepWork(batch, self._memory, self._check, done, self._speculative)
@@ -104,7 +106,7 @@ class Forward(Launches):
         self._last_use.update(dict.fromkeys(batch.rows.tolist(), (batch.number, work.done)))
         return work
 
-    def _put_upload(self, work: "StepWork") -> None:
+    def _put_upload(self, work: StepWork) -> None:
         """Enqueue the upload of a step's rows, behind the last step that used them, and let the step wait for it."""
         batch, staging = work.batch, work.batch.staging
         used = [self._last_use[row] for row in staging.rows.tolist() if row in self._last_use]
@@ -176,7 +178,7 @@ class StepWork:
         """Wait on the host until the samples are there."""
         await self.done.synchronize("the step's samples are on the host")
 
-    def at(self, layer: int) -> "LayerWork":
+    def at(self, layer: int) -> LayerWork:
         """Return the bodies of one layer's operations."""
         return LayerWork(self, layer)
 
@@ -191,7 +193,6 @@ class StepWork:
         batch, memory = self.batch, self._memory
         layout = windows(memory.rows, batch.rows, batch.drafts) if batch.drafts else batch.layout()
         self._layout = layout
-        self.positions = torch.from_numpy(layout.positions)
         rows = batch.rows[layout.member_of_token]
         takes_future = not (batch.prefill or self._speculative)
         self._inputs = memory.rows.next_token[rows] if takes_future else memory.rows.tokens[rows, layout.positions]
@@ -201,6 +202,7 @@ class StepWork:
         pages = int(layout.ends.max() - 1) // memory.pool.page_tokens + 1
         table = memory.rows.table[batch.rows, :pages]
         if memory.model is not None:
+            self.positions = torch.from_numpy(layout.positions)
             self._hidden = memory.model.embed(torch.from_numpy(self._inputs))
             self._context = memory.model.context(
                 torch.from_numpy(table),

@@ -1,14 +1,15 @@
 """`repro serve`: the bundled stack behind HTTP, its virtual clock as fast as the processor."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from repro.base.clock import VirtualLoop
 from repro.base.errors import UsageError, nearest
+from repro.base.lazy import torch
 from repro.fault.defects import check, config_with_defects, with_defects
 from repro.fault.injector import Injector
 from repro.fault.plan import Fault

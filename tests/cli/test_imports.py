@@ -44,3 +44,17 @@ def test_a_short_command_loads_nothing_heavy(words: str, exit_code: int, unloade
     assert done.returncode == exit_code
     loaded = set(done.stderr.rpartition("loaded: ")[2].split())
     assert "repro.cli.runs" in loaded and not loaded & unloaded
+
+
+STAMPS = """
+import sys, tempfile
+from pathlib import Path
+from tests.search.race import EARLY_READ, played
+
+assert EARLY_READ in played(Path(tempfile.mkdtemp())).signatures
+assert not {"torch._C", "numba"} & sys.modules.keys(), "a schedule in stamps computes nothing"
+"""
+
+
+def test_a_schedule_in_stamps_loads_neither_torch_nor_a_compiler() -> None:
+    subprocess.run([sys.executable, "-c", STAMPS], cwd=Path(__file__).parents[2], check=True)

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from repro.run.options import RunOptions
 from repro.scenario.schema import Scenario, parse
 from repro.schedule.schedule import Schedule
@@ -43,5 +41,4 @@ def race_scenario() -> Scenario:
 
 
 def played(root: Path, schedule: Schedule | None = None, **options: Any) -> Played:
-    torch.set_num_threads(1)
     return play(Trial(race_scenario(), RunOptions(schedule=schedule or Schedule(), **options), str(root)))

@@ -5,12 +5,14 @@ prompt and answer checks the answer: while each token is the one that the clean 
 give it too. From the first difference on, the clean answer is decoded token by token.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from repro.base.lazy import torch
 from repro.serve.kv.pool import KVPool
 from repro.serve.sched.sampling import sample
 from repro.serve.types import GenerateRequest
@@ -34,7 +36,7 @@ class Clean:
 class CleanDecoder:
     """Decodes one private sequence at a time; a prompt reuses the cached rows of the last one's common beginning."""
 
-    def __init__(self, model: "Glm5", context_tokens: int, eos: frozenset[int]) -> None:
+    def __init__(self, model: Glm5, context_tokens: int, eos: frozenset[int]) -> None:
         shape = model.config
         self._model = model
         self._eos = eos
@@ -44,7 +46,6 @@ class CleanDecoder:
         self._table = torch.arange(self._pages)[None]
         self._known: tuple[int, ...] = ()  # tokens with stored rows
 
-    @torch.inference_mode()
     def check(self, request: GenerateRequest, answer: tuple[int, ...]) -> Clean:
         """Return the clean answer to `request`, given what the server answered."""
         start = len(request.tokens)
@@ -57,7 +58,6 @@ class CleanDecoder:
                 return Clean(tokens, place, gap)
         return Clean(answer, -1, 0.0)
 
-    @torch.inference_mode()
     def answer(self, request: GenerateRequest) -> tuple[int, ...]:
         """Return the clean answer of a lone decode."""
         first = self._choose(request, self._run(request.tokens, len(request.tokens) - 1), len(request.tokens))

@@ -1,17 +1,17 @@
 """The bundled stack on a simulated device, client and server in one virtual time; or SGLang's classes in its place."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Protocol
-
-import torch
 
 from detectors.base import DetectorVerdict
 from repro.base.clock import run_virtual
 from repro.base.errors import HarnessError, ReproError
-from repro.engines.sglang import pinned
-from repro.engines.sglang.classes.engine import SglangEngine
+from repro.base.lazy import torch
 from repro.fault.aftermath import Corruptions
 from repro.fault.corrupt import Corruptor
 from repro.fault.defects import config_with_defects, with_defects
@@ -105,7 +105,8 @@ class BundledTarget:
 
     def drive(self, load: Load) -> LoadResult:
         """Run the whole load to its end, in virtual time."""
-        with torch.inference_mode():
+        computes = self.checkpoint.model.weights is not None
+        with torch.inference_mode() if computes else nullcontext():
             return run_virtual(self._serve(load), self.device)
 
     def evidence(self, recorder: Recorder, on_check: Callable[[int, int], None]) -> list[DetectorVerdict]:
@@ -162,11 +163,15 @@ class SGLangClassesTarget(BundledTarget):
 
     def __init__(self, scenario: Scenario, options: RunOptions, sessions: Sequence[Session]) -> None:
         """Load SGLang's classes. Raises UsageError where they are not installed."""
+        from repro.engines.sglang import pinned  # loads torch, which a run in stamps does without
+
         pinned.load()
         self.versions = {"sglang": pinned.VERSION}
         super().__init__(scenario, options, sessions, Guards())
 
     def _build_engine(self) -> RunnableEngine:
+        from repro.engines.sglang.classes.engine import SglangEngine
+
         awaits_index = "hicache_early_read" not in self._defects
         model = self.checkpoint.model
         return SglangEngine(self.config, model, self.device, self._injector, awaits_index=awaits_index)
@@ -177,7 +182,7 @@ def everything(name: str) -> bool:
     return True
 
 
-def _death_of(engine: "asyncio.Task[None]") -> ReproError:
+def _death_of(engine: asyncio.Task[None]) -> ReproError:
     error = engine.exception()
     if isinstance(error, ReproError):  # raised by a listener: its disk is full
         return error

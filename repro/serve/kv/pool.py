@@ -8,13 +8,15 @@ Layout of one layer and component, page p of S tokens:
 Freeing a page changes no byte: the next owner finds the bytes of the last one, as on a real device.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from repro.base.lazy import torch
 from repro.base.probe import PAGE_SETS_VALID, Component, PageSet, Probes, Tier
 from repro.serve.kv.stamps import Words, checksum
 

@@ -6,12 +6,14 @@ floating point; where a pool keeps checksums, the stamp is mixed with one of the
 hash is a running sum of mixed (token, position) words, so a whole chunk is one cumulative sum.
 """
 
+from __future__ import annotations
+
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from repro.base.lazy import torch
 from repro.base.probe import Component
 
 Words = NDArray[np.uint64]

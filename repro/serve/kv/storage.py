@@ -10,6 +10,8 @@ Nothing that a file holds is believed before its digest is right. One that is mi
 another's name is a miss, as if it had never been written.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
@@ -22,9 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from repro.base.errors import UsageError
+from repro.base.lazy import torch
 from repro.base.probe import Component
 from repro.serve.kv.pool import COMPONENTS, KVPool, Rows
 from repro.serve.kv.radix.node import TokenRun

@@ -8,12 +8,14 @@ behind all that they did. The step's own rows come to all ranks by the gather, a
 patched over what the broadcast brings: the last page of a prompt has rows of both.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from repro.base.lazy import torch
 from repro.base.probe import Access, Component
 from repro.serve.device.base import Commit, Device, Event, Recorder, Stream
 from repro.serve.device.cost import CostModel

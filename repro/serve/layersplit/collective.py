@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from repro.base.errors import HarnessError
+from repro.base.lazy import torch
 from repro.base.probe import Access
 from repro.serve.device.base import Commit, Recorder, Stream
 
-Payload = tuple[torch.Tensor, ...]
+Payload = tuple["torch.Tensor", ...]
 
 
 class CollectiveError(HarnessError):

@@ -6,13 +6,15 @@
 A rank computes its part of the tokens; new rows and chosen tokens are gathered, so that all ranks have them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from repro.base.lazy import torch
 from repro.base.probe import Component
 from repro.serve.device.base import Commit, Event, Recorder
 from repro.serve.kv.layout import Ints, Layout

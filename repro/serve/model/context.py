@@ -1,18 +1,20 @@
 """What the leaf functions of a step hand to each other: who is in the batch, a layer's projections, its selection."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
-from torch import Tensor
+from repro.base.lazy import torch
 
 
 @dataclass(frozen=True)
 class Context:
     """The batch of one step, for all its layers; valid while its page table is."""
 
-    table: Tensor  # (rows, pages) int64
-    rows: Tensor  # (tokens,) int64
-    positions: Tensor  # (tokens,) int64
-    token_slots: Tensor  # (tokens,) int64, where the token's own latent and index key belong
+    table: torch.Tensor  # (rows, pages) int64
+    rows: torch.Tensor  # (tokens,) int64
+    positions: torch.Tensor  # (tokens,) int64
+    token_slots: torch.Tensor  # (tokens,) int64, where the token's own latent and index key belong
     page_size: int
 
 
@@ -20,23 +22,23 @@ class Context:
 class Projected:
     """One layer's view of the step's tokens; the last two are the rows to be written to the caches."""
 
-    hidden: Tensor  # (tokens, hidden): the residual stream
-    query: Tensor  # (tokens, heads, kv_lora + rope): scaled, in the latent's space
-    index_query: Tensor  # (tokens, index_heads, index_width)
-    index_weights: Tensor  # (tokens, index_heads): both scales folded in
-    latent: Tensor  # (tokens, kv_lora + rope)
-    index_key: Tensor  # (tokens, index_width)
+    hidden: torch.Tensor  # (tokens, hidden): the residual stream
+    query: torch.Tensor  # (tokens, heads, kv_lora + rope): scaled, in the latent's space
+    index_query: torch.Tensor  # (tokens, index_heads, index_width)
+    index_weights: torch.Tensor  # (tokens, index_heads): both scales folded in
+    latent: torch.Tensor  # (tokens, kv_lora + rope)
+    index_key: torch.Tensor  # (tokens, index_width)
 
 
 @dataclass(frozen=True)
 class Selected:
     """What each token attends to: slots by ascending position, padded with the token's own slot."""
 
-    slots: Tensor  # (tokens, topk) int64
-    counts: Tensor  # (tokens,) int64: slots before the padding
+    slots: torch.Tensor  # (tokens, topk) int64
+    counts: torch.Tensor  # (tokens,) int64: slots before the padding
 
 
-def build_context(page_table: Tensor, rows: Tensor, positions: Tensor, *, page_size: int) -> Context:
+def build_context(page_table: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, *, page_size: int) -> Context:
     """Return the layout of a batch of tokens, given by their rows and positions, both (tokens,) int64.
 
     `page_table` is (rows, pages) int64. Tokens of one row are adjacent and ascend by one. Entries of the

@@ -6,16 +6,17 @@ with its own cache; this file is what stands around it. The hidden row is the mo
 of the model: it takes that draft's `draft_hidden`.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from repro.base.lazy import torch
 
 if TYPE_CHECKING:  # compiles kernels, which numerics = "stamps" does without
     from repro.serve.model.glm5 import Glm5
 
 
-def draft_input(model: "Glm5", hidden: Tensor, next_tokens: Tensor, *, depth: int = 0) -> Tensor:
+def draft_input(model: Glm5, hidden: torch.Tensor, next_tokens: torch.Tensor, *, depth: int = 0) -> torch.Tensor:
     """Return the MTP layer's input, (rows, hidden), of each hidden row and the token that followed it."""
     weights = model.weights.mtp[depth]
     tokens = model.norm(model.embed(next_tokens), weights.token_norm)
@@ -23,6 +24,6 @@ def draft_input(model: "Glm5", hidden: Tensor, next_tokens: Tensor, *, depth: in
     return model.product(torch.cat([tokens, rows], dim=-1), weights.combine, hidden.shape[1]).contiguous()
 
 
-def draft_hidden(model: "Glm5", output: Tensor, *, depth: int = 0) -> Tensor:
+def draft_hidden(model: Glm5, output: torch.Tensor, *, depth: int = 0) -> torch.Tensor:
     """Return the MTP layer's output behind its own norm, (rows, hidden): `Glm5.head` makes logits of it."""
     return model.norm(output, model.weights.mtp[depth].output_norm)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from repro.base.probe import Access, Tier
@@ -59,7 +58,7 @@ class DeviceRows:
         self.next_token: NDArray[np.int64] = np.zeros(rows, np.int64)  # future-token slots
         self.limit: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens of prompt and longest answer
         self.length: NDArray[np.int64] = np.zeros(rows, np.int64)  # written with speculation only
-        self.draft_hidden = torch.zeros(rows, draft_width)  # hidden row that the next draft starts from
+        self.draft_hidden = np.zeros((rows, draft_width), np.float32)  # hidden row that the next draft starts from
 
     def touched(self, rows: NDArray[np.int64], *, write: bool, request: str = "") -> tuple[Access, ...]:
         """Return an access to these rows; none where the compute stream orders all of them."""

@@ -1,12 +1,14 @@
 """From logits to tokens: greedy, or temperature and top-p with a seed per request."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from repro.base.lazy import torch
 from repro.base.rng import uniform
 from repro.serve.kv.stamps import Words, mix
 from repro.serve.types import PromptScore, SamplingParams
@@ -20,7 +22,7 @@ class Sampled:
     logprobs: NDArray[np.float32]
     top: tuple[tuple[tuple[int, float], ...], ...]
 
-    def part(self, start: int, stop: int) -> "Sampled":
+    def part(self, start: int, stop: int) -> Sampled:
         """Return the tokens from `start` up to `stop`."""
         return Sampled(self.tokens[start:stop], self.logprobs[start:stop], self.top[start:stop])
 

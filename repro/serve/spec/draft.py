@@ -10,14 +10,16 @@ row that is kept is what it would be without speculation. A pass that chains tak
 stores its row behind the standing ones, where the pass that ends the step overwrites it or it is never read.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from repro.base.lazy import torch
 from repro.base.probe import Component
 from repro.serve.device.base import Commit, Recorder
 from repro.serve.kv.layout import Ints, Layout
@@ -62,7 +64,7 @@ def chained(batch: Batch, memory: Memory, number: int) -> Source:
         rows = batch.rows[long]
         count = len(members)
         layout = Layout(memory.rows.length[rows] + number - 1, np.ones(count, np.int64))
-        hidden = None if memory.model is None else memory.rows.draft_hidden[torch.from_numpy(rows)]
+        hidden = None if memory.model is None else torch.from_numpy(memory.rows.draft_hidden[rows])
         return DraftRows(members, layout, hidden, np.zeros(count, np.int32))
 
     return source
@@ -165,7 +167,7 @@ class DraftPass:
         def commit() -> None:
             memory.rows.put(rows, positions + 2, tokens)
             if hidden is not None:
-                memory.rows.draft_hidden[torch.from_numpy(rows)] = hidden
+                memory.rows.draft_hidden[rows] = hidden.numpy()
             self._hidden = self._context = self._projected = self._selected = None
 
         return commit
