@@ -113,7 +113,7 @@ def test_ranks_that_enqueue_in_different_order_are_told_so_instead_of_hanging() 
     device = SimDevice()
 
     def exchange(name: str) -> Exchange:
-        return Exchange(name, 3, 7, (), lambda _: (), lambda _: (), lambda *_: None, 1.0)
+        return Exchange(name, 3, 7, (), lambda _: (), lambda *_: None, 1.0)
 
     first.all_gather(device.stream("R0.collective"), exchange("rows"))
     second.enabled = True
