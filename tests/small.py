@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from repro.run.options import RunOptions
 from repro.run.outcome import Outcome
@@ -63,6 +64,13 @@ def small_scenario(
     if pages_sampled > 1:
         text += f"\n[detect]\npages_sampled = {pages_sampled}\n"
     return parse(text, "small", "small.toml")
+
+
+def larger(scenario: Scenario) -> Scenario:
+    """Return a small scenario with 15 requests of 1,200 tokens, whose race falls on several pages."""
+    load = replace(scenario.load, prompt_tokens=1200, answer_tokens_max=60)
+    config = replace(scenario.config, device_pages=64, host_pages=400, context_tokens=2048)
+    return replace(scenario, load=load, config=config)
 
 
 def run_small(tmp_path: Path, scenario: Scenario, **options: object) -> Outcome:

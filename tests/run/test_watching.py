@@ -9,7 +9,7 @@ import torch
 from repro.load.listener import LoadListener
 from repro.run.options import RunOptions, Watch
 from repro.run.run import run_scenario
-from tests.small import small_scenario
+from tests.small import larger, small_scenario
 
 
 class Hearing(LoadListener):
@@ -24,11 +24,9 @@ class Hearing(LoadListener):
 
 def test_a_watcher_hears_counts_that_grow_to_the_verdicts_and_the_run_stays_the_same(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    hearing, utc = Hearing(), datetime(2026, 12, 1, tzinfo=UTC)
-    watched = run_scenario(
-        small_scenario(), RunOptions(), root=tmp_path / "watched", utc=utc, watch=Watch(load=hearing)
-    )
-    alone = run_scenario(small_scenario(), RunOptions(), root=tmp_path / "alone", utc=utc)
+    hearing, utc, scenario = Hearing(), datetime(2026, 12, 1, tzinfo=UTC), larger(small_scenario())
+    watched = run_scenario(scenario, RunOptions(), root=tmp_path / "watched", utc=utc, watch=Watch(load=hearing))
+    alone = run_scenario(scenario, RunOptions(), root=tmp_path / "alone", utc=utc)
     assert watched.verdict.fingerprint == alone.verdict.fingerprint
     ordering = [counts["ordering"] for counts in hearing.counts]
     assert len(ordering) > 2 and ordering == sorted(ordering)

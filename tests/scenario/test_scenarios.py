@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from repro.scenario.schema import find
 from repro.search.mutate.study import in_stamps
-from tests.small import run_small, small_scenario
+from tests.small import larger, run_small, small_scenario
 
 
 @pytest.mark.parametrize("seed", [7, 8])
@@ -27,10 +27,7 @@ def test_hicache_early_read_is_found_and_its_control_silent(seed: int, tmp_path:
 def test_with_pages_sampled_the_race_is_found_on_a_page_of_the_sample_and_the_control_is_silent(
     seed: int, tmp_path: Path
 ) -> None:
-    scenario = small_scenario(pages_sampled=16)
-    load = replace(scenario.load, prompt_tokens=1200, answer_tokens_max=60)  # so that the race is on several pages
-    config = replace(scenario.config, device_pages=64, host_pages=400, context_tokens=2048)
-    scenario = replace(scenario, load=load, config=config)
+    scenario = larger(small_scenario(pages_sampled=16))
     found = run_small(tmp_path, scenario, seed=seed)
     races = [finding for finding in found.findings if finding.detector == "ordering"]
     assert races and all(finding.evidence.page % 16 == seed % 16 for finding in races)
