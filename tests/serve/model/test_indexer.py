@@ -15,8 +15,8 @@ from tests.serve.model.builders import best_positions
 def best_of(scores: list[float] | np.ndarray, topk: int) -> list[int]:
     """Return the kernel's choice."""
     row = np.array(scores, np.float32)
-    positions = np.empty(topk + 1, np.int64)
-    best(row, topk, np.empty(len(row), np.uint32), np.empty(1 << 11, np.int32), positions)
+    positions = np.empty(len(row) + 1, np.int64)
+    best(row, topk, np.empty(len(row), np.uint32), np.empty((1 << 11) + 1, np.int32), positions)
     return positions[:topk].tolist()
 
 

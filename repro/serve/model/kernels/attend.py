@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from repro.serve.model.kernels.arguments import CUBE, INT_MATRIX, INTS, MATRIX, PLACE, named
 from repro.serve.model.kernels.compiled import inlined, kernel
-from repro.serve.model.kernels.gather import to_panel
+from repro.serve.model.kernels.gather import fetch, to_panel, to_values
 from repro.serve.model.kernels.rows import ONE, exponential, multiply
 from repro.serve.model.kernels.vectors import highest, total
 from repro.serve.model.panels import PANEL, Floats
@@ -31,17 +31,6 @@ def _softmax(scores: Floats, count: int, sums: Floats) -> None:
         for place in range(count):
             row[place] = exponential(row[place] - top)
         sums[head] = total(row, 0, count)
-
-
-@inlined
-def _values(latents: Floats, starts: NDArray[np.int64], count: int, width: int, values: Floats) -> None:
-    """Write the first `width` numbers of `count` rows into panels, zeros behind them."""
-    flat = latents.reshape(-1)
-    for panel in range(values.shape[0]):
-        columns = min(PANEL, width - panel * PANEL)
-        for place in range(count):
-            at = starts[place] + panel * PANEL
-            values[panel, place, :columns] = flat[at : at + columns]
 
 
 @kernel(CUBE, CUBE, MATRIX, named(Chosen, INT_MATRIX, INTS), MATRIX, MATRIX, PLACE, PLACE)
@@ -78,9 +67,10 @@ def attend(
             panels = (count + PANEL - 1) // PANEL
             for place in range(panels * PANEL):
                 starts[place] = chosen.slots[token, min(place, count - 1)] * width
+            fetch(latents, starts[:count], width)
             for panel in range(panels):
                 to_panel(latents, starts[panel * PANEL : (panel + 1) * PANEL], width, keys[panel])
-            _values(latents, starts, count, value, values)
+            to_values(latents, starts[:count], value, values)
             multiply(queries[token], keys[:panels], width, scores)
             _softmax(scores, count, sums)
             multiply(scores, values, count, mixed)

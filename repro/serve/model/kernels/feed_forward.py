@@ -6,7 +6,7 @@ import numpy as np
 
 from repro.serve.model.kernels.arguments import FEED_FORWARD_WEIGHTS, FLAG, MATRIX, NUMBER, PLACE, named
 from repro.serve.model.kernels.compiled import inlined, kernel
-from repro.serve.model.kernels.rows import ONE, activate, exponential, multiply, rms_norm
+from repro.serve.model.kernels.rows import ONE, activate, copy, exponential, multiply, rms_norm
 from repro.serve.model.kernels.vectors import fma
 from repro.serve.model.panels import PANEL, Floats
 from repro.serve.model.weights import FeedForwardWeights
@@ -137,7 +137,7 @@ def feed_forward(
             for row in range(rows):
                 if not shares[row, expert] < 0:
                     members[count] = row
-                    grouped[count] = normed[row]
+                    copy(normed[row], grouped[count])
                     count += 1
             multiply(grouped[:count], weights.expert_gate_up[expert], width, expert_inner)
             activate(expert_inner, expert_active[:count])

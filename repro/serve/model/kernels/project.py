@@ -6,7 +6,7 @@ import numpy as np
 
 from repro.serve.model.kernels.arguments import ATTENTION_WEIGHTS, CUBE, MATRIX, NUMBER, PLACE, named
 from repro.serve.model.kernels.compiled import inlined, kernel
-from repro.serve.model.kernels.rows import layer_norm, multiply, rms_norm, rotate
+from repro.serve.model.kernels.rows import copy, layer_norm, multiply, rms_norm, rotate
 from repro.serve.model.panels import PANEL, Floats
 from repro.serve.model.weights import AttentionWeights
 
@@ -31,12 +31,12 @@ def _spread(source: Floats, rotation: Floats, value: int, query: Floats, index_q
     rotary = rotation.shape[0]
     at = 0
     for head in range(query.shape[0]):
-        query[head, :value] = source[at : at + value]
+        copy(source[at : at + value], query[head])
         rotate(source[at + value : at + value + rotary], rotation, query[head, value:])
         at += query.shape[1]
     for head in range(index_query.shape[0]):
         rotate(source[at : at + rotary], rotation, index_query[head, :rotary])
-        index_query[head, rotary:] = source[at + rotary : at + index_query.shape[1]]
+        copy(source[at + rotary : at + index_query.shape[1]], index_query[head, rotary:])
         at += index_query.shape[1]
 
 
@@ -79,8 +79,7 @@ def project(
             key_low = source[key_at : key_at + index_width]
             layer_norm(key_low, weights.index_norm, weights.index_norm_bias, INNER_NORM_EPSILON, key)
             rotate(key, rotations[start + row], key)
-            for head in range(index_heads):
-                out.index_weights[start + row, head] = source[key_at + index_width + head]
+            copy(source[key_at + index_width : key_at + index_width + index_heads], out.index_weights[start + row])
         multiply(query_low[:rows], weights.queries, lora, queries)
         for row in range(rows):
             _spread(queries[row], rotations[start + row], value, out.query[start + row], out.index_query[start + row])

@@ -13,6 +13,7 @@ from repro.serve.model.panels import PANEL, Floats
 
 Ints = NDArray[np.int64]
 Ranks = NDArray[np.uint32]
+Counts = NDArray[np.int32]
 
 # Consecutive tokens of one row that are scored together: their keys are gathered once.
 BLOCK = 16
@@ -46,11 +47,12 @@ def _score(asked: IndexQueries, keys: Floats, starts: Ints, token: int, ends: In
     tokens, width, heads = ends.shape[0], keys.shape[1], asked.weights.shape[1]
     panel, columns = np.empty((width, PANEL), np.float32), (0, PANEL, width)
     for key in range(0, ends[tokens - 1], PANEL):
-        to_panel(keys, starts[key : key + PANEL], width, panel)
+        to_panel(keys, starts[key : key + 2 * PANEL], width, panel)
         for member in range(tokens):
             if key >= ends[member]:
                 continue
-            scores[member, key : key + PANEL] = 0
+            for place in range(key, key + PANEL):
+                scores[member, place] = 0
             at, head, last = member * scores.shape[1] + key, (token + member) * heads, (token + member + 1) * heads
             while head + HEAD_TILE <= last:
                 _score_4(asked.queries, (head * width, width), panel, columns, asked.weights, scores, (head, at))
@@ -61,42 +63,68 @@ def _score(asked: IndexQueries, keys: Floats, starts: Ints, token: int, ends: In
 
 
 @inlined
-def _cut(ranks: Ranks, topk: int, histogram: NDArray[np.int32]) -> tuple[int, int]:
-    """Return the rank of the `topk`-th highest, and how many of that rank are among the highest `topk`."""
-    cut, fixed, wanted = 0, 0, topk
-    for shift, bits in DIGITS:
-        digits = (1 << bits) - 1
-        histogram[:] = 0
-        for each in ranks:
-            if (each & fixed) == cut:
-                histogram[(each >> shift) & digits] += 1
-        digit = digits
-        while histogram[digit] < wanted:
-            wanted -= histogram[digit]
-            digit -= 1
-        cut |= digit << shift
-        fixed |= digits << shift
-    return cut, wanted
-
-
-@inlined
-def best(scores: Floats, topk: int, ranks: Ranks, histogram: NDArray[np.int32], positions: Ints) -> None:
-    """Write the positions of the `topk` highest scores, ascending; `positions` has one place more.
+def best(scores: Floats, topk: int, ranks: Ranks, histogram: Counts, positions: Ints) -> None:
+    """Write the positions of the `topk` highest scores, ascending; `positions` has one place more than `scores`.
 
     Equal scores at the cut are taken by lowest position: ReLU makes exact ties. NaN counts as the highest score, so
     that a corrupted key does not go unseen.
     """
-    count = scores.shape[0]
-    for place in range(count):
+    for place in range(scores.shape[0]):
         ranks[place] = rank(scores[place])
-    cut, ties = _cut(ranks[:count], topk, histogram)
+        positions[place] = place
+    cut, candidates, wanted = 0, scores.shape[0], topk
+    for shift, bits in DIGITS:
+        # Of the candidates, ranks from `cut` on are left; those below cut + (1 << shift + bits) are not all taken.
+        digit, above = _digit(ranks, positions[:candidates], cut, shift, bits, wanted, histogram)
+        wanted -= above
+        cut |= digit << shift
+        left = 0
+        for candidate in range(candidates):
+            place = positions[candidate]
+            positions[left] = place
+            left += 1 if ranks[place] >= cut else 0
+        candidates = left
+        if candidates == topk:
+            return
     taken = 0
-    for place in range(count):
+    for candidate in range(candidates):
+        place = positions[candidate]
         each = np.int64(ranks[place])
-        is_tied = each == cut and ties > 0
-        ties -= 1 if is_tied else 0
+        is_tied = each == cut and wanted > 0
+        wanted -= 1 if is_tied else 0
         positions[taken] = place
         taken += 1 if each > cut or is_tied else 0
+
+
+@inlined
+def _digit(
+    ranks: Ranks, candidates: Ints, cut: int, shift: int, bits: int, wanted: int, histogram: Counts
+) -> tuple[int, int]:
+    """Return the next digit of the rank at which `wanted` are taken, and how many candidates have a higher one.
+
+    Candidates with a higher digit before that one are taken already, and not counted.
+    """
+    end = 1 << bits
+    for digit in range(end):
+        histogram[digit] = 0
+    for place in candidates:
+        each = (np.int64(ranks[place]) - cut) >> shift
+        histogram[each if each < end else end] += 1
+    digit, above = end - 1, 0
+    while above + histogram[digit] < wanted:
+        above += histogram[digit]
+        digit -= 1
+    return digit, above
+
+
+@inlined
+def _longest_run(rows: Ints) -> int:
+    """Return how many tokens are scored together at most; memory for more takes longer to get than to fill."""
+    longest, run = 0, 0
+    for token in range(rows.shape[0]):
+        run = run + 1 if token > 0 and rows[token] == rows[token - 1] else 1
+        longest = max(longest, run)
+    return min(longest, BLOCK)
 
 
 @kernel(
@@ -122,9 +150,9 @@ def select(
         longest = max(longest, positions[token] + 1)
     padded = (longest + PANEL - 1) // PANEL * PANEL
     context, starts = np.empty(longest + page_size, np.int64), np.empty(padded, np.int64)
-    scores = np.empty((BLOCK, padded), np.float32)
-    ranks, histogram = np.empty(padded, np.uint32), np.empty(1 << 11, np.int32)
-    chosen = np.empty(topk + 1, np.int64)
+    scores = np.empty((_longest_run(rows[first:last]), padded), np.float32)
+    ranks, histogram = np.empty(padded, np.uint32), np.empty((1 << 11) + 1, np.int32)
+    chosen = np.empty(padded + 1, np.int64)
     token = first
     while token < last:
         stop = token + 1

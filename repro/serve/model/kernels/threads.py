@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-ROWS_MIN = 16  # a thread's rows: for fewer, waking it takes longer than it spares
+ROWS_MIN = 8  # a thread's rows: for fewer, waking it takes longer than it spares
 
 
 def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:

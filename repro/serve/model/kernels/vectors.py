@@ -20,7 +20,7 @@ Builder = Any  # ir.IRBuilder
 Value = Any  # ir.Value
 Function = Callable[..., Any]
 
-FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOAT, BYTE, INT32, INT64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, EIGHT = ir.VectorType(FLOAT, LANES), ir.VectorType(FLOAT, 8)
 EXPONENT_BITS, ONE_BITS = 23, 0x3F800000  # of an fp32
 
@@ -147,6 +147,35 @@ def transpose8(typing: Any, source: Any, starts: Any, first: Any, column: Any, o
 
     at_ = types.intp
     return types.void(source, starts, at_, at_, out, at_, at_), generate
+
+
+@_operation
+def copy_panel(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
+    """Copy PANEL numbers from `at` on in `source` to `to` in `out`."""
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Sequence[Value]) -> Value:
+        base, target = (_pointer(context, builder, signature.args[n], args[n]) for n in (0, 2))
+        for half in range(2):
+            values = _load(builder, base, builder.add(args[1], INT64(half * LANES)), VECTOR)
+            _store(builder, values, target, builder.add(args[3], INT64(half * LANES)))
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, out, types.intp), generate
+
+
+@_operation
+def prefetch(typing: Any, source: Any, at: Any) -> Any:
+    """Have the number at `at` brought into the processor's cache: it will be read soon."""
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Sequence[Value]) -> Value:
+        base = _pointer(context, builder, signature.args[0], args[0])
+        pointer = builder.bitcast(builder.gep(base, [args[1]]), BYTE.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT32, INT32, INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])  # to read, near, data
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp), generate
 
 
 def _transposed(builder: Builder, rows: list[Value]) -> list[Value]:
