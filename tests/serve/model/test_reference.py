@@ -71,17 +71,18 @@ def test_bundled_checkpoint_decodes_transformers_256_greedy_tokens_of_8_prompts(
     for position in range(300, 300 + 255):
         hidden = cache.step([(row, position, ours[-1][row : row + 1]) for row in range(8)])
         ours.append(model.logits(hidden).argmax(-1))
+    found = torch.stack(ours, 1)
     with lowest_position_ties() as cuts:
-        theirs = greedy(reference, batch, 256)
+        theirs = likeliest(reference, batch, found)
     print(f"cuts {cuts.all}, exactly tied {cuts.tied / cuts.all:.2%}")
-    assert torch.equal(torch.stack(ours, 1), theirs)
+    assert torch.equal(found, theirs)
 
 
-def greedy(reference: GlmMoeDsaForCausalLM, batch: Tensor, count: int) -> Tensor:
-    """Return transformers' next `count` tokens of each prompt, without an end token."""
-    output = reference(batch, use_cache=True, logits_to_keep=1)
-    tokens = [output.logits[:, -1].argmax(-1)]
-    for _ in range(count - 1):
-        output = reference(tokens[-1][:, None], past_key_values=output.past_key_values)
-        tokens.append(output.logits[:, -1].argmax(-1))
-    return torch.stack(tokens, 1)
+def likeliest(reference: GlmMoeDsaForCausalLM, batch: Tensor, found: Tensor) -> Tensor:
+    """Return transformers' likeliest token behind each prompt and each prefix of what was found.
+
+    Where all of them are equal to `found`, that is what transformers decodes greedily: each token of it is the
+    likeliest behind those before. One pass over the whole costs a fifth of a pass for each token.
+    """
+    logits = reference(torch.cat((batch, found[:, :-1]), 1), logits_to_keep=found.shape[1]).logits
+    return logits.argmax(-1)
