@@ -198,7 +198,7 @@ def test_a_calibration_needs_a_server_and_must_be_one(tmp_path: Path) -> None:
 
 
 def test_nobody_there_is_said(tmp_path: Path) -> None:
-    result = repro("calibrate", "--target", SERVER_LOST, "--out", tmp_path / "new.json")
+    result = repro("calibrate", "--target", SERVER_LOST, "--out", tmp_path / "new.json", "--answers", 20)
     assert result.exit_code == 4 and "Is the server running there?" in result.stderr
 
 
