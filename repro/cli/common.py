@@ -135,7 +135,6 @@ def run_watched(scenario: "Scenario", options: "RunOptions", results: RunResults
 
 def finish(outcome: "Outcome", json: bool, *, report: bool = True) -> None:
     """Write the report, print the verdict, and exit with its code, whatever becomes of the printing."""
-    from reports.run.html import write_report
     from reports.run.summary import summarise
     from reports.run.terminal import print_summary
     from repro.record.view import open_run
@@ -143,6 +142,8 @@ def finish(outcome: "Outcome", json: bool, *, report: bool = True) -> None:
     opened, verdict = open_run(outcome.path), outcome.verdict
     try:
         if report:
+            from reports.run.html import write_report
+
             write_report(opened)
         else:
             verdict = msgspec.structs.replace(verdict, report="")
