@@ -6,7 +6,8 @@ Speed. Ours is the real engine: scheduler, sampling, text and stamps included, e
 transformers a bare greedy loop stands, without what `generate` adds, in inference mode, with whichever of its
 attention implementations decodes faster. Both have the bundled checkpoint in fp32, the same contexts (real
 source text, another for each session) and threads, and are warm. Each sample is one decode step or one
-prompt; given are the median and the 10th to 90th percentile. All is wall time: let the machine be idle.
+prompt; given are the median and the 10th to 90th percentile. All is wall time: let the machine be idle. Below the
+table stands what the machine allows, measured beside it (floor.py).
 
 Watching. The scenario hicache_early_read is run as `repro run` does it, on one thread, with a stopwatch on the
 detectors.
@@ -60,6 +61,7 @@ from repro.serve.device.sim import SimDevice
 from repro.serve.engine import Engine
 from repro.serve.kv.reads import ReadCheck, StepReads
 from repro.serve.types import GenerateRequest, SamplingParams
+from tests.bench import floor
 from tests.bench.results import add_record, show
 from tests.serve.model.builders import CHECKPOINT
 
@@ -277,13 +279,13 @@ def spread(samples: Rates) -> str:
     return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
-def speeds(ours: Speed, theirs: list[Speed], plan: argparse.Namespace) -> Iterator[Table | str]:
+def speeds(alone: Speed, ours: Speed, theirs: list[Speed], plan: argparse.Namespace) -> Iterator[Table | str]:
     """Yield both sides, what their quotients are, and whether they said the same."""
     load = os.getloadavg()[0]
     table = Table(title=f"{plan.context} tokens of context, {plan.threads} thread(s), load average {load:.1f}")
     for column in ("engine", "rows", "decode tokens/s", "prefill tokens/s"):
         table.add_column(column, justify="left" if column == "engine" else "right")
-    for speed in (ours, *theirs):
+    for speed in (alone, ours, *theirs):
         table.add_row(speed.name, str(speed.rows), spread(speed.decode), spread(speed.prefill))
     yield table
     for speed, goal in zip(theirs, (GOAL_BATCH_1, GOAL_BATCH_ALL), strict=False):
@@ -336,8 +338,10 @@ def main() -> None:
     torch.set_num_threads(plan.threads)
     checkpoint = load_checkpoint(CONFIGS["tiny-hicache"])
     prompts = contexts(checkpoint.tokenizer, plan.sessions, plan.context)
-    ours = our_speed(checkpoint, prompts, plan.tokens)
-    parts = list(speeds(ours, [] if plan.no_reference else reference_speeds(prompts), plan))
+    alone, ours = (our_speed(checkpoint, part, plan.tokens) for part in (prompts[:1], prompts))
+    parts = list(speeds(alone, ours, [] if plan.no_reference else reference_speeds(prompts), plan))
+    decode = {speed.rows: speed.decode_median for speed in (alone, ours)}
+    parts += floor.lines(checkpoint.model.weights, plan.context, decode, float(np.median(ours.prefill)))
     if not plan.no_watching:
         torch.set_num_threads(1)
         parts.append(shares(*watched_run(plan.turns)))
