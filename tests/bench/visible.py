@@ -62,23 +62,20 @@ def main() -> None:
     table = Table(title=f"{SCENARIO}, seeds {given.first} to {given.first + given.seeds - 1}, 95 % Wilson intervals")
     for head in ("what", "runs", "share"):
         table.add_column(head, justify="left" if head == "what" else "right")
-    rows = {
-        f"layer {layer} convicts": [layer in each.layers for each in ran.values()] for layer in sorted(_layers(ran))
-    }
+    layers = sorted({layer for each in ran.values() for layer in each.layers})
+    rows = {f"layer {layer} convicts": [layer in each.layers for each in ran.values()] for layer in layers}
     rows["an answer looks wrong, and its clean answer does not"] = [each.visible > 0 for each in ran.values()]
     for name, hits in rows.items():
         interval = proportion_confint(sum(hits), len(hits), method="wilson")
         table.add_row(name, f"{sum(hits)} of {len(hits)}", interval_text(*interval))
     silent = ", ".join(str(seed) for seed, each in sorted(ran.items()) if not each.visible) or "none"
-    times = sorted(each.processor_s for each in ran.values())
+    times, requests = sorted(each.processor_s for each in ran.values()), median(each.requests for each in ran.values())
     show(
-        given, table, f"Seeds without such an answer: {silent}. Requests of a run: {median(e.requests for e in ran.values()):g}.",
+        given,
+        table,
+        f"Seeds without such an answer: {silent}. Requests of a run: {requests:g}.",
         f"Processor seconds of a run in a worker: median {median(times):.1f}, {times[0]:.1f} to {times[-1]:.1f}.",
-    )  # fmt: skip
-
-
-def _layers(ran: dict[int, Ran]) -> set[str]:
-    return {layer for each in ran.values() for layer in each.layers}
+    )
 
 
 if __name__ == "__main__":
