@@ -21,6 +21,7 @@ from repro.record.view import Run
 
 STYLES = {"clean": "bold green", "anomaly": "bold red", "failed": "bold red"}
 SNIPPET_LINES_MAX = 6
+ENDING_LINES_MAX, ENDING_CHARACTERS_MAX = 4, 400  # of an answer that looks wrong
 SNIPPET_BEFORE_LINES_MAX = 2
 LINE_CHARACTERS_MAX = 400
 BAR_CELLS = 24
@@ -107,14 +108,34 @@ def _finding(best: Finding, summary: Summary, records: list[RequestRecord]) -> l
 
 
 def _comparison(best: Finding, summary: Summary, records: list[RequestRecord]) -> list[RenderableType]:
+    """Return an answer beside the clean one: one that looks wrong if there is any, else that of the best finding."""
     by_request = {record.request: record for record in records}
     diverged = [each for group in summary.groups if group.layer == "divergence" for each in group.examples]
+    looks_wrong = [
+        finding for finding in diverged if finding.request in by_request and by_request[finding.request].visible
+    ]
     same_request = [finding for finding in diverged if finding.request == best.request]
-    for finding in [*same_request, best, *diverged]:
-        comparison = compare(finding, by_request.get(finding.request))
+    for finding in [*looks_wrong, *same_request, best, *diverged]:
+        record = by_request.get(finding.request)
+        comparison = compare(finding, record)
         if comparison is not None and not comparison.equal:
-            return _answers(finding.request, comparison, "alone" if summary.url else "clean")
+            parts = _answers(finding.request, comparison, "alone" if summary.url else "clean")
+            return parts if record is None or not record.visible else [*parts, *_looks(record, summary)]
     return []
+
+
+def _looks(record: RequestRecord, summary: Summary) -> list[RenderableType]:
+    """Return how an answer ends that looks wrong, and what the text detectors say of it."""
+    ending = Text()
+    _append(ending, "".join(record.text.splitlines(keepends=True)[-ENDING_LINES_MAX:])[-ENDING_CHARACTERS_MAX:], "red")
+    claims = [
+        f"{each.detector}: {each.claim}"
+        for group in summary.groups
+        if group.layer == "text"
+        for each in group.examples
+        if each.request == record.request
+    ]
+    return [Text("it ends:", style="bold"), Padding(_first_lines(ending), (0, 0, 0, 2)), *map(Text, claims)]
 
 
 def _answers(request: str, comparison: Comparison, undisturbed: str) -> list[RenderableType]:

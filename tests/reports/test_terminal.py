@@ -21,6 +21,8 @@ from tests.builders import (
     make_run,
     make_verdict,
     race_finding,
+    race_requests,
+    text_finding,
 )
 
 
@@ -45,6 +47,17 @@ def test_both_racing_operations_the_answers_and_the_command_are_there(tmp_path: 
         f"replay: repro reproduce {TOKEN}\n", "report: runs/x/report.html\n",
     ):  # fmt: skip
         assert part in shown
+
+
+def test_an_answer_that_looks_wrong_is_the_example_with_how_it_ends(tmp_path: Path) -> None:
+    plain = make_request("s9-t1", oracle="diverged", text="def wrong(): pass\n", raced=True)
+    other = divergence_finding(got="def wrong(): pass\n", request="s9-t1")
+    loop = text_finding(claim="the answer repeats 6 characters 3 times, to its end")
+    findings = [race_finding(request="s9-t1"), other, divergence_finding(), loop]
+    shown = printed(make_run(tmp_path, requests=[plain, *race_requests()], findings=findings), width=100)
+    example = shown.partition("Request s1-t1")[2]
+    assert "it ends:\n  def readceivedceivedceived" in trimmed(example)
+    assert "repetition: the answer repeats 6 characters 3 times, to its end\n" in trimmed(example)
 
 
 def test_each_cause_is_one_line_with_its_count(tmp_path: Path) -> None:
