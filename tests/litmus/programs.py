@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from repro.serve.device.base import Body
-from tests.litmus.platform import SimPlatform, nothing
+from tests.litmus.platform import Platform, nothing
 
 STREAMS = 3
 EVENTS = 3
@@ -60,9 +60,7 @@ def name_of(place: int) -> str:
     return f"op{place}"
 
 
-def run_program(
-    platform: SimPlatform, program: Program, body: Callable[[int], Body] = lambda place: nothing
-) -> list[str]:
+def run_program(platform: Platform, program: Program, body: Callable[[int], Body] = lambda place: nothing) -> list[str]:
     """Run a program and return its operations in the order they ended; `body` makes that of an instruction's place."""
     device = platform.device
     streams = [device.stream(f"s{number}") for number in range(STREAMS)]

@@ -7,7 +7,7 @@ import pytest
 from repro.base.probe import Decision, Event, FaultEvent, NullProbes, Op, OpRef
 from repro.schedule.pickers import Pick, RandomPicker, timed
 from repro.serve.device.sim import SimDevice
-from tests.litmus.platform import SimPlatform, copy, memory, nothing, write
+from tests.litmus.platform import Platform, SimPlatform, copy, nothing, write
 
 DELAY = Decision(delay_us=400.0, fault="loadback.copy_layer.delay")
 
@@ -54,7 +54,7 @@ class FaultyPlatform(SimPlatform):
         return [event for event in self.probes.events if isinstance(event, FaultEvent)]
 
 
-def two_streams(platform: SimPlatform) -> list[str]:
+def two_streams(platform: Platform) -> list[str]:
     """Run a load of 10 us and, on another stream, work that would start 90 us later; return the order."""
     load, compute = platform.device.stream("load"), platform.device.stream("compute")
 
@@ -90,7 +90,7 @@ def test_a_delay_too_short_to_matter_fires_and_reorders_nothing() -> None:
 def test_a_delay_keeps_causality_whoever_picks(seed: int) -> None:
     platform = FaultyPlatform({"load": DELAY}, RandomPicker(seed))
     load, compute = platform.device.stream("load"), platform.device.stream("compute")
-    page, seen, after = memory(0), memory(0), memory(0)
+    page, seen, after = platform.memory(0), platform.memory(0), platform.memory(0)
 
     async def main() -> None:
         load.enqueue("load", write(page, 7), duration_us=10)

@@ -11,6 +11,7 @@ def overlap(one: Op, other: Op) -> bool:
     return one.start_us < other.end_us and other.start_us < one.end_us
 
 
+@pytest.mark.simulated("a GPU's copies share engines, the spin kernels that stand for them here do not")
 def test_copies_of_one_engine_run_one_at_a_time(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     first, second = (platform.device.stream(name, engine="h2d") for name in ("load", "upload"))
@@ -38,6 +39,7 @@ def test_engines_of_two_directions_and_streams_without_one_run_side_by_side(devi
     assert all(overlap(one, other) for one in platform.ops for other in platform.ops)
 
 
+@pytest.mark.simulated("a GPU's copies share engines, the spin kernels that stand for them here do not")
 def test_the_engine_takes_the_copy_that_was_ready_first(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     device = platform.device
@@ -59,6 +61,7 @@ def test_the_engine_takes_the_copy_that_was_ready_first(device_factory: Platform
     assert copies == ["busy", "enqueued second, ready first", "enqueued first, ready second"]
 
 
+@pytest.mark.simulated("a GPU's copies share engines, the spin kernels that stand for them here do not")
 @pytest.mark.parametrize("seed", range(20))
 def test_no_picker_makes_an_engine_do_two_copies_at_once(device_factory: PlatformFactory, seed: int) -> None:
     platform = device_factory(RandomPicker(seed))

@@ -3,7 +3,7 @@
 import pytest
 
 from repro.schedule.pickers import RandomPicker
-from tests.litmus.platform import PlatformFactory, copy, memory, nothing, write
+from tests.litmus.platform import PlatformFactory, copy, nothing, write
 
 SEEDS = range(20)
 
@@ -12,7 +12,7 @@ SEEDS = range(20)
 def test_a_wait_orders_the_record_before_what_follows(device_factory: PlatformFactory, seed: int) -> None:
     platform = device_factory(RandomPicker(seed))
     load, compute = platform.device.stream("load"), platform.device.stream("compute")
-    page, seen = memory(0), memory(-1)
+    page, seen = platform.memory(0), platform.memory(-1)
 
     async def main() -> None:
         load.enqueue("load", write(page, 7), duration_us=500)
@@ -45,7 +45,7 @@ def test_a_wait_holds_only_what_follows_on_its_own_stream(device_factory: Platfo
 def test_a_wait_for_an_event_never_recorded_orders_nothing(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     load, compute = platform.device.stream("load"), platform.device.stream("compute")
-    page, seen = memory(0), memory(-1)
+    page, seen = platform.memory(0), platform.memory(-1)
 
     async def main() -> None:
         done = platform.device.event("done")
@@ -62,7 +62,7 @@ def test_a_wait_for_an_event_never_recorded_orders_nothing(device_factory: Platf
 def test_a_wait_before_the_next_record_takes_the_previous_lap_of_a_ring(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     load, compute = platform.device.stream("load"), platform.device.stream("compute")
-    page, seen = memory(0), memory(-1)
+    page, seen = platform.memory(0), platform.memory(-1)
 
     async def main() -> None:
         slot = platform.device.event("slot 0")
@@ -131,7 +131,7 @@ def test_a_record_passes_on_the_waits_in_front_of_it(device_factory: PlatformFac
     """a ─event─> b (no operation) ─event─> c: c runs after a."""
     platform = device_factory(RandomPicker(seed))
     a, b, c = (platform.device.stream(name) for name in "abc")
-    cell, seen = memory(0), memory(-1)
+    cell, seen = platform.memory(0), platform.memory(-1)
 
     async def main() -> None:
         of_a, of_b = platform.device.event("of a"), platform.device.event("of b")

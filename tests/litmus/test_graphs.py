@@ -5,12 +5,14 @@ import pytest
 from repro.schedule.pickers import RandomPicker
 from repro.serve.device.base import Device, Event, Stream
 from tests.litmus.graphs import Function, capture
-from tests.litmus.platform import PlatformFactory, copy, memory, nothing, write
+from tests.litmus.platform import PlatformFactory, copy, nothing, write
+
+pytestmark = pytest.mark.simulated("graphs are captured by a stand-in so far")
 
 
 def test_nothing_runs_during_a_capture(device_factory: PlatformFactory) -> None:
     platform = device_factory()
-    cell = memory(0)
+    cell = platform.memory(0)
 
     async def main() -> None:
         capture(platform.device, "graph", lambda device, origin: origin.enqueue("w", write(cell, 1), duration_us=1))
@@ -23,7 +25,7 @@ def test_nothing_runs_during_a_capture(device_factory: PlatformFactory) -> None:
 def test_a_replay_repeats_the_operations_and_no_host_code(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    source, target = memory(1), memory(0)
+    source, target = platform.memory(1), platform.memory(0)
     calls = []
 
     def decode(device: Device, origin: Stream) -> None:
@@ -46,7 +48,7 @@ def test_a_replay_repeats_the_operations_and_no_host_code(device_factory: Platfo
 def test_values_are_those_of_the_capture(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    cell, value = memory(0), 5
+    cell, value = platform.memory(0), 5
 
     def decode(device: Device, origin: Stream) -> None:
         origin.enqueue("write", write(cell, value), duration_us=10)
@@ -68,7 +70,7 @@ def read_after_load(device_factory: PlatformFactory, *, guard_outside: bool) -> 
     """
     platform = device_factory()
     load, compute = platform.device.stream("load"), platform.device.stream("compute")
-    page, seen = memory(1), memory(0)
+    page, seen = platform.memory(1), platform.memory(0)
     loading: list[Event] = []
 
     def decode(device: Device, origin: Stream) -> None:

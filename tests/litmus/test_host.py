@@ -1,18 +1,16 @@
 """The host runs ahead of the device and meets it only where it says so."""
 
-import asyncio
-
 import pytest
 
 from repro.serve.device.base import Device
 from repro.serve.device.sim import SimDevice
-from tests.litmus.platform import PlatformFactory, copy, memory, nothing, write
+from tests.litmus.platform import PlatformFactory, copy, nothing, write
 
 
 def test_an_enqueue_returns_before_the_operation_has_run(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    cell = memory(0)
+    cell = platform.memory(0)
 
     async def main() -> None:
         stream.enqueue("write", write(cell, 1), duration_us=1000)
@@ -30,7 +28,7 @@ def test_the_next_step_is_enqueued_before_the_last_one_has_run(device_factory: P
     """Step 2 takes step 1's sample on the device; the host reads it a step later."""
     platform = device_factory()
     stream = platform.device.stream("compute")
-    slot, on_host = memory(0), [memory(0), memory(0)]
+    slot, on_host = platform.memory(0), [platform.pinned(0), platform.pinned(0)]
 
     async def main() -> None:
         events = []
@@ -51,7 +49,7 @@ def test_the_next_step_is_enqueued_before_the_last_one_has_run(device_factory: P
 def test_synchronize_returns_when_the_record_is_reached_and_not_later(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    cell = memory(0)
+    cell = platform.memory(0)
 
     async def main() -> None:
         stream.enqueue("first", write(cell, 1), duration_us=100)
@@ -70,7 +68,7 @@ def test_synchronize_returns_when_the_record_is_reached_and_not_later(device_fac
 def test_a_blocking_copy_is_an_enqueue_and_a_synchronize(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    cell, on_host = memory(3), memory(0)
+    cell, on_host = platform.memory(3), platform.pinned(0)
 
     async def main() -> None:
         stream.enqueue("download", copy(cell, on_host), duration_us=10)
@@ -83,7 +81,7 @@ def test_a_blocking_copy_is_an_enqueue_and_a_synchronize(device_factory: Platfor
 def test_synchronize_with_one_stream_waits_for_no_other(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     a, b = platform.device.stream("a"), platform.device.stream("b")
-    cell = memory(0)
+    cell = platform.memory(0)
 
     async def main() -> None:
         a.enqueue("long", write(cell, 1), duration_us=1000)
@@ -111,18 +109,19 @@ def test_query_and_synchronize_of_an_event_never_recorded_return_at_once(device_
 def test_a_host_task_that_sleeps_does_not_hold_the_device(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    cell = memory(0)
+    cell = platform.memory(0)
 
     async def main() -> None:
         stream.enqueue("write", write(cell, 1), duration_us=100)
-        await asyncio.sleep(50e-6)
+        await platform.sleep(50)
         assert cell[0] == 0
-        await asyncio.sleep(100e-6)
+        await platform.sleep(100)
         assert cell[0] == 1
 
     platform.run(main)
 
 
+@pytest.mark.simulated("on a GPU the host's own work takes its real time, and charge adds none")
 def test_the_hosts_own_work_delays_what_it_enqueues_next(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")

@@ -1,10 +1,11 @@
 """Closures are not kernels: pointers are fixed at the enqueue, bytes are read when the operation runs."""
 
 import pytest
+import torch
 
 from repro.schedule.pickers import RandomPicker
 from repro.serve.device.base import Body, Commit, Recorder
-from tests.litmus.platform import Memory, PlatformFactory, copy, memory, write
+from tests.litmus.platform import Memory, PlatformFactory, copy, write
 
 PAGES = 3
 
@@ -13,7 +14,7 @@ def gather(block_table: Memory, pages: Memory, out: Memory) -> Body:
     """Return an operation that reads the block table, and the pages it names, when it runs."""
 
     def body(recorder: Recorder) -> Commit:
-        seen = pages[block_table].copy()
+        seen = pages[block_table].clone()
 
         def commit() -> None:
             out[:] = seen
@@ -26,15 +27,15 @@ def gather(block_table: Memory, pages: Memory, out: Memory) -> Body:
 def test_a_block_table_is_read_when_the_operation_runs(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream, busy = platform.device.stream("compute"), platform.device.stream("busy")
-    table, pages, out = memory(0, 1), memory(10, 11, 12, 13), memory(0, 0)
+    table, pages, out = platform.memory(0, 1), platform.memory(10, 11, 12, 13), platform.memory(0, 0)
 
     async def main() -> None:
-        busy.enqueue("hold", write(memory(0), 0), duration_us=100)
+        busy.enqueue("hold", write(platform.memory(0), 0), duration_us=100)
         held = platform.device.event("held")
         held.record(busy)
         stream.wait(held, "the host is quicker")
         stream.enqueue("gather", gather(table, pages, out), duration_us=1)
-        table[:] = (2, 3)  # the host rewrites memory that the device has yet to read
+        table[:] = torch.tensor((2, 3))  # the host rewrites memory that the device has yet to read
 
     platform.run(main)
     assert out.tolist() == [12, 13]
@@ -43,9 +44,10 @@ def test_a_block_table_is_read_when_the_operation_runs(device_factory: PlatformF
 def test_a_pinned_buffer_rewritten_before_its_copy_ran_is_copied_rewritten(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    pinned, rows = memory(1), memory(0)
+    pinned, rows = platform.pinned(1), platform.memory(0)
 
     async def main() -> None:
+        stream.enqueue("busy", write(platform.memory(0), 0), duration_us=100)  # the host is quicker
         stream.enqueue("upload", copy(pinned, rows), duration_us=10)
         pinned[0] = 2  # no wait for the upload
 
@@ -56,7 +58,7 @@ def test_a_pinned_buffer_rewritten_before_its_copy_ran_is_copied_rewritten(devic
 def test_a_pinned_buffer_rewritten_after_its_copy_ran_was_copied_as_it_was(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    pinned, rows = memory(1), memory(0)
+    pinned, rows = platform.pinned(1), platform.memory(0)
 
     async def main() -> None:
         stream.enqueue("upload", copy(pinned, rows), duration_us=10)
@@ -70,7 +72,7 @@ def test_a_pinned_buffer_rewritten_after_its_copy_ran_was_copied_as_it_was(devic
 def test_scalars_and_pointers_are_fixed_at_the_enqueue(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     stream = platform.device.stream("compute")
-    first, second = memory(0), memory(0)
+    first, second = platform.memory(0), platform.memory(0)
 
     async def main() -> None:
         target, value = first, 5
@@ -86,7 +88,7 @@ def test_scalars_and_pointers_are_fixed_at_the_enqueue(device_factory: PlatformF
 def test_an_operation_reads_at_its_start(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     a, b = platform.device.stream("a"), platform.device.stream("b")
-    source, target = memory(1), memory(0)
+    source, target = platform.memory(1), platform.memory(0)
 
     async def main() -> None:
         a.enqueue("copy", copy(source, target), duration_us=100)
@@ -99,7 +101,7 @@ def test_an_operation_reads_at_its_start(device_factory: PlatformFactory) -> Non
 def test_an_operation_writes_at_its_end(device_factory: PlatformFactory) -> None:
     platform = device_factory()
     a, b = platform.device.stream("a"), platform.device.stream("b")
-    cell, seen = memory(0), memory(-1)
+    cell, seen = platform.memory(0), platform.memory(-1)
 
     async def main() -> None:
         a.enqueue("write", write(cell, 1), duration_us=100)
@@ -114,7 +116,7 @@ def seen_during_load(device_factory: PlatformFactory, seed: int, *, guarded: boo
     """Return what a reader sees of pages that a load overwrites, one copy operation per page."""
     platform = device_factory(RandomPicker(seed))
     load, compute = platform.device.stream("load"), platform.device.stream("compute")
-    host, pages, seen = memory(*[2] * PAGES), memory(*[1] * PAGES), memory(*[0] * PAGES)
+    host, pages, seen = platform.memory(*[2] * PAGES), platform.memory(*[1] * PAGES), platform.memory(*[0] * PAGES)
 
     async def main() -> None:
         for page in range(PAGES):
@@ -129,6 +131,7 @@ def seen_during_load(device_factory: PlatformFactory, seed: int, *, guarded: boo
     return tuple(seen.tolist())
 
 
+@pytest.mark.simulated("a GPU has no picker")
 def test_a_reader_that_overlaps_a_copy_sees_torn_states_page_by_page(device_factory: PlatformFactory) -> None:
     states = {seen_during_load(device_factory, seed, guarded=False) for seed in range(200)}
     assert states == {(2,) * new + (1,) * (PAGES - new) for new in range(PAGES + 1)}
@@ -145,12 +148,12 @@ def test_the_torn_state_of_the_natural_schedule_follows_the_times(
 ) -> None:
     platform = device_factory()
     load, compute = platform.device.stream("load"), platform.device.stream("compute")
-    host, pages, seen = memory(*[2] * PAGES), memory(*[1] * PAGES), memory(*[0] * PAGES)
+    host, pages, seen = platform.memory(*[2] * PAGES), platform.memory(*[1] * PAGES), platform.memory(*[0] * PAGES)
 
     async def main() -> None:
         for page in range(PAGES):
             load.enqueue("copy page", copy(host[page : page + 1], pages[page : page + 1]), duration_us=10)
-        compute.enqueue("work", write(memory(0), 0), duration_us=natural_us)
+        compute.enqueue("work", write(platform.memory(0), 0), duration_us=natural_us)
         compute.enqueue("read", copy(pages, seen), duration_us=1)
 
     platform.run(main)

@@ -1,11 +1,13 @@
 """Any host program, any picker: causality holds, tapes replay, the natural schedule is the earliest."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repro.base.probe import Event, Op
 from repro.schedule.pickers import RandomPicker, timed
-from tests.litmus.platform import SimPlatform
+from tests.litmus.conftest import needs_gpu
+from tests.litmus.platform import CudaPlatform, Platform, SimPlatform
 from tests.litmus.programs import Program, edges_of, name_of, programs, run_program
 from tests.tapes import Recording, TapePicker
 
@@ -17,7 +19,7 @@ def ops_by_name(events: list[Event]) -> dict[str, Op]:
     return {event.name: event for event in events if isinstance(event, Op)}
 
 
-def assert_linear_extension(platform: SimPlatform, program: Program) -> None:
+def assert_linear_extension(platform: Platform, program: Program) -> None:
     ops = ops_by_name(platform.events)
     ended = {name: place for place, name in enumerate(op.name for op in platform.ops)}
     for place, earlier in edges_of(program).items():
@@ -31,6 +33,16 @@ def assert_linear_extension(platform: SimPlatform, program: Program) -> None:
 @given(programs, seeds)
 def test_random_picks_never_violate_causality(program: Program, seed: int) -> None:
     platform = SimPlatform(RandomPicker(seed))
+    run_program(platform, program)
+    assert_linear_extension(platform, program)
+
+
+@pytest.mark.gpu
+@settings(max_examples=200, deadline=None)
+@given(programs)
+def test_no_gpu_violates_causality(program: Program) -> None:
+    needs_gpu()
+    platform = CudaPlatform(dilation=1.0)  # as fast as it goes
     run_program(platform, program)
     assert_linear_extension(platform, program)
 
