@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from repro.base.errors import HarnessError, RecordError, ReproError, StoppedError, TargetError, UsageError
+from repro.record import log
 from repro.record.view import Run, open_run
 from repro.run.judge.clean_decode import CleanDecoder
 from repro.run.options import RunOptions
@@ -96,7 +97,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, room_bytes: int) -> None:
 def test_a_full_disk_ends_the_run_and_what_was_written_stays_readable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    full_disk(monkeypatch, 50_000)
+    monkeypatch.setattr(log, "FRAME_BYTES", 16 * 2**10)  # so that several frames are whole
+    full_disk(monkeypatch, 10_000)
     with pytest.raises(RecordError, match=r"cannot be written any further \(No space left on device\)") as caught:
         run_tiny(tmp_path)
     assert caught.value.word.exit_code == 4 and "Free some space" in str(caught.value)
