@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 HEAVY = {
-    "altair", "httpx", "jinja2", "pandas", "pyarrow", "ray", "safetensors", "scipy", "sqlite3", "starlette",
-    "statsmodels", "tokenizers", "torch", "transformers", "uvicorn", "vl_convert",
+    "altair", "httpx", "jinja2", "llvmlite", "numba", "pandas", "pyarrow", "ray", "safetensors", "scipy", "sqlite3",
+    "starlette", "statsmodels", "tokenizers", "torch", "transformers", "uvicorn", "vl_convert",
 }  # fmt: skip
 SCENARIOS = {"numpy", "repro.scenario.schema", "detectors.registry"}
 LOADED = """
