@@ -67,7 +67,8 @@ def attend(
             panels = (count + PANEL - 1) // PANEL
             for place in range(panels * PANEL):
                 starts[place] = chosen.slots[token, min(place, count - 1)] * width
-            fetch(latents, starts[:count], width)
+            for place in range(0, panels * PANEL, 8):
+                fetch(latents, starts, place, width)
             for panel in range(panels):
                 to_panel(latents, starts[panel * PANEL : (panel + 1) * PANEL], width, keys[panel])
             to_values(latents, starts[:count], value, values)

@@ -4,29 +4,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repro.serve.model.kernels.compiled import inlined
-from repro.serve.model.kernels.vectors import copy_panel, prefetch, transpose8
+from repro.serve.model.kernels.vectors import copy_panel, prefetch8, transpose8
 from repro.serve.model.panels import PANEL, Floats
 
 LINE = 16  # fp32 numbers in one line of the processor's cache
 
 
 @inlined
-def fetch(source: Floats, starts: NDArray[np.int64], width: int) -> None:
-    """Have the rows of `width` numbers that begin at `starts` brought into the processor's cache."""
-    for start in starts:
-        for at in range(start, start + width, LINE):
-            prefetch(source, at)
+def fetch(source: Floats, starts: NDArray[np.int64], first: int, width: int) -> None:
+    """Have the 8 rows of `width` numbers that begin at `starts[first:first + 8]` brought into the processor's cache."""
+    for column in range(0, width, LINE):
+        prefetch8(source, starts, first, column)
 
 
 @inlined
 def to_panel(source: Floats, starts: NDArray[np.int64], width: int, panel: Floats) -> None:
     """Write the PANEL rows of `width` numbers that begin at `starts` in `source` as the columns of a panel.
 
-    Meanwhile the rows that begin at the places behind, if any, are fetched.
+    If `starts` has those of the next panel too, they are fetched meanwhile.
     """
-    whole, following = width // 8 * 8, starts[PANEL:]
+    whole, has_next = width // 8 * 8, starts.shape[0] >= 2 * PANEL
     for row in range(0, PANEL, 8):
-        fetch(source, following[row : row + 8], width)
+        if has_next:
+            fetch(source, starts, PANEL + row, width)
         for column in range(0, whole, 8):
             transpose8(source, starts, row, column, panel, column * PANEL + row, PANEL)
     flat = source.reshape(-1)

@@ -164,18 +164,20 @@ def copy_panel(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
 
 
 @_operation
-def prefetch(typing: Any, source: Any, at: Any) -> Any:
-    """Have the number at `at` brought into the processor's cache: it will be read soon."""
+def prefetch8(typing: Any, source: Any, starts: Any, first: Any, column: Any) -> Any:
+    """Have `column` of the 8 rows that begin at `starts[first:first + 8]` brought into the processor's cache."""
 
     def generate(context: Any, builder: Builder, signature: Any, args: Sequence[Value]) -> Value:
-        base = _pointer(context, builder, signature.args[0], args[0])
-        pointer = builder.bitcast(builder.gep(base, [args[1]]), BYTE.as_pointer())
+        base, begins = (_pointer(context, builder, signature.args[n], args[n]) for n in (0, 1))
         kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT32, INT32, INT32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])  # to read, near, data
+        for row in range(8):
+            begin = builder.load(builder.gep(begins, [builder.add(args[2], INT64(row))]))
+            pointer = builder.bitcast(builder.gep(base, [builder.add(begin, args[3])]), BYTE.as_pointer())
+            builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])  # to read, near, data
         return context.get_dummy_value()
 
-    return types.void(source, types.intp), generate
+    return types.void(source, starts, types.intp, types.intp), generate
 
 
 def _transposed(builder: Builder, rows: list[Value]) -> list[Value]:
