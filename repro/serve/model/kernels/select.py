@@ -20,7 +20,8 @@ BLOCK = 16
 HEAD_TILE = 4
 _score_4, _score_1 = score_tile(HEAD_TILE), score_tile(1)
 # The cut is found digit by digit of the scores' ranks, highest first.
-DIGITS = ((21, 11), (10, 11), (0, 10))  # (lowest bit, bits)
+TOP_SHIFT, TOP_BITS = 21, 11
+LOWER_DIGITS = ((10, 11), (0, 10))  # (lowest bit, bits)
 
 
 class IndexQueries(NamedTuple):
@@ -69,12 +70,22 @@ def best(scores: Floats, topk: int, ranks: Ranks, histogram: Counts, positions: 
     Equal scores at the cut are taken by lowest position: ReLU makes exact ties. NaN counts as the highest score, so
     that a corrupted key does not go unseen.
     """
-    for place in range(scores.shape[0]):
+    count = scores.shape[0]
+    for place in range(count):
         ranks[place] = rank(scores[place])
-        positions[place] = place
-    cut, candidates, wanted = 0, scores.shape[0], topk
-    for shift, bits in DIGITS:
-        # Of the candidates, ranks from `cut` on are left; those below cut + (1 << shift + bits) are not all taken.
+    for digit in range(1 << TOP_BITS):
+        histogram[digit] = 0
+    for place in range(count):
+        histogram[ranks[place] >> TOP_SHIFT] += 1
+    digit, above = _reached(histogram, (1 << TOP_BITS) - 1, topk)
+    cut, candidates, wanted = digit << TOP_SHIFT, 0, topk - above
+    for place in range(count):
+        positions[candidates] = place
+        candidates += 1 if ranks[place] >= cut else 0
+    for shift, bits in LOWER_DIGITS:
+        if candidates == topk:
+            return
+        # Candidates have ranks from `cut` on; all from cut + (1 << shift + bits) on are taken.
         digit, above = _digit(ranks, positions[:candidates], cut, shift, bits, wanted, histogram)
         wanted -= above
         cut |= digit << shift
@@ -84,8 +95,6 @@ def best(scores: Floats, topk: int, ranks: Ranks, histogram: Counts, positions: 
             positions[left] = place
             left += 1 if ranks[place] >= cut else 0
         candidates = left
-        if candidates == topk:
-            return
     taken = 0
     for candidate in range(candidates):
         place = positions[candidate]
@@ -110,7 +119,13 @@ def _digit(
     for place in candidates:
         each = (np.int64(ranks[place]) - cut) >> shift
         histogram[each if each < end else end] += 1
-    digit, above = end - 1, 0
+    return _reached(histogram, end - 1, wanted)
+
+
+@inlined
+def _reached(histogram: Counts, highest: int, wanted: int) -> tuple[int, int]:
+    """Return the digit, from the highest down, at which so many are reached, and how many there are above it."""
+    digit, above = highest, 0
     while above + histogram[digit] < wanted:
         above += histogram[digit]
         digit -= 1
@@ -151,7 +166,7 @@ def select(
     padded = (longest + PANEL - 1) // PANEL * PANEL
     context, starts = np.empty(longest + page_size, np.int64), np.empty(padded, np.int64)
     scores = np.empty((_longest_run(rows[first:last]), padded), np.float32)
-    ranks, histogram = np.empty(padded, np.uint32), np.empty((1 << 11) + 1, np.int32)
+    ranks, histogram = np.empty(padded, np.uint32), np.empty((1 << TOP_BITS) + 1, np.int32)
     chosen = np.empty(padded + 1, np.int64)
     token = first
     while token < last:
