@@ -43,16 +43,15 @@ Program = list[Instruction]
 
 _stream = st.integers(0, STREAMS - 1)
 _event = st.integers(0, EVENTS - 1)
-programs: st.SearchStrategy[Program] = st.lists(
-    st.one_of(
-        st.builds(Enqueue, _stream, st.integers(0, 40)),
-        st.builds(Enqueue, _stream, st.integers(0, 40)),  # twice as often
-        st.builds(Record, _event, _stream),
-        st.builds(Wait, _stream, _event),
-        st.builds(Synchronize, _event),
-    ),
-    max_size=30,
+_instruction = st.one_of(
+    st.builds(Enqueue, _stream, st.integers(0, 40)),
+    st.builds(Enqueue, _stream, st.integers(0, 40)),  # twice as often
+    st.builds(Record, _event, _stream),
+    st.builds(Wait, _stream, _event),
+    st.builds(Synchronize, _event),
 )
+programs: st.SearchStrategy[Program] = st.lists(_instruction, max_size=30)
+long_programs: st.SearchStrategy[Program] = st.lists(_instruction, min_size=25, max_size=40)
 
 
 def name_of(place: int) -> str:
