@@ -9,7 +9,7 @@ from repro.base.probe import Burst, HostSync, Op
 from repro.schedule.pickers import RandomPicker, timed
 from repro.serve.device.base import Body, Commit, Recorder
 from tests.litmus.platform import SimPlatform, nothing
-from tests.litmus.programs import Enqueue, Program, programs, run_program
+from tests.litmus.programs import Enqueue, Program, long_programs, programs, run_program
 
 CELLS = 3
 
@@ -39,7 +39,7 @@ def operations(platform: SimPlatform) -> list[Op]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(programs)
+@given(st.one_of(programs, long_programs))
 def test_any_program_comes_to_the_same_with_bursts_and_without(program: Program) -> None:
     results = []
     for bursts in (True, False):
@@ -51,7 +51,7 @@ def test_any_program_comes_to_the_same_with_bursts_and_without(program: Program)
 
 
 @settings(max_examples=100, deadline=None)
-@given(programs, st.integers(0, 2**32))
+@given(st.one_of(programs, long_programs), st.integers(0, 2**32))
 def test_every_operation_runs_once_whatever_is_picked(program: Program, seed: int) -> None:
     platform, cells = SimPlatform(RandomPicker(seed)), Cells()
     run_program(platform, program, cells.body)
