@@ -1,6 +1,7 @@
 """Operations that are simulated in one go come to the same as those that the device stops between."""
 
 import asyncio
+from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from repro.base.probe import Burst, HostSync, Op
 from repro.schedule.pickers import RandomPicker, timed
 from repro.serve.device.base import Body, Commit, Recorder
+from repro.serve.device.streams import Choice
 from tests.litmus.platform import SimPlatform, nothing
 from tests.litmus.programs import Enqueue, Program, long_programs, programs, run_program
 
@@ -89,6 +91,28 @@ def test_an_operation_of_another_stream_cuts_a_burst_where_it_comes() -> None:
     platform.run(main)
     assert not [event for event in platform.recorded if isinstance(event, Burst)]
     assert [op.name for op in platform.ops] == ["op0", "copy", "op1", "op2"]
+
+
+def test_a_burst_that_should_have_ended_when_the_host_acts_first_lets_the_next_operation_start() -> None:
+    def ends_late(choices: Sequence[Choice]) -> int:
+        return next((place for place, each in enumerate(choices) if each.kind != "end"), 0)
+
+    platform = SimPlatform(ends_late)
+    compute, copies = platform.device.stream("compute"), platform.device.stream("copies")
+    event = platform.device.event("behind the burst")
+
+    async def main() -> None:
+        for name in ("a", "b"):
+            compute.enqueue(name, nothing, duration_us=100)
+        event.record(compute)
+        compute.enqueue("c", nothing, duration_us=100)
+        waiting = asyncio.create_task(event.synchronize("b has ended"))
+        await asyncio.sleep(1e-3)
+        copies.enqueue("copy", nothing, duration_us=10)
+        await waiting
+
+    platform.run(main)
+    assert sorted(op.name for op in platform.ops) == ["a", "b", "c", "copy"]
 
 
 def test_an_event_recorded_between_two_operations_parts_them() -> None:

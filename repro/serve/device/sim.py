@@ -295,6 +295,8 @@ class SimDevice(SimHost):
             self.time_us = now_us
         elif head is not None:
             self._refresh(stream)
+        else:  # all of it had ended, and a schedule had let the host act first
+            self._unblock(stream)
 
     def _carry_out(self, stream: SimStream, operations: Sequence[Operation]) -> None:
         """Run the bodies of operations that have ended, each at its time, and tell of them."""
