@@ -1,7 +1,7 @@
 """How often the first scenario shows what it is about: python -m tests.bench.visible [--seeds 100].
 
 The scenario is run whole with one seed after another. Of each run the table counts the layers that convict, and the
-answers that a text detector convicts though the clean ones pass; the load was chosen so that nine runs of ten have one.
+answers that a text detector convicts though the clean ones pass. The goal is one such answer in nine runs of ten.
 """
 
 import argparse
